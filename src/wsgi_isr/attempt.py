@@ -1,0 +1,311 @@
+"""One attempt at a page: number it, render it, judge it, store it, or say why not."""
+
+from __future__ import annotations
+
+import enum
+import json
+import logging
+import time
+import typing as t
+from collections.abc import Callable
+from collections.abc import Sequence
+from urllib.parse import unquote
+from urllib.parse import urljoin
+from urllib.parse import urlsplit
+
+from . import signals
+from .key import canonical_query
+from .key import PageKey
+from .metadata import end_to_end
+from .metadata import GONE
+from .metadata import InvalidMetadata
+from .metadata import Metadata
+from .metadata import read_metadata
+from .metadata import REDIRECTS
+from .metadata import refusal
+from .metadata import REMEDIES
+from .page import Page
+from .render import close
+from .render import Renderer
+from .render import RenderError
+from .render import Response
+from .rules import Rule
+from .stats import Stats
+from .store import PageStore
+from .store.coordination import Failure
+from .store.coordination import Number
+from .store.memory import Entry
+
+logger = logging.getLogger("wsgi_isr")
+
+#: Longest pause between attempts at a failing page, in seconds.
+MAX_BACK_OFF = 30.0
+#: Bytes of an error page that those who wait in other processes share.
+MAX_RECORD = 2**20
+#: Seconds between two log lines on the same thing.
+QUIET = 60.0
+
+
+class Kind(enum.Enum):
+    STORED = "stored"
+    #: Somebody else had stored it meanwhile.
+    FOUND = "found"
+    #: A page, but not kept: too large, or the store failed.
+    UNSTORED = "unstored"
+    #: Refused for what it is: the visitor's own request goes to the app.
+    NOT_A_PAGE = "not-a-page"
+    FAILED = "failed"
+
+
+class Outcome(t.NamedTuple):
+    """What came of an attempt.
+
+    :param detail: the reason of a refusal, in the words of ``Cache-Status``.
+    :param response: the app's error page, or an answer too large to be stored.
+    :param collapsed: for one who waited on another's attempt.
+    """
+
+    kind: Kind
+    entry: Entry | None = None
+    detail: str = ""
+    response: Response | None = None
+    error: Exception | None = None
+    collapsed: bool = False
+
+    @property
+    def stored(self) -> bool:
+        return self.kind in (Kind.STORED, Kind.FOUND)
+
+    def record(self) -> bytes | None:
+        """What others, who waited in other processes, need of an outcome without a page."""
+        if self.kind not in (Kind.NOT_A_PAGE, Kind.FAILED):
+            return None
+        if self.response is not None and len(self.response.body) > MAX_RECORD:
+            return None
+        head: dict[str, t.Any] = {"kind": self.kind.value, "detail": self.detail}
+        body = b""
+        if self.kind is Kind.FAILED and self.response is not None:
+            head |= {"status": self.response.status, "headers": self.response.headers}
+            body = self.response.body
+        elif self.error is not None:
+            head["error"] = f"{type(self.error).__name__}: {self.error}"
+        return json.dumps(head).encode() + b"\n" + body
+
+    @classmethod
+    def from_record(cls, data: bytes) -> Outcome | None:
+        text, _, body = data.partition(b"\n")
+        try:
+            head = json.loads(text)
+            kind, detail, response, error = Kind(head["kind"]), str(head["detail"]), None, None
+            if "status" in head:
+                headers = [(str(name), str(value)) for name, value in head["headers"]]
+                response = Response(str(head["status"]), headers, body)
+            elif "error" in head:
+                error = RenderError(f"the render failed in another process: {head['error']}")
+        except (ValueError, TypeError, KeyError):
+            return None
+        return cls(kind, None, detail, response, error, collapsed=True)
+
+
+class Attempts:
+    """Makes attempts, and keeps the books on them."""
+
+    def __init__(
+        self,
+        render: Renderer,
+        store: PageStore,
+        stats: Stats,
+        sender: object,
+        clock: Callable[[], float],
+    ) -> None:
+        self._render = render
+        self._store = store
+        self._stats = stats
+        self._sender = sender
+        self._clock = clock
+        self._logged: dict[tuple[PageKey, str], float] = {}
+
+    def __call__(
+        self, key: PageKey, reason: str, rule: Rule | None, previous: Entry | None
+    ) -> Outcome:
+        """Render a page and store it if it may be.
+
+        :param previous: what is stored; it stays, unless a good render takes its place.
+        """
+        # The number first: an invalidation from now on has a later one.
+        number = self._store.next_number()
+        began = self._clock()
+        started = time.perf_counter()
+        try:
+            response = self._render(key, reason)
+        except Exception as error:
+            return self._failed(key, previous, reason, Outcome(Kind.FAILED, error=error))
+        finally:
+            self._stats.rendered(time.perf_counter() - started)
+        outcome = self._judge(key, reason, rule, previous, response, number, began)
+        if outcome.kind is not Kind.UNSTORED and response.rest is not None:
+            close(response.rest)
+        return outcome
+
+    def _judge(
+        self,
+        key: PageKey,
+        reason: str,
+        rule: Rule | None,
+        previous: Entry | None,
+        response: Response,
+        number: Number,
+        began: float,
+    ) -> Outcome:
+        code = response.code
+        if response.failure or code >= 500 or code < 200:
+            failed = Outcome(Kind.FAILED, detail="status", response=response)
+            if response.rest is not None:
+                error = RenderError(f"{response.status}, with more than max_body_size bytes")
+                failed = Outcome(Kind.FAILED, detail="status", error=error)
+            return self._failed(key, previous, reason, failed)
+        try:
+            metadata = read_metadata(response.headers, rule)
+        except InvalidMetadata as error:
+            return self._refused(key, previous, "metadata", response, str(error))
+        if metadata is None:
+            if previous is None or code not in GONE:
+                if previous is not None and code == 200:
+                    self._store.drop(key)
+                    previous = None
+                return self._refused(key, previous, "not-a-page", response)
+            # The content is gone, and the app's 404 does not know whose it was.
+            metadata = previous.page.metadata
+        detail = refusal(code, response.headers, rule)
+        if detail is None and code in REDIRECTS and _leads_to(key, response.headers, rule):
+            detail = "redirect"
+        if detail is not None:
+            return self._refused(key, previous, detail, response)
+        if response.rest is not None:
+            self._reject(key, "too-large", "")
+            return Outcome(Kind.UNSTORED, None, "too-large", response)
+        page = make_page(key, response, rule, metadata, number, began)
+        entry, detail = self._store.put(page)
+        if previous is not None and self._store.failure(page.name) is not None:
+            self._store.set_failure(page.name, None)
+        if detail is not None:
+            if detail != "store-error":
+                self._reject(key, detail, "")
+            return Outcome(Kind.UNSTORED, entry, detail)
+        signals.send(
+            signals.page_stored, self._sender, url=key.url, status=page.code, reason=reason
+        )
+        return Outcome(Kind.STORED, entry)
+
+    def _failed(
+        self, key: PageKey, previous: Entry | None, reason: str, outcome: Outcome
+    ) -> Outcome:
+        self._stats.failures += 1
+        why = outcome.error or RenderError(
+            outcome.response.failure or f"the app answered {outcome.response.status}"
+            if outcome.response is not None
+            else "unknown"
+        )
+        count = self._record_failure(key, previous, str(why) or type(why).__name__)
+        signals.send(
+            signals.regeneration_failed, self._sender, url=key.url, error=why, failures=count
+        )
+        if reason in ("stale", "prerender") or previous is not None:
+            logger.error(
+                "render of %s failed%s",
+                key.url,
+                "; the last good page stays" if previous is not None else "",
+                exc_info=why,
+            )
+        return outcome._replace(error=why)
+
+    def _record_failure(self, key: PageKey, previous: Entry | None, error: str) -> int:
+        """Note a failure where a page is stored; where none is there is no back-off."""
+        if previous is None:
+            return 1
+        name = previous.page.name
+        last = self._store.failure(name)
+        count = last.times + 1 if last is not None else 1
+        # The next visitor tries again at once; from the second failure on 1, 2, 4 ... seconds.
+        pause = 0.0 if count == 1 else min(2.0 ** min(count - 2, 10), MAX_BACK_OFF)
+        failure = Failure(count, self._clock() + pause, error[:500])
+        self._store.set_failure(name, failure)
+        previous.retry_at = failure.retry_at
+        return count
+
+    def _refused(
+        self,
+        key: PageKey,
+        previous: Entry | None,
+        detail: str,
+        response: Response,
+        value: str = "",
+    ) -> Outcome:
+        self._reject(key, detail, value)
+        error = RenderError(f"{response.status}: not stored ({value or detail})")
+        self._record_failure(key, previous, f"refused: {value or detail}")
+        return Outcome(Kind.NOT_A_PAGE, None, detail, response, error)
+
+    def _reject(self, key: PageKey, detail: str, value: str) -> None:
+        self._stats.rejections += 1
+        signals.send(signals.page_rejected, self._sender, url=key.url, reason=detail)
+        self.warn_rejected(key, detail, value)
+
+    def warn_rejected(self, key: PageKey, detail: str, value: str = "") -> None:
+        """One line for each page and reason, once a minute."""
+        now = time.monotonic()
+        if now < self._logged.get((key, detail), 0.0):
+            return
+        if len(self._logged) >= 1000:
+            self._logged.clear()
+        self._logged[key, detail] = now + QUIET
+        what = f"{detail}: {value}" if value else detail
+        logger.warning("%s is not stored (%s): %s", key.url, what, REMEDIES[detail])
+
+
+def make_page(
+    key: PageKey,
+    response: Response,
+    rule: Rule | None,
+    metadata: Metadata,
+    number: Number,
+    began: float,
+) -> Page:
+    return Page(
+        key=key,
+        status=response.status,
+        headers=end_to_end(response.headers),
+        bodies={"identity": response.body},
+        metadata=metadata,
+        generated_at=began,
+        sequence=number.sequence,
+        lineage=number.lineage,
+        vary=tuple(_title(name) for name, _ in rule.variants) if rule is not None else (),
+    ).compressed()
+
+
+def _title(header: str) -> str:
+    return "-".join(part.capitalize() for part in header.split("-"))
+
+
+def _leads_to(key: PageKey, headers: Sequence[tuple[str, str]], rule: Rule | None) -> bool:
+    """Whether a redirect leads to the page itself, under whatever scheme and port.
+
+    It does where the app behind ProxyFix takes the canonical request for a plain-text one.
+    """
+    location = next((value for name, value in headers if name.lower() == "location"), None)
+    if location is None:
+        return False
+    try:
+        target = urlsplit(urljoin(key.url, location))
+        host = target.hostname
+    except ValueError:
+        return False
+    declared = {name for name, _ in key.query}
+    if rule is not None:
+        declared.update(rule.query)
+    return (
+        host == urlsplit(key.url).hostname
+        and unquote(target.path or "/", "latin-1") == (key.full_path or "/")
+        and canonical_query(target.query, declared) == key.query
+    )

@@ -1,0 +1,181 @@
+"""`isr_page`: a view whose responses are pages."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import typing as t
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
+from dataclasses import field
+
+from flask import after_this_request
+from flask import current_app
+from flask import g
+from flask import has_request_context
+from flask import request
+from flask import Response
+
+from ..metadata import check_expire
+from ..metadata import check_revalidate
+from ..metadata import check_tags
+from ..metadata import page_headers
+from ..rules import Rule
+
+logger = logging.getLogger("wsgi_isr")
+
+View: t.TypeAlias = "Callable[..., t.Any]"
+Tags: t.TypeAlias = "Iterable[str] | Callable[..., Iterable[str]]"
+
+_ATTRIBUTE = "_wsgi_isr_page"
+
+
+@dataclass
+class CurrentPage:
+    """What a view says of the page that it is rendering; it may change its mind.
+
+    :param revalidate: seconds the page is fresh, or ``False``.
+    :param expire: seconds after which the stale page is not served any more.
+    :param reason: why the library renders: ``"miss"``, ``"stale"``, ``"revalidate"``,
+        ``"prerender"``; ``None`` where a visitor's own request is answered.
+    """
+
+    revalidate: int | t.Literal[False]
+    expire: int | None
+    tags: set[str] = field(default_factory=set)
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What a decorator says of a view's pages."""
+
+    rule: Rule
+    revalidate: int | t.Literal[False]
+    expire: int | None
+    tags: Tags
+    paths: t.Any = None
+
+
+def declaration_of(view: object) -> Declaration | None:
+    """What `isr_page` said of a view; decorators that use `functools.wraps` may be between."""
+    return getattr(view, _ATTRIBUTE, None)
+
+
+class IsrPage:
+    """Declares that a view's responses are pages.
+
+    It stands below the route decorator, on async views too, and in the ``decorators`` of a
+    ``MethodView``. The app then sees only canonical requests for the view's URLs: no cookies, no
+    credentials, no query parameters but the declared ones.
+
+    :param revalidate: seconds a page is fresh, 1 or more; ``False``: until it is revalidated on
+        demand.
+    :param expire: seconds after which a stale page is not served any more.
+    :param tags: names by which pages are invalidated together, or a callable that takes the
+        URL's values and returns them.
+    :param query: query parameters that are part of a page's key.
+    :param vary: request headers that are part of a page's key, each with the values that it is
+        reduced to.
+    :param paths: what to prerender: a generator function, or an iterable.
+    :param fallback: ``"blocking"``: the first visitor waits. ``False``: 404 for what was not
+        prerendered. A view: answers a browser at once while the page is rendered behind.
+    :raises ValueError: for values that the middleware would refuse.
+
+    .. code-block:: python
+
+        @app.get("/blog/<slug>")
+        @isr_page(revalidate=60, tags=lambda slug: [f"post:{slug}"])
+        def post(slug): ...
+    """
+
+    @t.overload
+    def __call__(self, view: View, /) -> View: ...
+
+    @t.overload
+    def __call__(
+        self,
+        view: None = None,
+        /,
+        *,
+        revalidate: int | t.Literal[False] = False,
+        expire: int | None = None,
+        tags: Tags = (),
+        query: Sequence[str] = (),
+        vary: Mapping[str, Sequence[str]] | None = None,
+        paths: t.Any = None,
+        fallback: t.Any = "blocking",
+    ) -> Callable[[View], View]: ...
+
+    def __call__(
+        self,
+        view: View | None = None,
+        /,
+        *,
+        revalidate: int | t.Literal[False] = False,
+        expire: int | None = None,
+        tags: Tags = (),
+        query: Sequence[str] = (),
+        vary: Mapping[str, Sequence[str]] | None = None,
+        paths: t.Any = None,
+        fallback: t.Any = "blocking",
+    ) -> t.Any:
+        check_revalidate(revalidate)
+        check_expire(expire, revalidate)
+        if not callable(tags):
+            tags = check_tags(tags)
+        # How long a page lives is told by its response, which knows best.
+        rule = Rule(query=query, vary=vary, fallback=fallback)
+        declaration = Declaration(rule, revalidate, expire, tags, paths)
+        if view is not None:
+            return _declare(view, declaration)
+        return functools.partial(_declare, declaration=declaration)
+
+    @property
+    def current(self) -> CurrentPage:
+        """What is said of the page that is being rendered.
+
+        :raises RuntimeError: outside of a view with this decorator.
+        """
+        current = g.get("_wsgi_isr_page") if has_request_context() else None
+        if current is None:
+            raise RuntimeError("isr_page.current is there only while a view with @isr_page runs")
+        return t.cast(CurrentPage, current)
+
+
+isr_page = IsrPage()
+
+
+def _declare(view: View, declaration: Declaration) -> View:
+    if not callable(view):
+        raise TypeError("@isr_page stands on a view function, below the route decorator")
+
+    @functools.wraps(view)
+    def wrapper(*args: t.Any, **values: t.Any) -> t.Any:
+        tags = declaration.tags
+        g._wsgi_isr_page = current = CurrentPage(
+            declaration.revalidate,
+            declaration.expire,
+            set(tags(**values) if callable(tags) else tags),
+            request.environ.get("wsgi_isr.reason"),
+        )
+        # Also what an error handler makes of an exception: a 404 is a page, too.
+        after_this_request(functools.partial(_write, current))
+        return current_app.ensure_sync(view)(*args, **values)
+
+    setattr(wrapper, _ATTRIBUTE, declaration)
+    return wrapper
+
+
+def _write(current: CurrentPage, response: Response) -> Response:
+    if "ISR-Revalidate" not in response.headers:
+        try:
+            headers = page_headers(current.revalidate, current.expire, sorted(current.tags))
+        except (TypeError, ValueError) as error:
+            logger.warning("%s is not stored: %s", request.url, error)
+        else:
+            response.headers.extend(headers)
+    return response

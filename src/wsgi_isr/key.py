@@ -1,0 +1,225 @@
+"""What names a page: the `PageKey`, and the canonical request built from it alone.
+
+Everything an app can see while a page is rendered is part of its key or a constant. The type
+is the proof: the renderer takes a `PageKey` and there is no way to hand it a visitor's environ.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import sys
+import typing as t
+from collections.abc import Iterable
+from urllib.parse import parse_qsl
+from urllib.parse import quote
+from urllib.parse import urlencode
+from urllib.parse import urlsplit
+
+from werkzeug.sansio.utils import host_is_trusted
+
+if t.TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
+
+DEFAULT_PORTS = {"http": "80", "https": "443"}
+
+#: Longer keys are not stored: every byte of a key is chosen by the client.
+MAX_KEY_LENGTH = 2048
+
+# Paths that proxies, frameworks and file systems read differently (web cache deception).
+_AMBIGUOUS = re.compile(r"//|\\|[\x00-\x1f\x7f]|/\.\.?(?:/|\Z)")
+_HOST = re.compile(r"(?:[a-z0-9_](?:[a-z0-9_.-]{0,252})|\[[0-9a-f:.]{2,45}\])(?::[0-9]{1,5})?")
+
+# RFC 3986 pchar, so that a URL reads as in a browser's address bar.
+_PATH_SAFE = "/!$&'()*+,;=:@~"
+
+
+class PageKey(t.NamedTuple):
+    """Identity of a page.
+
+    :param scheme: ``http`` or ``https``.
+    :param host: lower case, without the scheme's default port.
+    :param mount: ``SCRIPT_NAME``, as WSGI spells it (latin-1 code points for bytes).
+    :param path: ``PATH_INFO``, exactly the bytes the app gets.
+    :param query: declared query parameters, sorted by name, repeated values in their order.
+    :param vary: declared request headers with their normalised values.
+    :param build: pages of different builds live side by side.
+    """
+
+    scheme: str
+    host: str
+    mount: str
+    path: str
+    query: tuple[tuple[str, str], ...] = ()
+    vary: tuple[tuple[str, str], ...] = ()
+    build: str = ""
+
+    @property
+    def full_path(self) -> str:
+        """The path with the mount point, decoded, in WSGI's latin-1 spelling."""
+        return self.mount + self.path
+
+    @property
+    def query_string(self) -> str:
+        return urlencode(self.query, encoding="latin-1")
+
+    @property
+    def url(self) -> str:
+        """The page's URL as an address bar shows it."""
+        path = quote(self.full_path.encode("latin-1"), safe=_PATH_SAFE)
+        query = f"?{self.query_string}" if self.query else ""
+        return f"{self.scheme}://{self.host}{path}{query}"
+
+    @property
+    def name(self) -> str:
+        """Name of the page in a store: a digest of its path, then one of the whole key.
+
+        JSON keeps the borders between fields apart, so that no two keys share a digest
+        (Django's ``('a', 'bc')`` and ``('ab', 'c')``).
+        """
+        whole = hashlib.sha256(json.dumps(self).encode()).hexdigest()
+        return f"{path_digest(self.full_path)}.{whole}"
+
+    @property
+    def path_label(self) -> str:
+        return f"path:{self.full_path}"
+
+    @property
+    def host_label(self) -> str:
+        return f"host:{self.host}{self.full_path}"
+
+    def to_environ(self, reason: str, middleware: object) -> WSGIEnvironment:
+        """The canonical request: an allow-list, never a copy of a visitor's environ.
+
+        There is no ``REMOTE_ADDR``: 127.0.0.1 would open debug pages, and the documentation
+        networks count as private in Python.
+        """
+        name, _, port = self.host.rpartition(":") if _has_port(self.host) else (self.host, "", "")
+        environ: WSGIEnvironment = {
+            "REQUEST_METHOD": "GET",
+            "SCRIPT_NAME": self.mount,
+            "PATH_INFO": self.path,
+            "QUERY_STRING": self.query_string,
+            "SERVER_NAME": name,
+            "SERVER_PORT": port or DEFAULT_PORTS.get(self.scheme, "80"),
+            "SERVER_PROTOCOL": "HTTP/1.1",
+            "HTTP_HOST": self.host,
+            "wsgi.version": (1, 0),
+            "wsgi.url_scheme": self.scheme,
+            "wsgi.input": io.BytesIO(),
+            "wsgi.errors": sys.stderr,
+            "wsgi.multithread": True,
+            "wsgi.multiprocess": True,
+            "wsgi.run_once": False,
+            "wsgi_isr.middleware": middleware,
+            "wsgi_isr.reason": reason,
+        }
+        for header, value in self.vary:
+            environ["HTTP_" + header.upper().replace("-", "_")] = value
+        return environ
+
+
+def path_digest(full_path: str) -> str:
+    return hashlib.sha256(full_path.encode("latin-1")).hexdigest()[:24]
+
+
+def _has_port(host: str) -> bool:
+    return ":" in host and not host.endswith("]")
+
+
+def is_ambiguous(path: str, mount: str = "") -> bool:
+    """Whether a path is one that is never stored (RFC 3986 section 6, cache deception)."""
+    full = mount + path
+    if not full.startswith("/") or len(full) > MAX_KEY_LENGTH or _AMBIGUOUS.search(full):
+        return True
+    if path and not path.startswith("/"):
+        return True
+    if full.isascii():
+        return False
+    try:
+        full.encode("latin-1").decode("utf-8")
+    except UnicodeError:
+        return True
+    return False
+
+
+def normalize_host(host: str, scheme: str) -> str | None:
+    """Lower case, no trailing dot, no default port; ``None`` for what is no host at all."""
+    host = host.lower()
+    name, _, port = host.rpartition(":") if _has_port(host) else (host, "", "")
+    name = name.removesuffix(".")
+    host = f"{name}:{port}" if port and port != DEFAULT_PORTS.get(scheme) else name
+    return host if _HOST.fullmatch(host) else None
+
+
+def canonical_query(query_string: str, declared: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    """The declared parameters of a query string, sorted by name; undeclared ones are dropped.
+
+    ``;`` is no separator, so ``a=1;cb=x`` is one value of ``a``. Bytes survive as latin-1.
+    """
+    declared = tuple(declared)
+    if not declared or not query_string:
+        return ()
+    pairs = parse_qsl(query_string, keep_blank_values=True, encoding="latin-1", errors="replace")
+    return tuple(sorted((pair for pair in pairs if pair[0] in declared), key=lambda pair: pair[0]))
+
+
+class Origin(t.NamedTuple):
+    """Where a visitor is: scheme, host and mount point."""
+
+    scheme: str
+    host: str
+    mount: str
+
+
+class Origins:
+    """Decides which hosts have pages, and under which scheme and host they are rendered.
+
+    :param base_url: scheme and host of every page; the visitor's host then does not matter.
+    :param trusted_hosts: hosts that may have pages, as in Werkzeug; ``None`` for any.
+    """
+
+    def __init__(self, base_url: str | None, trusted_hosts: Iterable[str] | None) -> None:
+        if isinstance(trusted_hosts, str):
+            raise TypeError(f"trusted_hosts takes a list of hosts, as in [{trusted_hosts!r}]")
+        self.trusted = None if trusted_hosts is None else list(trusted_hosts)
+        self.base: tuple[str, str] | None = None
+        if base_url is not None:
+            self.base = _parse_base_url(base_url)
+
+    def of(self, environ: WSGIEnvironment) -> Origin | None:
+        """The origin a visitor's request is for, or ``None`` where it may not have pages."""
+        mount = environ.get("SCRIPT_NAME", "")
+        if self.base is not None:
+            return Origin(*self.base, mount)
+        scheme = environ["wsgi.url_scheme"]
+        host = environ.get("HTTP_HOST")
+        if host is None:
+            host = f"{environ['SERVER_NAME']}:{environ['SERVER_PORT']}"
+        trusted = self.trust(scheme, host)
+        return None if trusted is None else Origin(scheme, trusted, mount)
+
+    def trust(self, scheme: str, host: str) -> str | None:
+        """The normalised host if it may have pages."""
+        if scheme not in DEFAULT_PORTS:
+            return None
+        normal = normalize_host(host, scheme)
+        if normal is None:
+            return None
+        if self.base is not None:
+            return normal if (scheme, normal) == self.base else None
+        if self.trusted is not None and not host_is_trusted(normal, self.trusted):
+            return None
+        return normal
+
+
+def _parse_base_url(base_url: str) -> tuple[str, str]:
+    parts = urlsplit(base_url)
+    host = normalize_host(parts.netloc, parts.scheme) if parts.scheme in DEFAULT_PORTS else None
+    if host is None or parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise ValueError(
+            f"base_url takes a scheme and a host, as in 'https://www.example.com', not {base_url!r}"
+        )
+    return parts.scheme, host

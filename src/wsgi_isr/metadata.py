@@ -1,0 +1,281 @@
+"""The ISR-* response headers: read, written, and the rules by which a response may be stored.
+
+Pure functions over statuses and headers; nothing here does I/O.
+"""
+
+from __future__ import annotations
+
+import re
+import typing as t
+import unicodedata
+from collections.abc import Iterable
+from collections.abc import Sequence
+
+from werkzeug.datastructures import ResponseCacheControl
+from werkzeug.http import is_hop_by_hop_header
+from werkzeug.http import parse_cache_control_header
+from werkzeug.http import parse_set_header
+
+if t.TYPE_CHECKING:
+    from .rules import Rule
+
+Headers: t.TypeAlias = "list[tuple[str, str]]"
+
+MAX_TAGS = 128
+MAX_TAG_LENGTH = 256
+ISR_HEADERS = frozenset({"isr-revalidate", "isr-expire", "isr-tags"})
+#: As a visitor's environ spells them; they mean nothing and are not passed on.
+ISR_ENVIRON_KEYS = ("HTTP_ISR_REVALIDATE", "HTTP_ISR_EXPIRE", "HTTP_ISR_TAGS")
+
+#: Statuses that are results; 302 and 307 only where the response itself says so (promise 4).
+STORABLE = frozenset({200, 301, 308, 404, 410})
+STORABLE_IF_DECLARED = frozenset({302, 307})
+GONE = frozenset({404, 410})
+REDIRECTS = frozenset({301, 302, 307, 308})
+
+_WHOLE = re.compile(r"[0-9]{1,15}")
+_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_BAD_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+# The store's business, or true for one answer only.
+_NOT_STORED = frozenset({"date", "age", "content-length", "vary", "set-cookie", *ISR_HEADERS})
+
+
+class Metadata(t.NamedTuple):
+    """How long a page lives.
+
+    :param revalidate: seconds it is fresh; ``None``: until it is revalidated on demand.
+    :param expire: seconds after which it is not served any more; ``None``: no limit.
+    """
+
+    revalidate: int | None
+    expire: int | None = None
+    tags: tuple[str, ...] = ()
+
+
+class InvalidMetadata(ValueError):
+    """An ISR header with a value that does not parse; the message names both."""
+
+
+def check_revalidate(value: object) -> None:
+    if value is not False and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ValueError(f"revalidate takes whole seconds, 1 or more, or False, not {value!r}")
+
+
+def check_expire(expire: object, revalidate: int | t.Literal[False] | None) -> None:
+    if expire is None:
+        return
+    if isinstance(expire, bool) or not isinstance(expire, int) or expire < 1:
+        raise ValueError(f"expire takes whole seconds, 1 or more, not {expire!r}")
+    if revalidate is False:
+        raise ValueError("a page that is fresh until it is revalidated (False) cannot expire")
+    if revalidate is not None and expire < revalidate:
+        raise ValueError(f"expire ({expire}) is at least revalidate ({revalidate})")
+
+
+def check_tags(tags: Iterable[str]) -> tuple[str, ...]:
+    """Tags without doubles, in their order.
+
+    :raises ValueError: for more than 128, or one that is empty, longer than 256 characters, or
+        has a comma or control characters.
+    """
+    if isinstance(tags, str):
+        raise TypeError(f"tags takes a list of names, as in [{tags!r}]")
+    unique = tuple(dict.fromkeys(tags))
+    if len(unique) > MAX_TAGS:
+        raise ValueError(f"a page has at most {MAX_TAGS} tags, not {len(unique)}")
+    for tag in unique:
+        if not isinstance(tag, str) or not tag or tag != tag.strip() or "," in tag:
+            raise ValueError(f"a tag is a name without commas or outer spaces, not {tag!r}")
+        if len(tag) > MAX_TAG_LENGTH or any(unicodedata.category(char) == "Cc" for char in tag):
+            raise ValueError(
+                f"a tag has at most {MAX_TAG_LENGTH} characters and no control character: {tag!r}"
+            )
+    return unique
+
+
+def page_headers(
+    revalidate: int | t.Literal[False] = False,
+    expire: int | None = None,
+    tags: Iterable[str] = (),
+) -> list[tuple[str, str]]:
+    """The response headers that declare a page, for apps without a framework.
+
+    :param revalidate: seconds the page is fresh, 1 or more; ``False``: until it is revalidated
+        on demand.
+    :param expire: seconds after which the stale page is not served any more, at least
+        ``revalidate``.
+    :param tags: names by which many pages are invalidated at once.
+    :raises ValueError: for values that the middleware would refuse.
+
+    .. code-block:: python
+
+        start_response("200 OK", [("Content-Type", "text/html"), *page_headers(60)])
+    """
+    check_revalidate(revalidate)
+    check_expire(expire, revalidate)
+    tags = check_tags(tags)
+    headers = [("ISR-Revalidate", "false" if revalidate is False else str(revalidate))]
+    if expire is not None:
+        headers.append(("ISR-Expire", str(expire)))
+    if tags:
+        # Header values are latin-1 in WSGI; other characters travel as UTF-8 bytes in it.
+        headers.append(("ISR-Tags", ", ".join(tags).encode().decode("latin-1")))
+    return headers
+
+
+def declares_page(headers: Iterable[tuple[str, str]]) -> bool:
+    """Whether a response calls itself a page."""
+    return any(name.lower() == "isr-revalidate" for name, _ in headers)
+
+
+def without_isr(headers: Iterable[tuple[str, str]]) -> Headers:
+    return [item for item in headers if item[0].lower() not in ISR_HEADERS]
+
+
+def read_metadata(headers: Sequence[tuple[str, str]], rule: Rule | None) -> Metadata | None:
+    """What a response and its rule say of the page, ``None`` where it is none.
+
+    :raises InvalidMetadata: for a value that does not parse.
+    """
+    own: dict[str, list[str]] = {}
+    for name, value in headers:
+        if name.lower() in ISR_HEADERS:
+            own.setdefault(name.lower(), []).append(value.strip())
+    window = own.get("isr-revalidate")
+    revalidate = rule.revalidate if rule is not None else None
+    if window is not None:
+        revalidate = _read_revalidate(", ".join(window))
+    if revalidate is None:
+        return None
+    limit = own.get("isr-expire")
+    expire = rule.expire if rule is not None else None
+    if limit is not None:
+        expire = _read_expire(", ".join(limit), revalidate)
+    elif expire is not None and (revalidate is False or expire < revalidate):
+        # The response's own window wins over its rule, whose expiry was made for another one.
+        expire = None if revalidate is False else revalidate
+    tags = tuple(rule.tags) if rule is not None else ()
+    if "isr-tags" in own:
+        tags = _read_tags(", ".join(own["isr-tags"]))
+    return Metadata(None if revalidate is False else revalidate, expire, tags)
+
+
+def _read_revalidate(value: str) -> int | t.Literal[False]:
+    if value.lower() == "false":
+        return False
+    if not _WHOLE.fullmatch(value) or int(value) < 1:
+        raise InvalidMetadata(
+            f"ISR-Revalidate: {value!r} (whole seconds, 1 or more, or false; one value)"
+        )
+    return int(value)
+
+
+def _read_expire(value: str, revalidate: int | t.Literal[False]) -> int:
+    if not _WHOLE.fullmatch(value):
+        raise InvalidMetadata(f"ISR-Expire: {value!r} (whole seconds; one value)")
+    try:
+        check_expire(int(value), revalidate)
+    except ValueError as error:
+        raise InvalidMetadata(f"ISR-Expire: {value!r} ({error})") from None
+    return int(value)
+
+
+def _read_tags(value: str) -> tuple[str, ...]:
+    try:
+        value = value.encode("latin-1").decode()
+    except UnicodeError:
+        pass
+    try:
+        return check_tags(tag.strip(" \t") for tag in value.split(",") if tag.strip(" \t"))
+    except ValueError as error:
+        raise InvalidMetadata(f"ISR-Tags: {error}") from None
+
+
+def status_code(status: str) -> int:
+    """The number of a status line; 0 for one that has none."""
+    try:
+        return int(status[:3])
+    except ValueError:
+        return 0
+
+
+def refusal(status: int, headers: Sequence[tuple[str, str]], rule: Rule | None) -> str | None:
+    """Why a response with metadata is not stored; ``None`` if it is.
+
+    The words are those of ``Cache-Status`` (``detail=...``).
+    """
+    names = {name.lower() for name, _ in headers}
+    declared = "isr-revalidate" in names
+    if status not in STORABLE and not (status in STORABLE_IF_DECLARED and declared):
+        return "status"
+    if "set-cookie" in names:
+        return "set-cookie"
+    if _forbids_storing(headers):
+        return "cache-control"
+    if _unknown_vary(headers, rule):
+        return "vary"
+    if not all(is_sound(name, value) for name, value in headers):
+        return "header"
+    return None
+
+
+REMEDIES = {
+    "set-cookie": "a page is the same for all; set cookies on another URL, or not while "
+    "environ['wsgi_isr.reason'] is present",
+    "cache-control": "the response says no-store, private or no-cache; drop that or the ISR header",
+    "vary": "declare the request header with Rule(vary={...}) or do not let the page depend on it",
+    "status": "only 200, 301, 308, 404 and 410, and 302 and 307 with an ISR-Revalidate of their "
+    "own, are pages",
+    "header": "a header has a character that HTTP does not allow",
+    "redirect": "the page redirects to itself; put ProxyFix outside of ISRMiddleware, "
+    "or set base_url",
+    "metadata": "correct the ISR header",
+    "too-large": "raise max_body_size, or do not make a page of it",
+    "not-a-page": "the answer to a request without cookies carries no ISR-Revalidate header",
+}
+
+
+def _forbids_storing(headers: Iterable[tuple[str, str]]) -> bool:
+    value = ", ".join(value for name, value in headers if name.lower() == "cache-control")
+    if not value:
+        return False
+    control = parse_cache_control_header(value, cls=ResponseCacheControl)
+    return any(token in control for token in ("no-store", "private", "no-cache"))
+
+
+def vary_fields(headers: Iterable[tuple[str, str]]) -> set[str]:
+    """All fields of all ``Vary`` lines, in lower case."""
+    fields: set[str] = set()
+    for name, value in headers:
+        if name.lower() == "vary":
+            fields.update(item.lower() for item in parse_set_header(value))
+    return fields
+
+
+def _unknown_vary(headers: Iterable[tuple[str, str]], rule: Rule | None) -> bool:
+    declared = {name for name, _ in rule.variants} if rule is not None else set()
+    # The canonical request has neither cookies nor credentials, so they cannot matter.
+    return bool(vary_fields(headers) - declared - {"accept-encoding", "cookie", "authorization"})
+
+
+def is_sound(name: str, value: str) -> bool:
+    """Whether a header can go over the wire as it is (RFC 9110 section 5.5)."""
+    if not _HEADER_NAME.fullmatch(name) or _BAD_VALUE.search(value):
+        return False
+    return value.isascii() or all(char <= "\xff" for char in value)
+
+
+def end_to_end(headers: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """The headers of a response that are stored with the page (RFC 9110 section 7.6.1)."""
+    headers = list(headers)
+    named: set[str] = set()
+    for name, value in headers:
+        if name.lower() == "connection":
+            named.update(item.lower() for item in parse_set_header(value))
+    return tuple(
+        (name, value)
+        for name, value in headers
+        if name.lower() not in _NOT_STORED
+        and name.lower() not in named
+        and not is_hop_by_hop_header(name)
+    )

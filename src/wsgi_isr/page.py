@@ -1,0 +1,233 @@
+"""`Page`: an immutable stored response, and its bytes on disk or wire.
+
+An entry is a sealed envelope (checksum, or HMAC with a signing key), a JSON head and raw bodies.
+Nothing read from a store is ever executed, and whatever is not exactly such an entry is a miss.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import hmac
+import json
+import struct
+import typing as t
+import zlib
+from dataclasses import dataclass
+from dataclasses import field
+from dataclasses import replace
+
+from .key import PageKey
+from .metadata import is_sound
+from .metadata import Metadata
+from .metadata import status_code
+
+_MAGIC = b"ISR\x01"
+_HEAD_LENGTH = struct.Struct("!I")
+
+# Smaller bodies fit in one packet either way.
+_MIN_COMPRESSED = 500
+_GZIP_LEVEL = 6
+_COMPRESSIBLE = frozenset(
+    {
+        "application/javascript",
+        "application/json",
+        "application/manifest+json",
+        "application/wasm",
+        "application/xml",
+        "application/x-ndjson",
+        "application/vnd.ms-fontobject",
+        "font/otf",
+        "font/ttf",
+        "image/bmp",
+        "image/svg+xml",
+        "image/x-icon",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A response that its app has declared incrementally regenerable.
+
+    :param status: the status line, as in ``"200 OK"``.
+    :param headers: end-to-end headers, without those that the library writes itself.
+    :param bodies: the body by content coding; ``"identity"`` is always there.
+    :param generated_at: seconds since 1970 at which the render began.
+    :param sequence: number of the render in the order of all renders and invalidations.
+    :param lineage: the store's counter that the number belongs to.
+    """
+
+    key: PageKey
+    status: str
+    headers: tuple[tuple[str, str], ...]
+    bodies: dict[str, bytes]
+    metadata: Metadata
+    generated_at: float
+    sequence: int = 0
+    lineage: str = ""
+    #: Request headers that a cache has to tell apart, for ``Vary``.
+    vary: tuple[str, ...] = ()
+    name: str = field(default="", compare=False)
+    #: Names the body: the strong ``ETag``.
+    digest: str = ""
+    #: What the page can be invalidated by.
+    labels: tuple[str, ...] = field(init=False, default=(), compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            object.__setattr__(self, "name", self.key.name)
+        if not self.digest:
+            digest = hashlib.sha256(self.bodies["identity"]).hexdigest()[:32]
+            object.__setattr__(self, "digest", digest)
+        tags = (f"tag:{tag}" for tag in self.metadata.tags)
+        labels = (self.key.path_label, self.key.host_label, page_label(self.name), *tags)
+        object.__setattr__(self, "labels", labels)
+
+    @property
+    def code(self) -> int:
+        return status_code(self.status)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all its bodies."""
+        return sum(map(len, self.bodies.values()))
+
+    @property
+    def codings(self) -> tuple[str, ...]:
+        return tuple(coding for coding in self.bodies if coding != "identity")
+
+    def header(self, name: str) -> str | None:
+        return next((value for key, value in self.headers if key.lower() == name), None)
+
+    def compressed(self) -> Page:
+        """The page with its content codings, made once and never per request."""
+        body = self.bodies["identity"]
+        if len(body) < _MIN_COMPRESSED or not self._compressible():
+            return self
+        # A fixed mtime: the same body has the same bytes, and the same ETag.
+        packed = gzip.compress(body, _GZIP_LEVEL, mtime=0)
+        if len(packed) >= len(body):
+            return self
+        return replace(self, bodies={"identity": body, "gzip": packed})
+
+    def _compressible(self) -> bool:
+        if self.header("content-encoding") is not None:
+            return False
+        if "no-transform" in (self.header("cache-control") or "").lower():
+            return False
+        kind = (self.header("content-type") or "").partition(";")[0].strip().lower()
+        return kind.startswith("text/") or kind in _COMPRESSIBLE or kind.endswith(("+xml", "+json"))
+
+
+def page_label(name: str) -> str:
+    """What names one page alone, whatever else shares its path."""
+    return f"page:{name}"
+
+
+class Codec:
+    """Pages to bytes and back.
+
+    :param signing_key: entries are authenticated with HMAC-SHA256; others do not decode. Without
+        one a CRC finds damage, not malice.
+    """
+
+    def __init__(self, signing_key: bytes | None = None) -> None:
+        self._signing_key = signing_key
+        self._check_length = 4 if signing_key is None else 32
+        self._start = len(_MAGIC) + 1 + self._check_length
+
+    def _check(self, payload: bytes | memoryview) -> bytes:
+        if self._signing_key is None:
+            return zlib.crc32(payload).to_bytes(4, "big")
+        return hmac.digest(self._signing_key, t.cast(bytes, payload), hashlib.sha256)
+
+    def seal(self, payload: bytes) -> bytes:
+        kind = b"c" if self._signing_key is None else b"h"
+        return _MAGIC + kind + self._check(payload) + payload
+
+    def unseal(self, data: object) -> memoryview | None:
+        """The payload, or ``None`` where the bytes are damaged, forged or foreign."""
+        if not isinstance(data, bytes) or len(data) < self._start:
+            return None
+        kind = b"c" if self._signing_key is None else b"h"
+        if data[:5] != _MAGIC + kind:
+            return None
+        payload = memoryview(data)[self._start :]
+        check = data[5 : self._start]
+        return payload if hmac.compare_digest(check, self._check(payload)) else None
+
+    def encode(self, page: Page) -> bytes:
+        head = json.dumps(
+            {
+                "key": page.key,
+                "status": page.status,
+                "headers": page.headers,
+                "metadata": page.metadata,
+                "generated_at": page.generated_at,
+                "sequence": page.sequence,
+                "lineage": page.lineage,
+                "vary": page.vary,
+                "digest": page.digest,
+                "bodies": [[coding, len(body)] for coding, body in page.bodies.items()],
+            },
+            separators=(",", ":"),
+        ).encode()
+        return self.seal(_HEAD_LENGTH.pack(len(head)) + head + b"".join(page.bodies.values()))
+
+    def decode(self, data: object, key: PageKey | None = None) -> Page | None:
+        """The page in an entry.
+
+        :param key: whose page it has to be; an entry that was put under another key's name is a
+            miss.
+        """
+        payload = self.unseal(data)
+        if payload is None:
+            return None
+        try:
+            page = _parse(payload)
+        except (ValueError, TypeError, KeyError, IndexError, struct.error, RecursionError):
+            return None
+        return page if key is None or page.key == key else None
+
+
+def _parse(payload: memoryview) -> Page:
+    (length,) = _HEAD_LENGTH.unpack_from(payload)
+    at = _HEAD_LENGTH.size + length
+    head = json.loads(bytes(payload[_HEAD_LENGTH.size : at]))
+    bodies = {}
+    for coding, size in head["bodies"]:
+        bodies[str(coding)] = bytes(payload[at : at + size])
+        at += size
+    if at != len(payload) or "identity" not in bodies:
+        raise ValueError("bodies and their lengths differ")
+    scheme, host, mount, path, query, vary, build = head["key"]
+    key = PageKey(scheme, host, mount, path, _pairs(query), _pairs(vary), build)
+    revalidate, expire, tags = head["metadata"]
+    headers = _pairs(head["headers"])
+    # An entry may come from whoever can write to the store: no header splitting on the way out.
+    if not all(is_sound(name, value) for name, value in (*headers, ("Status", head["status"]))):
+        raise ValueError("a header is not sound")
+    return Page(
+        key=key,
+        status=head["status"],
+        headers=headers,
+        bodies=bodies,
+        metadata=Metadata(
+            None if revalidate is None else int(revalidate),
+            None if expire is None else int(expire),
+            tuple(map(str, tags)),
+        ),
+        generated_at=float(head["generated_at"]),
+        sequence=int(head["sequence"]),
+        lineage=str(head["lineage"]),
+        vary=tuple(map(str, head["vary"])),
+        digest=str(head["digest"]),
+    )
+
+
+def _pairs(items: t.Any) -> tuple[tuple[str, str], ...]:
+    pairs = tuple((name, value) for name, value in items)
+    if not all(isinstance(text, str) for pair in pairs for text in pair):
+        raise TypeError("a pair is not of strings")
+    return pairs

@@ -1,0 +1,174 @@
+"""Answers to a visitor's own request, on their way from the app to him.
+
+They pass unread and unbuffered, as the very iterable that the app returned; only an answer that
+calls itself a page, where that was not known, is put aside.
+"""
+
+from __future__ import annotations
+
+import itertools
+import typing as t
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
+
+from .metadata import declares_page
+from .metadata import Headers
+from .metadata import ISR_HEADERS
+from .metadata import status_code
+from .metadata import without_isr
+from .render import Capture
+from .render import close
+from .render import Response
+from .respond import PRIVATE
+
+if t.TYPE_CHECKING:
+    from _typeshed import OptExcInfo
+    from _typeshed.wsgi import StartResponse
+
+#: What to do with an answer that was put aside; gives what is sent instead.
+Discover: t.TypeAlias = "Callable[[Response], Iterable[bytes]]"
+
+
+def mark(headers: Headers, member: str | None, private: bool) -> Headers:
+    """Headers of an answer that was not stored, with what is said of it."""
+    marked = without_isr(headers)
+    if private:
+        # His alone: a CDN must not keep what the store refused.
+        marked = [item for item in marked if item[0].lower() != "cache-control"]
+        marked.append(("Cache-Control", PRIVATE))
+    if member is not None:
+        before = [value for name, value in marked if name.lower() == "cache-status"]
+        marked = [item for item in marked if item[0].lower() != "cache-status"]
+        marked.append(("Cache-Status", ", ".join([*before, member])))
+    return marked
+
+
+class Passing:
+    """``start_response`` of one request that goes to the app as it is.
+
+    :param member: ``Cache-Status`` of an answer that calls itself a page; ``None`` where the
+        request has nothing to do with pages.
+    :param private: whether such an answer is for this visitor alone.
+    :param always: marks every answer, whatever it calls itself: its URL is declared.
+    :param discover: called with an answer that calls itself a page.
+    :param not_a_page: called when an answer shows that its URL is none.
+    """
+
+    def __init__(
+        self,
+        start_response: StartResponse,
+        member: str | None = None,
+        private: bool = False,
+        always: bool = False,
+        discover: Discover | None = None,
+        not_a_page: Callable[[], None] | None = None,
+    ) -> None:
+        self._start_response = start_response
+        self._member = member
+        self._private = private
+        self._always = always
+        self._discover = discover
+        self._not_a_page = not_a_page
+        self._started = False
+        self._capture: Capture | None = None
+
+    def start_response(
+        self, status: str, headers: Headers, exc_info: OptExcInfo | None = None, /
+    ) -> Callable[[bytes], object]:
+        if self._capture is not None:
+            return self._capture.start_response(status, headers, exc_info)
+        page = declares_page(headers)
+        if page and exc_info is None and self._discover is not None and not self._started:
+            self._capture = Capture()
+            return self._capture.start_response(status, headers)
+        if not page and self._not_a_page is not None and not self._started:
+            code = status_code(status)
+            if 200 <= code < 400 or code == 404:
+                self._not_a_page()
+        self._started = True
+        if page or self._always:
+            headers = mark(headers, self._member, self._private)
+        elif any(name.lower() in ISR_HEADERS for name, _ in headers):
+            headers = without_isr(headers)
+        if exc_info is None:
+            return self._start_response(status, headers)
+        return self._start_response(status, headers, exc_info)
+
+    def finish(self, iterable: Iterable[bytes], limit: int) -> Iterable[bytes]:
+        """What goes to the server in place of the app's iterable: mostly that very object.
+
+        :param limit: bytes of an answer put aside that are kept in memory.
+        """
+        if self._started:
+            return iterable
+        if self._capture is not None:
+            return self.replace(iterable, limit)
+        return _Late(self, iterable, limit)
+
+    @property
+    def put_aside(self) -> bool:
+        return self._capture is not None
+
+    def replace(self, iterable: Iterable[bytes], limit: int) -> Iterable[bytes]:
+        assert self._capture is not None and self._discover is not None
+        return self._discover(self._capture.collect(iterable, limit))
+
+
+class _Late:
+    """An answer of an app that calls ``start_response`` only while it is iterated."""
+
+    def __init__(self, passing: Passing, iterable: Iterable[bytes], limit: int) -> None:
+        self._passing = passing
+        self._iterable: object = iterable
+        self._iterator = iter(iterable)
+        self._limit = limit
+        self._first = True
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        if not self._first:
+            return next(self._iterator)
+        self._first = False
+        chunks = list(itertools.islice(self._iterator, 1))
+        if self._passing.put_aside:
+            aside = _Closing(itertools.chain(chunks, self._iterator), self._iterable)
+            replacement = self._passing.replace(aside, self._limit)
+            self._iterable = replacement
+            self._iterator = iter(replacement)
+            return next(self._iterator)
+        if not chunks:
+            raise StopIteration
+        return chunks[0]
+
+    def close(self) -> None:
+        close(self._iterable)
+
+
+class _Closing:
+    """An iterator that closes the iterable it came from."""
+
+    def __init__(self, iterator: Iterator[bytes], iterable: object) -> None:
+        self._iterator = iterator
+        self._iterable = iterable
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._iterator
+
+    def close(self) -> None:
+        close(self._iterable)
+
+
+def deliver(
+    response: Response, start_response: StartResponse, member: str, private: bool, head: bool
+) -> Iterable[bytes]:
+    """Send a collected response that was not stored."""
+    start_response(response.status, mark(response.headers, member, private))
+    if head:
+        close(response.rest)
+        return ()
+    if response.rest is None:
+        return (response.body,)
+    return _Closing(itertools.chain((response.body,), response.rest), response.rest)

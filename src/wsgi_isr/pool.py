@@ -1,0 +1,90 @@
+"""A few daemon threads that render behind the visitors, started on first use.
+
+Daemon threads, unlike those of `concurrent.futures`, let a process end at once; the job that is
+lost is harmless, because the old page stands and its lease lapses.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+
+logger = logging.getLogger("wsgi_isr")
+
+#: Jobs in line, at the most; beyond it the next visitor of a page asks again.
+QUEUE_LIMIT = 1000
+#: Threads that stand in for hung ones, per regular thread.
+STAND_INS = 3
+
+
+class WorkerPool:
+    """Runs jobs on at most ``workers`` threads.
+
+    :param patience: seconds after which a job counts as hung and another thread stands in.
+    """
+
+    def __init__(self, workers: int, patience: float) -> None:
+        self._workers = workers
+        self._patience = patience
+        self._queue: queue.Queue[Callable[[], None]] = queue.Queue(QUEUE_LIMIT)
+        #: When each thread's job began; ``None`` for an idle one.
+        self._threads: dict[threading.Thread, float | None] = {}
+        self._idle = threading.Condition()
+        self._pending = 0
+
+    def submit(self, job: Callable[[], None]) -> bool:
+        """Put a job in line; false, and never an error, where it cannot run."""
+        with self._idle:
+            if not self._ensure_thread():
+                return False
+            try:
+                self._queue.put_nowait(job)
+            except queue.Full:
+                return False
+            self._pending += 1
+            return True
+
+    def _ensure_thread(self) -> bool:
+        """Start a thread unless one is free, or enough of them do work."""
+        now = time.monotonic()
+        begun = list(self._threads.values())
+        hung = sum(1 for since in begun if since is not None and now - since > self._patience)
+        free = sum(1 for since in begun if since is None)
+        limit = self._workers + min(hung, STAND_INS * self._workers)
+        if free <= self._queue.qsize() and len(begun) < limit:
+            thread = threading.Thread(target=self._run, name="wsgi-isr", daemon=True)
+            self._threads[thread] = None
+            try:
+                thread.start()
+            except RuntimeError as error:
+                # No threads in a sub-interpreter, at shutdown, or beyond the system's limit.
+                del self._threads[thread]
+                logger.warning("no thread for regenerations: %s", error)
+        return bool(self._threads)
+
+    def _run(self) -> None:
+        thread = threading.current_thread()
+        while True:
+            job = self._queue.get()
+            self._threads[thread] = time.monotonic()
+            try:
+                job()
+            except BaseException:
+                # Even SystemExit, which an app may raise, is not ours to obey.
+                logger.exception("a regeneration failed")
+            with self._idle:
+                self._pending -= 1
+                self._idle.notify_all()
+                surplus = len(self._threads) > self._workers and self._queue.empty()
+                if surplus:
+                    del self._threads[thread]
+                    return
+                self._threads[thread] = None
+
+    def wait(self, timeout: float) -> bool:
+        """Wait until all jobs are done, at most that many seconds."""
+        with self._idle:
+            return self._idle.wait_for(lambda: self._pending == 0, timeout)

@@ -1,0 +1,102 @@
+"""What a middleware has in each process anew: its store, its threads, its counters.
+
+Nothing is opened or started before the first request, and all of it again in a forked child:
+locks, threads and connections of the parent are of no use there.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import typing as t
+from collections.abc import Callable
+
+from . import signals
+from .attempt import Attempts
+from .key import PageKey
+from .page import Codec
+from .pool import WorkerPool
+from .regeneration import Regeneration
+from .render import Renderer
+from .stats import Stats
+from .store import PageStore
+from .store.memory import MemoryLevel
+from .store.opening import Opener
+
+#: Seconds for which a URL counts as "not a page".
+NOT_A_PAGE = 60.0
+#: URLs remembered as such.
+MAX_NOT_PAGES = 10_000
+
+
+class NotPages:
+    """URLs whose answers are no pages, for a minute or until something is invalidated.
+
+    :param signal: of the store's coordination.
+    """
+
+    def __init__(self, signal: t.Any) -> None:
+        self._signal = signal
+        self._known: dict[PageKey, tuple[float, object, str]] = {}
+
+    def get(self, key: PageKey) -> str | None:
+        """Why a URL is no page; ``""`` where its answer just did not say so."""
+        found = self._known.get(key)
+        if found is None:
+            return None
+        until, generation, detail = found
+        if time.monotonic() >= until or generation != self._signal[0]:
+            self._known.pop(key, None)
+            return None
+        return detail
+
+    def add(self, key: PageKey, detail: str = "") -> None:
+        if key not in self._known and len(self._known) >= MAX_NOT_PAGES:
+            # Another thread may be doing the same.
+            self._known.pop(next(iter(self._known), key), None)
+        self._known[key] = (time.monotonic() + NOT_A_PAGE, self._signal[0], detail)
+
+
+class Process:
+    """Everything of a middleware that belongs to one process."""
+
+    def __init__(
+        self,
+        open_store: Opener,
+        render: Renderer,
+        codec: Codec,
+        memory_size: int,
+        build_id: str,
+        workers: int,
+        render_timeout: float,
+        sender: object,
+        clock: Callable[[], float],
+        before: Process | None = None,
+    ) -> None:
+        self.pid = os.getpid()
+        self.stats = Stats()
+        self._sender = sender
+        storage, coordination = open_store()
+        storage.after_fork()
+        coordination.after_fork()
+        self.signal = coordination.signal
+        self.memory = MemoryLevel(memory_size)
+        self.store = PageStore(
+            storage, coordination, self.memory, codec, build_id, self._store_failed
+        )
+        self.pool = WorkerPool(workers, render_timeout)
+        self.attempts = Attempts(render, self.store, self.stats, sender, clock)
+        self.regeneration = Regeneration(
+            self.store, self.attempts, self.pool, clock, render_timeout
+        )
+        self.not_pages = NotPages(self.signal)
+        #: Mount points that were seen, for paths that are named outside of a request.
+        self.mounts: set[str] = {""} if before is None else before.mounts
+        if before is not None:
+            for entry in before.memory:
+                entry.targets = []
+                self.memory.put(entry)
+
+    def _store_failed(self, operation: str, error: Exception) -> None:
+        self.stats.store_errors += 1
+        signals.send(signals.store_failed, self._sender, operation=operation, error=error)

@@ -1,0 +1,327 @@
+"""Who renders a page, and who waits: one render of all threads and processes that want it.
+
+`Flight` is one attempt as the threads of this process see it; a lease is the same attempt as
+all processes do. Three ways lead to a render:
+
+- `cold`: a visitor waits, renders in his own thread, or joins somebody's flight;
+- `behind`: a stale page was served, a thread of the pool renders;
+- `on_demand`: renders anew, however many renders that began earlier are still running.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import typing as t
+from collections.abc import Callable
+
+from .attempt import Attempts
+from .attempt import Kind
+from .attempt import MAX_BACK_OFF
+from .attempt import Outcome
+from .key import PageKey
+from .pool import WorkerPool
+from .render import rendering
+from .render import RenderError
+from .rules import Rule
+from .state import State
+from .state import state_of
+from .store import PageStore
+from .store.coordination import Held
+from .store.coordination import Lease
+from .store.coordination import Number
+from .store.memory import Entry
+
+#: Pauses between two looks at another process's render, in seconds: from, to.
+WATCH = (0.001, 0.005)
+#: Seconds before a page whose lease another process holds is tried again.
+ELSEWHERE = 0.05
+
+
+class Flight:
+    """An attempt that is being made in this process."""
+
+    __slots__ = ("done", "number", "outcome", "started")
+
+    def __init__(self, number: Number | None = None) -> None:
+        self.started = time.monotonic()
+        self.done = threading.Event()
+        self.outcome: Outcome | None = None
+        #: The invalidation that the render has to be later than.
+        self.number = number
+
+    def land(self, outcome: Outcome | None) -> None:
+        self.outcome = outcome
+        self.done.set()
+
+
+class Lane:
+    """On-demand renders of one page: the one that runs, and the one for all who came since."""
+
+    __slots__ = ("running", "waiting")
+
+    def __init__(self) -> None:
+        self.running: Flight | None = None
+        self.waiting: Flight | None = None
+
+
+class Regeneration:
+    """Brings about renders, each page's at most once at a time.
+
+    :param render_timeout: seconds after which a render no longer blocks another attempt.
+    """
+
+    def __init__(
+        self,
+        store: PageStore,
+        attempts: Attempts,
+        pool: WorkerPool,
+        clock: Callable[[], float],
+        render_timeout: float,
+    ) -> None:
+        self._store = store
+        self._attempt = attempts
+        self._pool = pool
+        self._clock = clock
+        self._timeout = render_timeout
+        self._flights: dict[PageKey, Flight] = {}
+        self._queued: set[PageKey] = set()
+        self._lanes: dict[PageKey, Lane] = {}
+        # Guards the three tables above. Nothing is rendered, read or written under it.
+        self._lock = threading.Lock()
+
+    def _overdue(self, flight: Flight) -> bool:
+        return time.monotonic() - flight.started > self._timeout
+
+    def _remaining(self, flight: Flight) -> float:
+        return max(0.0, flight.started + self._timeout - time.monotonic())
+
+    # A visitor waits.
+
+    def cold(
+        self, key: PageKey, rule: Rule | None, reason: str, stale_will_do: bool = True
+    ) -> Outcome:
+        """A page that can be served, or why there is none.
+
+        :param stale_will_do: false where only a fresh page is worth anything.
+        """
+        wanted = (State.FRESH, State.STALE) if stale_will_do else (State.FRESH,)
+        collapsed = False
+        while True:
+            flight, leads = self._join(key)
+            if leads:
+                outcome = self._fly(key, flight, lambda: self._lead(key, rule, reason, wanted))
+                assert outcome is not None
+                return outcome._replace(collapsed=outcome.collapsed or collapsed)
+            collapsed = True
+            flight.done.wait(self._remaining(flight))
+            found = flight.outcome
+            if found is None or found.kind is Kind.UNSTORED and found.entry is None:
+                # It hangs, was not needed after all, or streams its answer to somebody else.
+                continue
+            if found.entry is not None:
+                # A hard invalidation since it began means that this visitor waits for the next.
+                self._store.confirm(found.entry)
+                if found.stored and self._state(found.entry) not in wanted:
+                    continue
+            return found._replace(collapsed=True)
+
+    def _join(self, key: PageKey) -> tuple[Flight, bool]:
+        with self._lock:
+            flight = self._flights.get(key)
+            if flight is not None and not self._overdue(flight):
+                return flight, False
+            flight = self._flights[key] = Flight()
+            return flight, True
+
+    def _fly(
+        self, key: PageKey, flight: Flight, work: Callable[[], Outcome | None]
+    ) -> Outcome | None:
+        outcome = None
+        try:
+            outcome = work()
+            return outcome
+        finally:
+            # Even a SystemExit lets the others go on.
+            with self._lock:
+                if self._flights.get(key) is flight:
+                    del self._flights[key]
+            flight.land(outcome)
+
+    def _lead(
+        self, key: PageKey, rule: Rule | None, reason: str, wanted: tuple[State, ...]
+    ) -> Outcome:
+        lease, elsewhere = self._await_lease(key, wanted)
+        if elsewhere is not None:
+            return elsewhere
+        outcome = None
+        try:
+            # Look again: somebody may have stored it before the lease was ours.
+            previous = self._store.newest(key)
+            if previous is not None and self._state(previous) in wanted:
+                return Outcome(Kind.FOUND, previous)
+            outcome = self._attempt(key, reason, rule, previous)
+            return outcome
+        finally:
+            self._store.release(lease, outcome.record() if outcome is not None else None)
+
+    def _await_lease(
+        self, key: PageKey, wanted: tuple[State, ...]
+    ) -> tuple[Lease | None, Outcome | None]:
+        """The lease of a page, or what came of the attempt of the one who had it."""
+        name = key.name
+        deadline = time.monotonic() + self._timeout
+        pause = WATCH[0]
+        while True:
+            lease = self._store.acquire(name, self._timeout)
+            if not isinstance(lease, Held):
+                return lease, None
+            if time.monotonic() > deadline:
+                return None, None
+            time.sleep(pause)
+            pause = min(1.5 * pause, WATCH[1])
+            entry = self._store.lookup(key, self._clock())
+            if entry is not None and self._state(entry) in wanted:
+                return None, Outcome(Kind.FOUND, entry, collapsed=True)
+            left = self._store.outcome(name, lease.token)
+            if left is not None and (outcome := Outcome.from_record(left)) is not None:
+                return None, outcome
+
+    def _state(self, entry: Entry) -> State:
+        return state_of(entry.page, entry.mark, self._clock())
+
+    # Nobody waits.
+
+    def behind(self, entry: Entry, rule: Rule | None) -> None:
+        """Have a stale page rendered, unless that is under way or was tried a moment ago."""
+        key = entry.page.key
+        if self._pausing(entry):
+            return
+        with self._lock:
+            flight = self._flights.get(key)
+            if flight is not None and not self._overdue(flight):
+                return
+            if key in self._queued or key in self._lanes:
+                return
+            self._queued.add(key)
+        if not self._pool.submit(lambda: self._regenerate(entry, rule)):
+            self._queued.discard(key)
+
+    def _pausing(self, entry: Entry) -> bool:
+        # A time beyond the longest pause is that of a clock that was set back.
+        return 0 < entry.retry_at - self._clock() <= MAX_BACK_OFF
+
+    def _regenerate(self, entry: Entry, rule: Rule | None) -> None:
+        key = entry.page.key
+        flight, leads = self._join(key)
+        self._queued.discard(key)
+        if leads:
+            self._fly(key, flight, lambda: self._refresh(entry, rule))
+
+    def _refresh(self, entry: Entry, rule: Rule | None) -> Outcome | None:
+        """Render a page that is still stale; ``None`` if there was nothing to do."""
+        key = entry.page.key
+        failure = self._store.failure(entry.page.name)
+        if failure is not None:
+            # Another process may have failed a moment ago.
+            entry.retry_at = failure.retry_at
+            if self._pausing(entry):
+                return None
+        lease = self._store.acquire(entry.page.name, self._timeout)
+        if isinstance(lease, Held):
+            entry.retry_at = self._clock() + ELSEWHERE
+            return None
+        outcome = None
+        try:
+            newest = self._store.newest(key) or entry
+            if self._state(newest) is State.FRESH:
+                return Outcome(Kind.FOUND, newest)
+            outcome = self._attempt(key, "stale", rule, newest)
+            return outcome
+        finally:
+            self._store.release(lease, outcome.record() if outcome is not None else None)
+
+    # Somebody demands it.
+
+    def on_demand(self, key: PageKey, rule: Rule | None, number: Number) -> Outcome:
+        """A render that began after an invalidation.
+
+        Of any number of calls at once, one render runs and one more serves all who came since.
+
+        :param number: of the invalidation.
+        """
+        if key in rendering.get():
+            raise RenderError("a page cannot be revalidated by its own render")
+        flight, before = self._enter(key, number)
+        if before is flight:
+            flight.done.wait(2 * self._timeout)
+            if flight.outcome is not None:
+                return flight.outcome
+            error = RenderError(f"no render within render_timeout ({self._timeout} seconds)")
+            return Outcome(Kind.FAILED, error=error)
+        outcome = None
+        try:
+            if before is not None:
+                before.done.wait(self._remaining(before))
+                with self._lock:
+                    lane = self._lanes[key]
+                    lane.running, lane.waiting = flight, None
+                    flight.started = time.monotonic()
+            outcome = self._render_after(key, rule, t.cast(Number, flight.number))
+            return outcome
+        finally:
+            self._leave(key, flight)
+            flight.land(outcome)
+
+    def _enter(self, key: PageKey, number: Number) -> tuple[Flight, Flight | None]:
+        """A flight, and the one to wait for first; itself, if somebody else leads it."""
+        with self._lock:
+            lane = self._lanes.setdefault(key, Lane())
+            if lane.waiting is not None:
+                lane.waiting.number = max(t.cast(Number, lane.waiting.number), number, key=_sequence)
+                return lane.waiting, lane.waiting
+            flight = Flight(number)
+            if lane.running is not None and not self._overdue(lane.running):
+                lane.waiting = flight
+                return flight, lane.running
+            lane.running = flight
+            return flight, None
+
+    def _leave(self, key: PageKey, flight: Flight) -> None:
+        with self._lock:
+            lane = self._lanes.get(key)
+            if lane is None:
+                return
+            if lane.running is flight:
+                lane.running = None
+            if lane.waiting is flight:
+                lane.waiting = None
+            if lane.running is None and lane.waiting is None:
+                del self._lanes[key]
+
+    def _render_after(self, key: PageKey, rule: Rule | None, number: Number) -> Outcome:
+        deadline = time.monotonic() + self._timeout
+        pause = WATCH[0]
+        while True:
+            lease = self._store.acquire(key.name, self._timeout, on_demand=True)
+            if not isinstance(lease, Held) or time.monotonic() > deadline:
+                break
+            time.sleep(pause)
+            pause = min(1.5 * pause, WATCH[1])
+        lease = None if isinstance(lease, Held) else lease
+        try:
+            previous = self._store.newest(key)
+            if previous is not None and _is_after(previous, number):
+                return Outcome(Kind.FOUND, previous)
+            return self._attempt(key, "revalidate", rule, previous)
+        finally:
+            self._store.release(lease)
+
+
+def _sequence(number: Number) -> int:
+    return number.sequence
+
+
+def _is_after(entry: Entry, number: Number) -> bool:
+    """Whether the render of a page began after an invalidation."""
+    return entry.page.lineage == number.lineage and entry.page.sequence > number.sequence

@@ -1,0 +1,197 @@
+"""From a page and a request to status, headers and body: codings, conditionals, HEAD, caches.
+
+The header list of a page changes at most once a second, so it is made once a second: a hit takes
+a ready one.
+"""
+
+from __future__ import annotations
+
+import math
+import typing as t
+from collections.abc import Sequence
+
+from werkzeug.http import http_date
+from werkzeug.http import parse_accept_header
+from werkzeug.http import parse_date
+from werkzeug.http import parse_etags
+from werkzeug.http import quote_etag
+from werkzeug.http import unquote_etag
+from werkzeug.sansio.http import is_resource_modified
+
+from .metadata import Headers
+from .metadata import status_code
+from .page import Page
+from .state import Mark
+from .state import seconds_left
+from .state import State
+from .state import state_of
+
+if t.TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse
+    from _typeshed.wsgi import WSGIEnvironment
+
+    from .store.memory import Entry
+
+YEAR = 31536000
+PRIVATE = "private, no-store"
+
+#: RFC 9110 section 15.4.5; Cache-Status tells how a 304 came about, too.
+_NOT_MODIFIED_HEADERS = frozenset(
+    {"cache-control", "cache-status", "content-location", "etag", "expires", "vary"}
+)
+
+#: Content codings in the order in which they are chosen at equal quality.
+CODINGS = ("zstd", "br", "gzip")
+
+
+class Answer(t.NamedTuple):
+    """What is sent: the same objects for many requests, but for a copy of the header list."""
+
+    status: str
+    headers: Headers
+    body: tuple[bytes, ...]
+    etag: str
+
+
+class Served:
+    """Answers of an entry that hold from ``since`` until ``until``."""
+
+    __slots__ = ("_entry", "answers", "member", "since", "until")
+
+    def __init__(self, entry: Entry, now: float) -> None:
+        self._entry = entry
+        self.since = now
+        left = seconds_left(entry.page, entry.mark, now)
+        exact = entry.page.metadata.revalidate
+        if left is None or exact is None:
+            self.until = now + 1.0
+            self.member = "isr; hit"
+        else:
+            # The whole second in which the number of seconds left stays the same.
+            self.until = entry.page.generated_at + exact - left + 1
+            self.member = f"isr; hit; ttl={left}"
+        #: Answers by content coding.
+        self.answers: dict[str, Answer] = {}
+
+    def answer(self, coding: str) -> Answer:
+        found = self.answers.get(coding)
+        if found is None:
+            entry = self._entry
+            found = make_answer(entry.page, entry.mark, coding, self.member, self.since)
+            self.answers[coding] = found
+        return found
+
+
+def cache_control(page: Page, mark: Mark, now: float) -> str:
+    """What caches behind us may do (RFC 9111, RFC 5861).
+
+    Without an ``Age``, so ``s-maxage`` is what is left; a stale answer grants no freshness.
+    """
+    window, expire, _ = page.metadata
+    left = seconds_left(page, mark, now)
+    if state_of(page, mark, now) is State.FRESH:
+        fresh = YEAR if left is None else left
+        stale = YEAR if expire is None or window is None else expire - window
+    else:
+        fresh = 0
+        age = max(0.0, now - page.generated_at)
+        stale = YEAR if expire is None else max(0, math.floor(expire - age))
+    return f"public, max-age=0, s-maxage={fresh}, stale-while-revalidate={stale}"
+
+
+def make_answer(page: Page, mark: Mark, coding: str, member: str, now: float) -> Answer:
+    """The answer to a GET, with what the library says of the page at this moment."""
+    headers: Headers = []
+    control = etag = None
+    statuses = []
+    for name, value in page.headers:
+        lower = name.lower()
+        if lower == "cache-control":
+            control = value if control is None else f"{control}, {value}"
+        elif lower == "etag":
+            etag = value
+        elif lower == "cache-status":
+            statuses.append(value)
+        else:
+            headers.append((name, value))
+    body = page.bodies[coding]
+    if coding != "identity":
+        headers.append(("Content-Encoding", coding))
+    headers.append(("Content-Length", str(len(body))))
+    etag = _etag(page, etag, coding)
+    if etag:
+        headers.append(("ETag", etag))
+    headers.append(("Cache-Control", control or cache_control(page, mark, now)))
+    vary = (*(("Accept-Encoding",) if page.codings else ()), *page.vary)
+    if vary:
+        headers.append(("Vary", ", ".join(vary)))
+    headers.append(("Cache-Status", ", ".join([*statuses, member])))
+    return Answer(page.status, headers, (body,), etag)
+
+
+def _etag(page: Page, own: str | None, coding: str) -> str:
+    """A tag for each coding (RFC 9110 section 8.8.3.3)."""
+    value, weak = unquote_etag(own) if own else (page.digest, False)
+    if not value:
+        return ""
+    return quote_etag(value if coding == "identity" else f"{value}-{coding}", bool(weak))
+
+
+def not_modified(environ: WSGIEnvironment, answer: Answer) -> bool:
+    """Whether a conditional request finds what it already has (RFC 9110 section 13)."""
+    if status_code(answer.status) != 200:
+        return False
+    tags = environ.get("HTTP_IF_NONE_MATCH")
+    if tags is not None:
+        known = parse_etags(tags)
+        return known.star_tag or known.contains_weak(unquote_etag(answer.etag)[0] or "")
+    since = parse_date(environ.get("HTTP_IF_MODIFIED_SINCE"))
+    if since is None:
+        return False
+    modified = next((v for k, v in answer.headers if k.lower() == "last-modified"), None)
+    return modified is not None and not is_resource_modified(
+        http_if_modified_since=http_date(since), last_modified=parse_date(modified)
+    )
+
+
+def respond(
+    environ: WSGIEnvironment, start_response: StartResponse, answer: Answer
+) -> Sequence[bytes]:
+    """Send an answer to a GET or HEAD request."""
+    if "HTTP_IF_NONE_MATCH" in environ or "HTTP_IF_MODIFIED_SINCE" in environ:
+        if not_modified(environ, answer):
+            kept = [item for item in answer.headers if item[0].lower() in _NOT_MODIFIED_HEADERS]
+            start_response("304 Not Modified", kept)
+            return ()
+    start_response(answer.status, answer.headers.copy())
+    return () if environ["REQUEST_METHOD"] == "HEAD" else answer.body
+
+
+class Negotiation:
+    """Chooses a content coding by the visitor's ``Accept-Encoding`` (RFC 9110 section 12.5.3)."""
+
+    #: Spellings remembered; clients choose them.
+    LIMIT = 1000
+
+    def __init__(self) -> None:
+        self._preferences: dict[str, tuple[str, ...]] = {}
+
+    def choose(self, environ: WSGIEnvironment, page: Page) -> str:
+        accepted = environ.get("HTTP_ACCEPT_ENCODING")
+        if not accepted or len(page.bodies) == 1:
+            return "identity"
+        preference = self._preferences.get(accepted)
+        if preference is None:
+            if len(self._preferences) >= self.LIMIT:
+                self._preferences.clear()
+            preference = self._preferences[accepted] = _preference(accepted)
+        return next((coding for coding in preference if coding in page.bodies), "identity")
+
+
+def _preference(accepted: str) -> tuple[str, ...]:
+    accept = parse_accept_header(accepted)
+    qualities = {coding: accept.quality(coding) for coding in CODINGS}
+    identity = accept.quality("identity") if "identity" in accept.values() else 0
+    usable = [coding for coding in CODINGS if qualities[coding] > 0]
+    usable = [coding for coding in usable if qualities[coding] >= identity]
+    return tuple(sorted(usable, key=lambda coding: -qualities[coding]))

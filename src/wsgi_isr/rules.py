@@ -1,0 +1,212 @@
+"""What is known of a URL before the app is asked: `Rule`, URL patterns, and who finds the rule.
+
+The first rule that matches a path counts.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import typing as t
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
+from dataclasses import field
+from urllib.parse import unquote_to_bytes
+
+from werkzeug.datastructures import Accept
+from werkzeug.datastructures import CharsetAccept
+from werkzeug.datastructures import LanguageAccept
+from werkzeug.datastructures import MIMEAccept
+from werkzeug.http import parse_accept_header
+
+from .metadata import check_expire
+from .metadata import check_revalidate
+from .metadata import check_tags
+
+if t.TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
+
+logger = logging.getLogger("wsgi_isr")
+
+_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_ACCEPT_CLASSES: dict[str, type[Accept]] = {
+    "accept": MIMEAccept,
+    "accept-charset": CharsetAccept,
+    "accept-language": LanguageAccept,
+}
+# A page that depends on one of these is not one page for all: the canonical request has none.
+_NEVER_VARY = frozenset({"cookie", "authorization", "host", "accept-encoding"})
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What is known of a URL before the app is asked.
+
+    A rule declares its URLs: the app only ever sees canonical requests for them. A rule with
+    ``revalidate`` makes pages of an app that sends no ISR headers; a header of the response
+    wins over the rule.
+
+    :param revalidate: seconds a page is fresh, 1 or more; ``False``: until it is revalidated on
+        demand; ``None``: only the response says.
+    :param expire: seconds after which a stale page is not served any more, at least
+        ``revalidate``; ``None``: no limit.
+    :param tags: names by which many pages are invalidated at once.
+    :param query: query parameters that are part of a page's key.
+    :param vary: request headers that are part of a page's key, each with the values it is
+        reduced to; the first one is the default.
+    :param fallback: ``"blocking"``: the first visitor of a page waits for its render.
+        ``False``: only prerendered paths exist. A callable: a WSGI app that answers a browser
+        at once while the page is rendered behind.
+    :raises ValueError: for what is not one of these, with the remedy.
+    """
+
+    revalidate: int | t.Literal[False] | None = None
+    expire: int | None = None
+    tags: Sequence[str] = ()
+    query: Sequence[str] = ()
+    vary: Mapping[str, Sequence[str]] | None = None
+    fallback: t.Any = "blocking"
+    #: The normalised form of ``vary``: lower-case name and values, sorted by name.
+    variants: tuple[tuple[str, tuple[str, ...]], ...] = field(init=False, default=())
+
+    def __post_init__(self) -> None:
+        if self.revalidate is not None:
+            check_revalidate(self.revalidate)
+        check_expire(self.expire, self.revalidate)
+        object.__setattr__(self, "tags", check_tags(self.tags))
+        object.__setattr__(self, "query", check_query(self.query))
+        object.__setattr__(self, "variants", _check_vary(self.vary or {}))
+        if self.fallback not in ("blocking", False) and not callable(self.fallback):
+            raise ValueError(
+                f"fallback takes 'blocking', False or a callable, not {self.fallback!r}"
+            )
+
+    def vary_of(self, environ: WSGIEnvironment) -> tuple[tuple[str, str], ...]:
+        """The declared request headers of a visitor, each reduced to one of its listed values."""
+        return tuple(
+            (name, _reduce(name, environ.get("HTTP_" + name.upper().replace("-", "_")), values))
+            for name, values in self.variants
+        )
+
+
+def _reduce(name: str, value: str | None, allowed: tuple[str, ...]) -> str:
+    if value is None:
+        return allowed[0]
+    accept = _ACCEPT_CLASSES.get(name)
+    if accept is not None:
+        return parse_accept_header(value, accept).best_match(allowed, default=allowed[0])
+    value = value.strip().lower()
+    return next((item for item in allowed if item.lower() == value), allowed[0])
+
+
+def check_query(names: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(names, str):
+        raise TypeError(f"query takes a list of parameter names, as in ({names!r},)")
+    names = tuple(names)
+    for name in names:
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"query takes names of query parameters, not {name!r}")
+    # The key spells parameters as bytes in latin-1, like the rest of WSGI.
+    return tuple(name.encode().decode("latin-1") for name in names)
+
+
+def _check_vary(vary: Mapping[str, Sequence[str]]) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    if not isinstance(vary, Mapping):
+        raise TypeError('vary takes a mapping, as in {"Accept-Language": ["en", "de"]}')
+    normal = []
+    for name, values in vary.items():
+        if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name):
+            raise ValueError(f"vary takes names of request headers, not {name!r}")
+        if name.lower() in _NEVER_VARY:
+            raise ValueError(f"a page cannot vary by {name}: it is one page for all who have it")
+        if isinstance(values, str) or not values:
+            raise ValueError(f"vary[{name!r}] takes a list of the values that make a difference")
+        for value in values:
+            if not isinstance(value, str) or not value.isascii() or not value.isprintable():
+                raise ValueError(f"vary[{name!r}] takes plain values, not {value!r}")
+        normal.append((name.lower(), tuple(values)))
+    return tuple(sorted(normal))
+
+
+def compile_pattern(pattern: str) -> re.Pattern[str]:
+    """A path pattern as a regular expression over WSGI paths.
+
+    ``*`` is one segment (or a part of one), ``**`` any number of segments, none among them.
+
+    :raises ValueError: for a pattern that does not start with ``/``.
+    """
+    if not isinstance(pattern, str) or not pattern.startswith("/") or pattern.startswith("//"):
+        raise ValueError(f"a pattern is a path with * and **, as in '/blog/*', not {pattern!r}")
+    if len(pattern) > 1024 or any(char < " " for char in pattern):
+        raise ValueError(f"a pattern has at most 1024 printable characters: {pattern!r}")
+    expression = ""
+    previous = None
+    for segment in pattern.split("/")[1:]:
+        if segment == "**":
+            # Runs of ** mean what one means, and would backtrack without end.
+            expression += "" if previous == "**" else "(?:/.*)?"
+        elif segment == "*":
+            expression += "/[^/]+"
+        else:
+            expression += "/" + re.sub(r"(?:\\\*)+", "[^/]*", re.escape(_to_wsgi(segment)))
+        previous = segment
+    return re.compile(expression, re.DOTALL)
+
+
+def _to_wsgi(text: str) -> str:
+    return unquote_to_bytes(text).decode("latin-1")
+
+
+RuleLike: t.TypeAlias = "Rule | int | None"
+Resolver: t.TypeAlias = "Callable[[WSGIEnvironment], Rule | None]"
+
+
+def make_resolver(rules: Mapping[str, RuleLike] | Resolver | None) -> Resolver | None:
+    """One function from environ to rule, of whatever the user handed over.
+
+    :raises TypeError: for what is neither a mapping nor a callable.
+    :raises ValueError: for a pattern or a rule that is none.
+    """
+    if rules is None:
+        return None
+    if isinstance(rules, Mapping):
+        return _PatternRules(rules)
+    if callable(rules):
+        return _checked(rules)
+    raise TypeError('rules takes a mapping, as in {"/blog/*": 60}, or a callable(environ)')
+
+
+class _PatternRules:
+    def __init__(self, rules: Mapping[str, RuleLike]) -> None:
+        self._rules = [(compile_pattern(key), _as_rule(key, rule)) for key, rule in rules.items()]
+
+    def __call__(self, environ: WSGIEnvironment) -> Rule | None:
+        path = environ.get("PATH_INFO") or "/"
+        return next((rule for pattern, rule in self._rules if pattern.fullmatch(path)), None)
+
+
+def _as_rule(pattern: str, rule: RuleLike) -> Rule:
+    if isinstance(rule, Rule):
+        return rule
+    try:
+        return Rule(revalidate=t.cast("int | t.Literal[False]", rule))
+    except ValueError as error:
+        raise ValueError(f"rules[{pattern!r}]: {error}") from None
+
+
+def _checked(resolver: Resolver) -> Resolver:
+    def resolve(environ: WSGIEnvironment) -> Rule | None:
+        try:
+            rule = resolver(environ)
+        except Exception:
+            # A page is not worth an error that the app did not cause.
+            logger.exception("rules callable failed for %s", environ.get("PATH_INFO"))
+            return None
+        if rule is None or isinstance(rule, Rule):
+            return rule
+        logger.error("rules callable returned %r, which is neither a Rule nor None", rule)
+        return None
+
+    return resolve

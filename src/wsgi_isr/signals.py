@@ -1,0 +1,43 @@
+"""Signals (blinker), with the middleware as sender. Receivers take ``sender, **extra``.
+
+A receiver that raises is logged and harms nobody. Receivers are held weakly, as always in
+blinker: a lambda vanishes unless somebody keeps it.
+"""
+
+from __future__ import annotations
+
+import logging
+import typing as t
+
+from blinker import Namespace
+from blinker import NamedSignal
+
+logger = logging.getLogger("wsgi_isr")
+
+_signals = Namespace()
+
+page_stored = _signals.signal("page-stored")
+"""A rendered page was stored. Extra: ``url``, ``status``, ``reason``."""
+
+page_rejected = _signals.signal("page-rejected")
+"""An answer was refused by the store's rules. Extra: ``url``, ``reason``."""
+
+regeneration_failed = _signals.signal("regeneration-failed")
+"""A render failed; the last good page stays. Extra: ``url``, ``error``, ``failures``."""
+
+page_revalidated = _signals.signal("page-revalidated")
+"""A page was rendered on demand. Extra: ``url``, ``status``."""
+
+store_failed = _signals.signal("store-failed")
+"""The store did not do what was asked. Extra: ``operation``, ``error``."""
+
+
+def send(signal: NamedSignal, sender: object, **extra: t.Any) -> None:
+    """Send a signal without letting a receiver's error out."""
+    if not signal.receivers:
+        return
+    for receiver in list(signal.receivers_for(sender)):
+        try:
+            receiver(sender, **extra)
+        except Exception:
+            logger.exception("a receiver of %s failed", signal.name)

@@ -1,0 +1,143 @@
+"""Pure decisions: is a page fresh, stale or expired, and may one render replace another.
+
+No I/O and no clock of its own. Renders and invalidations of a store share one order: each takes
+the next number of its sequence. A page carries the number its render began with, so it is
+invalidated exactly if one of its labels has a later number.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+import re
+import typing as t
+from collections.abc import Iterable
+
+from .page import Page
+from .rules import compile_pattern
+
+#: A page from a little in the future is another machine's clock; from further, a wrong one.
+CLOCK_TOLERANCE = 5.0
+
+
+class State(enum.Enum):
+    FRESH = "fresh"
+    STALE = "stale"
+    EXPIRED = "expired"
+
+
+class Mark(enum.IntEnum):
+    """What invalidations have made of a page."""
+
+    NONE = 0
+    SOFT = 1
+    HARD = 2
+
+
+def state_of(page: Page, mark: Mark, now: float) -> State:
+    age = now - page.generated_at
+    window, expire, _ = page.metadata
+    if mark is Mark.HARD or (expire is not None and age >= expire):
+        return State.EXPIRED
+    if mark is Mark.SOFT or age < -CLOCK_TOLERANCE:
+        return State.STALE
+    if window is not None and age >= window:
+        # Where expiry equals the window the stale page is never served.
+        return State.STALE
+    return State.FRESH
+
+
+def seconds_left(page: Page, mark: Mark, now: float) -> int | None:
+    """Freshness that is left, rounded up; 0 or negative for a stale page, ``None`` for ever."""
+    window = page.metadata.revalidate
+    if window is None:
+        return None if mark is Mark.NONE and now - page.generated_at >= -CLOCK_TOLERANCE else 0
+    left = window - max(0.0, now - page.generated_at)
+    if left <= 0:
+        return math.ceil(left)
+    return math.ceil(left) if state_of(page, mark, now) is State.FRESH else 0
+
+
+def replaces(new: Page, old: Page | None) -> bool:
+    """Whether a finished render may take the place of what is stored.
+
+    An older render never overwrites a newer page, however late it ends (promise 5).
+    """
+    return old is None or old.lineage != new.lineage or old.sequence <= new.sequence
+
+
+class Invalidation(t.NamedTuple):
+    """Numbers of the last invalidation of a label, and of the last one that was hard."""
+
+    last: int
+    hard: int
+
+
+class Epochs:
+    """The last invalidation of each label and pattern.
+
+    :param lineage: name of the sequence the numbers belong to. A page of another lineage counts
+        as stale: what happened to it since is unknown.
+    """
+
+    def __init__(self, lineage: str, sequence: int = 0) -> None:
+        self.lineage = lineage
+        self.sequence = sequence
+        #: Pages from before this number count as invalidated: their labels were forgotten.
+        self.floor = Invalidation(0, 0)
+        self.labels: dict[str, Invalidation] = {}
+        self._patterns: dict[str, tuple[re.Pattern[str], Invalidation]] = {}
+
+    def __len__(self) -> int:
+        return len(self.labels) + len(self._patterns)
+
+    def apply(self, number: int, label: str, hard: bool) -> None:
+        if label.startswith("pattern:"):
+            pattern = label.removeprefix("pattern:")
+            known = self._patterns.get(pattern)
+            compiled = known[0] if known else compile_pattern(pattern)
+            old = known[1] if known else self.floor
+            self._patterns[pattern] = (compiled, _later(old, number, hard))
+        else:
+            self.labels[label] = _later(self.labels.get(label, self.floor), number, hard)
+        self.sequence = max(self.sequence, number)
+
+    def mark(self, page: Page) -> Mark:
+        """What the invalidations since its render began have made of a page."""
+        if page.lineage != self.lineage:
+            return Mark.SOFT
+        worst = Mark.NONE
+        for last, hard in self._of(page):
+            if hard > page.sequence:
+                return Mark.HARD
+            if last > page.sequence:
+                worst = Mark.SOFT
+        return worst
+
+    def _of(self, page: Page) -> Iterable[Invalidation]:
+        yield self.floor
+        for label in page.labels:
+            if (found := self.labels.get(label)) is not None:
+                yield found
+        for pattern, found in self._patterns.values():
+            if pattern.fullmatch(page.key.full_path or "/"):
+                yield found
+
+    def items(self) -> Iterable[tuple[str, Invalidation]]:
+        yield from self.labels.items()
+        for pattern, (_, found) in self._patterns.items():
+            yield f"pattern:{pattern}", found
+
+    def forget_oldest(self, keep: int) -> None:
+        """Bound the table: what is forgotten counts as invalidated, never as valid."""
+        ordered = sorted(self.items(), key=lambda item: item[1].last)
+        for label, (last, hard) in ordered[: max(0, len(ordered) - keep)]:
+            if label.startswith("pattern:"):
+                del self._patterns[label.removeprefix("pattern:")]
+            else:
+                del self.labels[label]
+            self.floor = Invalidation(max(self.floor.last, last), max(self.floor.hard, hard))
+
+
+def _later(old: Invalidation, number: int, hard: bool) -> Invalidation:
+    return Invalidation(max(old.last, number), max(old.hard, number) if hard else old.hard)

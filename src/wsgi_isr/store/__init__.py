@@ -1,0 +1,238 @@
+"""`PageStore`: the memory level over the shared level, and the one place where a store may fail.
+
+Nothing here raises into a request: a store that is down, slow, full or damaged is a miss.
+Invalidations are the exception: one that may be lost is an error for who asked for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import typing as t
+from collections.abc import Callable
+from collections.abc import Iterator
+
+from ..key import path_digest
+from ..key import PageKey
+from ..page import Codec
+from ..page import Page
+from ..page import page_label
+from ..state import Mark
+from ..state import replaces
+from ..state import State
+from ..state import state_of
+from .backend import NullStorage
+from .backend import Storage
+from .breaker import Breaker
+from .coordination import Coordination
+from .coordination import Failure
+from .coordination import Held
+from .coordination import Lease
+from .coordination import Number
+from .coordination import StoreError
+from .memory import Entry
+from .memory import MemoryLevel
+
+logger = logging.getLogger("wsgi_isr")
+
+T = t.TypeVar("T")
+
+
+class PageStore:
+    """Pages of one site, in memory and in the shared store.
+
+    :param on_error: called with the operation and the error of a store that failed.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        coordination: Coordination,
+        memory: MemoryLevel,
+        codec: Codec,
+        build_id: str,
+        on_error: Callable[[str, Exception], None],
+    ) -> None:
+        self.storage = storage
+        self.coordination = coordination
+        self.memory = memory
+        self._codec = codec
+        self._build_id = build_id
+        self._breaker = Breaker(on_error)
+        self._damaged: dict[str, float] = {}
+
+    # Reading.
+
+    def lookup(self, key: PageKey, now: float) -> Entry | None:
+        """The page as this process knows it, or as the shared level does if that is newer."""
+        entry = self.memory.get(key)
+        if entry is None:
+            return self.load(key)
+        self.confirm(entry)
+        if state_of(entry.page, entry.mark, now) is State.FRESH:
+            return entry
+        if entry.stores == self.coordination.signal[1]:
+            return entry
+        return self.newest(key)
+
+    def confirm(self, entry: Entry) -> None:
+        """See what invalidations have made of a page, if there were any."""
+        generation = self.coordination.signal[0]
+        if entry.generation != generation:
+            epochs = self._breaker.call("epochs", self.coordination.epochs)
+            if epochs is not None:
+                entry.mark = epochs.mark(entry.page)
+                entry.generation = generation
+
+    def _entry(self, page: Page, stores: object) -> Entry:
+        entry = Entry(page, Mark.NONE, None, stores)
+        self.confirm(entry)
+        return entry
+
+    def load(self, key: PageKey) -> Entry | None:
+        """The page of the shared level."""
+        # Read before the page is, so that any later change is noticed.
+        stores = self.coordination.signal[1]
+        page = self._read(key.name, key)
+        return None if page is None else self.memory.put(self._entry(page, stores))
+
+    def newest(self, key: PageKey) -> Entry | None:
+        """The page of the level that has the newer one."""
+        known = self.memory.get(key)
+        stores = self.coordination.signal[1]
+        loaded = self.load(key)
+        if known is None or loaded is None:
+            entry = loaded or known
+        else:
+            entry = loaded if replaces(loaded.page, known.page) else known
+        if entry is not None:
+            entry.stores = stores
+            self.confirm(entry)
+        return entry
+
+    def _read(self, name: str, key: PageKey | None) -> Page | None:
+        data = self._breaker.call("get", lambda: self.storage.get(name))
+        if data is None:
+            return None
+        page = self._codec.decode(data, key)
+        if page is None:
+            self._report_damage(name, key)
+        return page
+
+    def _report_damage(self, name: str, key: PageKey | None) -> None:
+        now = time.monotonic()
+        if now < self._damaged.get(name, 0.0):
+            return
+        if len(self._damaged) > 1000:
+            self._damaged.clear()
+        self._damaged[name] = now + 60
+        logger.warning(
+            "entry %s%s is damaged or not ours: treated as missing",
+            name,
+            f" of {key.url}" if key is not None else "",
+        )
+
+    def siblings(self, full_path: str) -> list[PageKey]:
+        """All known pages of a path, on whatever host, with whatever query or variant."""
+        digest = path_digest(full_path)
+        keys = {entry.page.key for entry in self.memory if entry.page.key.full_path == full_path}
+        try:
+            names = self._breaker.call("list", lambda: list(self.storage.names(digest))) or []
+        except NotImplementedError:
+            names = []
+        pages = (self._read(name, None) for name in names)
+        keys.update(page.key for page in pages if page is not None)
+        return sorted(key for key in keys if key.build == self._build_id)
+
+    def pages(self) -> Iterator[Entry]:
+        """All pages of this build, one at a time.
+
+        :raises NotImplementedError: for a backend that cannot list.
+        """
+        seen = set()
+        for name in self.storage.names():
+            page = self._read(name, None)
+            if page is not None and page.name == name and page.key.build == self._build_id:
+                seen.add(page.key)
+                yield self._entry(page, None)
+        for entry in self.memory:
+            if entry.page.key not in seen:
+                self.confirm(entry)
+                yield entry
+
+    # Writing.
+
+    def put(self, page: Page) -> tuple[Entry, str | None]:
+        """Store a finished render, unless a newer one is there.
+
+        Returns the page that counts from now on, and why it was not stored if it was not.
+        """
+        stores = self.coordination.signal[1]
+
+        def accept(data: bytes | None) -> bool:
+            return data is None or replaces(page, self._codec.decode(data, page.key))
+
+        data = self._codec.encode(page)
+        stored = self._breaker.call(
+            "set", lambda: self.coordination.swap(self.storage, page.name, data, accept)
+        )
+        if stored is False and (newer := self.newest(page.key)) is not None:
+            return newer, None
+        kept = self.memory.put(self._entry(page, stores))
+        if stored is None:
+            return kept, "store-error"
+        if isinstance(self.storage, NullStorage) and self.memory.get(page.key) is None:
+            return kept, "too-large"
+        return kept, None
+
+    def drop(self, key: PageKey) -> None:
+        """Forget a page everywhere: its URL is no page any more."""
+        name = key.name
+        self._breaker.call("drop", lambda: self.coordination.invalidate([page_label(name)], True))
+        self._breaker.call("drop", lambda: self.coordination.remove(self.storage, name))
+        self.memory.discard(key)
+
+    def invalidate(self, labels: list[str], hard: bool) -> Number:
+        """Mark pages, in all processes, before this returns.
+
+        :raises StoreError: if that may not hold everywhere.
+        """
+        try:
+            return self.coordination.invalidate(labels, hard)
+        except Exception as error:
+            self._breaker.failed("invalidate", error)
+            raise StoreError(f"the store did not take the invalidation: {error}") from error
+
+    # Coordination; without it every process is on its own.
+
+    def next_number(self) -> Number:
+        number = self._breaker.call("number", self.coordination.next_number)
+        if number is not None:
+            return number
+        epochs = self._breaker.call("epochs", self.coordination.epochs)
+        return Number("", 0) if epochs is None else Number(epochs.lineage, epochs.sequence)
+
+    def acquire(self, name: str, seconds: float, on_demand: bool = False) -> Lease | Held | None:
+        """The lease of a page, who has it, or ``None`` where there is no agreement to be had."""
+        return self._breaker.call(
+            "lease", lambda: self.coordination.acquire(name, seconds, on_demand)
+        )
+
+    def release(self, lease: Lease | None, outcome: bytes | None = None) -> None:
+        if lease is not None:
+            sealed = None if outcome is None else self._codec.seal(outcome)
+            self._breaker.call("release", lambda: lease.release(sealed))
+
+    def outcome(self, name: str, token: str) -> bytes | None:
+        sealed = self._breaker.call("outcome", lambda: self.coordination.outcome(name, token))
+        payload = self._codec.unseal(sealed)
+        return None if payload is None else bytes(payload)
+
+    def failure(self, name: str) -> Failure | None:
+        return self._breaker.call("failure", lambda: self.coordination.failure(name))
+
+    def set_failure(self, name: str, failure: Failure | None) -> None:
+        self._breaker.call("failure", lambda: self.coordination.set_failure(name, failure))
+
+    def poll(self) -> None:
+        self._breaker.call("poll", self.coordination.poll)

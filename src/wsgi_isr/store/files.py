@@ -1,0 +1,452 @@
+"""Coordination of the workers of one machine, on files beside the pages.
+
+``sequence``  the lineage and the last number given
+``epochs``    a log of invalidations, a line each; readers follow its end
+``leases/``   a file per page being rendered, locked by its holder: a killed one frees it at once
+``failures/`` a file per page whose renders fail
+
+Every change is made under one advisory lock, held for microseconds. That something changed is
+told through two counters in shared memory, because a ``stat`` per hit costs a microsecond. They
+are not in the cache folder: touching mapped memory of a truncated file kills the process. Where
+there is no such memory, or somebody does not share it, a ``stat`` stands in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import mmap
+import os
+import secrets
+import stat
+import threading
+import time
+import typing as t
+import zlib
+from collections.abc import Iterator
+from collections.abc import Sequence
+
+from ..state import Epochs
+from ..state import Invalidation
+from .coordination import Accept
+from .coordination import Failure
+from .coordination import Held
+from .coordination import Lease
+from .coordination import MAX_LABELS
+from .coordination import Number
+from .coordination import StoreError
+
+if t.TYPE_CHECKING:
+    from .backend import Storage
+
+logger = logging.getLogger("wsgi_isr")
+
+#: Where memory that processes share by name is found, on Linux.
+SHARED_MEMORY = "/dev/shm"
+#: Longest wait for the lock: a frozen process may hold it.
+LOCK_TIMEOUT = 1.0
+#: Seconds after which a change by somebody who does not share the counters is noticed.
+POLL_INTERVAL = 1.0
+
+
+class FileCoordination:
+    """Coordination of all processes that share a folder.
+
+    :param folder: it exists, and nobody else writes to it.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._log = os.path.join(folder, "epochs")
+        self._epochs = Epochs("")
+        self._offset = 0
+        self._records = 0
+        self._identity: object = None
+        self._loaded: object = None
+        self._polled = 0.0
+        self._lock = threading.RLock()
+        self.signal = _open_signal(folder)
+
+    def after_fork(self) -> None:
+        self._lock = threading.RLock()
+
+    # The lock, and what is only done under it.
+
+    @contextlib.contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        """The one lock, over threads and processes; released by the kernel if we are killed."""
+        if not self._lock.acquire(timeout=LOCK_TIMEOUT):
+            raise StoreError("another thread holds the lock of the cache folder")
+        try:
+            descriptor = _open(os.path.join(self._folder, "lock"), os.O_RDWR | os.O_CREAT)
+            try:
+                _lock_within(descriptor, LOCK_TIMEOUT)
+                try:
+                    yield
+                finally:
+                    # Closing is not enough: a child forked meanwhile has the descriptor too.
+                    fcntl.flock(descriptor, fcntl.LOCK_UN)
+            finally:
+                os.close(descriptor)
+        finally:
+            self._lock.release()
+
+    def _take_number(self) -> Number:
+        path = os.path.join(self._folder, "sequence")
+        last = _parse_number(_read(path))
+        if last is None:
+            last = self._begin_lineage()
+        number = Number(last.lineage, last.sequence + 1)
+        descriptor = _open(path, os.O_RDWR | os.O_CREAT)
+        try:
+            os.pwrite(descriptor, _format_number(number), 0)
+        finally:
+            os.close(descriptor)
+        return number
+
+    def _begin_lineage(self) -> Number:
+        """Start anew after damage: all that is stored counts as stale from now on."""
+        number = Number(secrets.token_hex(8), 0)
+        if os.path.exists(self._log):
+            logger.warning("%s: damaged; its pages count as stale", self._folder)
+        self._rewrite(Epochs(number.lineage))
+        _write(os.path.join(self._folder, "sequence"), _format_number(number))
+        self.signal[0] += 1
+        return number
+
+    def _rewrite(self, epochs: Epochs) -> None:
+        head = {"lineage": epochs.lineage, "floor": epochs.floor, "sequence": epochs.sequence}
+        lines = [_format_line(head)]
+        for label, (last, hard) in epochs.items():
+            if hard:
+                lines.append(_format_line([hard, label, True]))
+            if last > hard:
+                lines.append(_format_line([last, label, False]))
+        _write(self._log, b"".join(lines))
+
+    # Renders and invalidations in one order.
+
+    def epochs(self) -> Epochs:
+        generation = self.signal[0]
+        if generation != self._loaded:
+            with self._lock:
+                if not self._follow():
+                    with self._exclusive():
+                        if not self._follow():
+                            self._begin_lineage()
+                            self._follow()
+                self._loaded = generation
+        return self._epochs
+
+    def _follow(self) -> bool:
+        """Read what was added to the log; false if it is missing or damaged."""
+        try:
+            descriptor = _open(self._log, os.O_RDONLY)
+        except FileNotFoundError:
+            return False
+        with os.fdopen(descriptor, "rb") as log:
+            status = os.fstat(descriptor)
+            if status.st_ino != self._identity or status.st_size < self._offset:
+                self._offset = 0
+            log.seek(self._offset)
+            # A line without its end is being written, or was when its writer was killed.
+            data, newline, _ = log.read().rpartition(b"\n")
+        epochs, offset, records = self._epochs, self._offset, self._records
+        lines = data.split(b"\n") if newline else []
+        if offset == 0:
+            head = _parse_line(lines.pop(0)) if lines else None
+            if not isinstance(head, dict):
+                return False
+            epochs = Epochs(str(head["lineage"]), int(head["sequence"]))
+            epochs.floor = Invalidation(*head["floor"])
+            records = 0
+        for line in lines:
+            record = _parse_line(line)
+            if not isinstance(record, list) or len(record) != 3:
+                return False
+            epochs.apply(*record)
+        self._epochs = epochs
+        self._offset = offset + len(data) + len(newline)
+        self._records = records + len(lines)
+        self._identity = status.st_ino
+        return True
+
+    def next_number(self) -> Number:
+        with self._exclusive():
+            return self._take_number()
+
+    def invalidate(self, labels: Sequence[str], hard: bool) -> Number:
+        with self._exclusive():
+            number = self._take_number()
+            if not self._follow() or self._epochs.lineage != number.lineage:
+                self._begin_lineage()
+                number = self._take_number()
+                self._follow()
+            descriptor = _open(self._log, os.O_RDWR)
+            try:
+                # Cut off what a killed writer left: it never returned, so it never held.
+                os.ftruncate(descriptor, self._offset)
+                lines = [_format_line([number.sequence, label, hard]) for label in labels]
+                os.pwrite(descriptor, b"".join(lines), self._offset)
+            finally:
+                os.close(descriptor)
+            self._follow()
+            if self._records > 2 * len(self._epochs) + 1000 or len(self._epochs) > MAX_LABELS:
+                if len(self._epochs) > MAX_LABELS:
+                    self._epochs.forget_oldest(MAX_LABELS // 2)
+                self._rewrite(self._epochs)
+                self._follow()
+            self.signal[0] += 1
+            return number
+
+    def poll(self) -> None:
+        now = time.monotonic()
+        if now - self._polled < POLL_INTERVAL:
+            return
+        self._polled = now
+        try:
+            status = os.stat(self._log)
+            changed = (status.st_ino, status.st_size) != (self._identity, self._offset)
+        except FileNotFoundError:
+            changed = True
+        if changed:
+            with self._exclusive():
+                self.signal[0] += 1
+
+    # One render of a page.
+
+    def acquire(self, name: str, seconds: float, on_demand: bool) -> Lease | Held:
+        path = os.path.join(self._folder, "leases", name)
+        with self._exclusive():
+            descriptor = _open(path, os.O_RDWR | os.O_CREAT)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                with os.fdopen(descriptor, "rb") as file:
+                    record = _parse_lease(file.read())
+                if record is not None and time.time() < record.deadline:
+                    if record.on_demand or not on_demand:
+                        return Held(record.token)
+                # Its holder hangs, or began too early: a new file takes the place of his.
+                temporary = f"{path}.{secrets.token_hex(8)}"
+                descriptor = _open(temporary, os.O_RDWR | os.O_CREAT)
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                os.replace(temporary, path)
+            return _FileLease(self, path, descriptor, seconds, on_demand)
+
+    def drop_lease(self, path: str, descriptor: int) -> None:
+        with self._exclusive():
+            if _is_at(descriptor, path):
+                os.unlink(path)
+
+    def outcome(self, name: str, token: str) -> bytes | None:
+        data = _read(os.path.join(self._folder, "leases", name)) or b""
+        record = _parse_lease(data)
+        if record is None or record.token != token:
+            return None
+        return data.partition(b"\n")[2] or None
+
+    # Pages.
+
+    def swap(self, storage: Storage, name: str, data: bytes, accept: Accept) -> bool:
+        with self._exclusive():
+            if not accept(storage.get(name)):
+                return False
+            storage.set(name, data)
+            self.signal[1] += 1
+            return True
+
+    def remove(self, storage: Storage, name: str) -> None:
+        with self._exclusive():
+            storage.delete(name)
+            self.signal[1] += 1
+
+    def failure(self, name: str) -> Failure | None:
+        record = _parse_line((_read(os.path.join(self._folder, "failures", name)) or b"").strip())
+        return Failure(*record) if isinstance(record, list) and len(record) == 3 else None
+
+    def set_failure(self, name: str, failure: Failure | None) -> None:
+        path = os.path.join(self._folder, "failures", name)
+        if failure is not None:
+            _write(path, _format_line(list(failure)))
+        else:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+
+
+class _LeaseRecord(t.NamedTuple):
+    token: str
+    deadline: float
+    on_demand: bool
+
+
+class _FileLease:
+    def __init__(
+        self,
+        owner: FileCoordination,
+        path: str,
+        descriptor: int,
+        seconds: float,
+        on_demand: bool,
+    ) -> None:
+        self.token = secrets.token_hex(8)
+        self._owner = owner
+        self._path = path
+        self._descriptor = descriptor
+        self._record = _format_line([self.token, time.time() + seconds, on_demand])
+        self._fill(self._record)
+
+    def _fill(self, data: bytes) -> None:
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, data, 0)
+
+    def release(self, outcome: bytes | None = None) -> None:
+        try:
+            if outcome is None:
+                self._owner.drop_lease(self._path, self._descriptor)
+            else:
+                self._fill(self._record + outcome)
+        finally:
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+            os.close(self._descriptor)
+
+
+# Counters in shared memory.
+
+
+def _open_signal(folder: str) -> t.Any:
+    """Two counters that all processes of the machine and user see change."""
+    digest = hashlib.sha256(os.path.realpath(folder).encode()).hexdigest()[:24]
+    path = os.path.join(SHARED_MEMORY, f"wsgi-isr-{os.geteuid()}-{digest}")
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return StatSignal(folder)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+            return StatSignal(folder)
+        if status.st_size < 16:
+            os.ftruncate(descriptor, 16)
+        return memoryview(mmap.mmap(descriptor, 16)).cast("Q")
+    except (OSError, ValueError):
+        return StatSignal(folder)
+    finally:
+        os.close(descriptor)
+
+
+class StatSignal:
+    """The same two values from ``stat``: slower, and right without shared memory."""
+
+    def __init__(self, folder: str) -> None:
+        self._paths = (os.path.join(folder, "generation"), os.path.join(folder, "stores"))
+
+    def __getitem__(self, index: int) -> int:
+        try:
+            return os.stat(self._paths[index]).st_size
+        except OSError:
+            return -1
+
+    def __setitem__(self, index: int, value: int) -> None:
+        # Each change is one more byte of a sparse file: sizes never repeat, as times may.
+        descriptor = _open(self._paths[index], os.O_RDWR | os.O_CREAT)
+        try:
+            os.ftruncate(descriptor, max(value, os.fstat(descriptor).st_size + 1))
+        finally:
+            os.close(descriptor)
+
+
+# Small files.
+
+
+def _open(path: str, flags: int) -> int:
+    """Open a file of ours; a folder that was deleted meanwhile is made again."""
+    flags |= os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        return os.open(path, flags, 0o600)
+    except FileNotFoundError:
+        if not flags & os.O_CREAT:
+            raise
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        return os.open(path, flags, 0o600)
+
+
+def _read(path: str) -> bytes | None:
+    try:
+        with os.fdopen(_open(path, os.O_RDONLY), "rb") as file:
+            return file.read()
+    except OSError:
+        return None
+
+
+def _write(path: str, data: bytes) -> None:
+    """Replace a file as a whole: readers see the old one or the new one."""
+    temporary = f"{path}.{secrets.token_hex(8)}"
+    descriptor = _open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def _is_at(descriptor: int, path: str) -> bool:
+    """Whether the open file is still the one that the path names."""
+    try:
+        there = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return there.st_ino == os.fstat(descriptor).st_ino
+
+
+def _lock_within(descriptor: int, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    pause = 0.0001
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise StoreError("another process holds the lock of the cache folder") from None
+        time.sleep(pause)
+        pause = min(2 * pause, 0.01)
+
+
+def _format_line(value: object) -> bytes:
+    text = json.dumps(value, separators=(",", ":")).encode()
+    return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+def _parse_line(line: bytes) -> t.Any:
+    """The value of a line with its checksum; ``None`` for any other."""
+    check, _, text = line.partition(b" ")
+    if check != b"%08x" % zlib.crc32(text):
+        return None
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def _format_number(number: Number) -> bytes:
+    # Of one length, so that it is written in place.
+    return _format_line([number.lineage, f"{number.sequence:020d}"])
+
+
+def _parse_number(data: bytes | None) -> Number | None:
+    value = _parse_line((data or b"").strip())
+    if not isinstance(value, list) or len(value) != 2:
+        return None
+    return Number(str(value[0]), int(value[1]))
+
+
+def _parse_lease(data: bytes) -> _LeaseRecord | None:
+    value = _parse_line(data.partition(b"\n")[0])
+    return _LeaseRecord(*value) if isinstance(value, list) and len(value) == 3 else None

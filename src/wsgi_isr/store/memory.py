@@ -1,0 +1,128 @@
+"""The memory level: `Entry` objects, bounded in bytes. A hit copies, locks and pickles nothing."""
+
+from __future__ import annotations
+
+import threading
+import typing as t
+from collections.abc import Iterator
+
+from ..key import PageKey
+from ..page import Page
+from ..state import Mark
+from ..state import replaces
+
+#: A request as it came in, before anything is parsed.
+Target: t.TypeAlias = "tuple[str | None, ...]"
+
+#: Spellings of one page that are found without parsing; undeclared parameters make many.
+MAX_TARGETS = 8
+#: What a page costs beyond its bodies and headers: its objects, and its places in the tables.
+OVERHEAD = 2048
+
+
+class Entry:
+    """A page with what this process knows of it. Its fields change; the page never does."""
+
+    __slots__ = (
+        "generation",
+        "mark",
+        "page",
+        "referenced",
+        "retry_at",
+        "served",
+        "size",
+        "stores",
+        "targets",
+    )
+
+    def __init__(self, page: Page, mark: Mark, generation: object, stores: object) -> None:
+        self.page = page
+        self.mark = mark
+        #: Values of the coordination's signal under which the mark, and that the shared level
+        #: has nothing newer, were last confirmed.
+        self.generation = generation
+        self.stores = stores
+        #: Seconds since 1970 before which no regeneration is started.
+        self.retry_at = 0.0
+        self.referenced = True
+        #: Ready-made answers, which `respond` keeps here.
+        self.served: t.Any = None
+        #: Request targets by which a hit finds the entry.
+        self.targets: list[Target] = []
+        self.size = OVERHEAD + page.size + sum(len(k) + len(v) for k, v in page.headers)
+
+    def __repr__(self) -> str:
+        return f"<Entry {self.page.key.url} {self.mark.name} {self.page.sequence}>"
+
+
+class MemoryLevel:
+    """Pages by key, within a number of bytes.
+
+    Eviction is second chance (CLOCK): a hit sets one flag and takes no lock, and the next page
+    in line whose flag is not set goes.
+
+    :param limit: bytes; 0 keeps nothing.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.size = 0
+        #: Entries by request target: what a hit looks up.
+        self.targets: dict[Target, Entry] = {}
+        self._entries: dict[PageKey, Entry] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(list(self._entries.values()))
+
+    def get(self, key: PageKey) -> Entry | None:
+        return self._entries.get(key)
+
+    def put(self, entry: Entry) -> Entry:
+        """Keep an entry, if there is no newer page; returns the one that is kept."""
+        key = entry.page.key
+        with self._lock:
+            old = self._entries.get(key)
+            if old is not None:
+                if not replaces(entry.page, old.page):
+                    return old
+                self._remove(old)
+            if entry.size <= self.limit:
+                while self.size + entry.size > self.limit:
+                    self._evict()
+                self._entries[key] = entry
+                self.size += entry.size
+        return entry
+
+    def add_target(self, entry: Entry, target: Target) -> None:
+        """Let a hit find an entry by a request as it came in."""
+        with self._lock:
+            if self._entries.get(entry.page.key) is not entry or target in self.targets:
+                return
+            if len(entry.targets) >= MAX_TARGETS:
+                self.targets.pop(entry.targets.pop(0), None)
+            entry.targets.append(target)
+            self.targets[target] = entry
+
+    def discard(self, key: PageKey) -> None:
+        with self._lock:
+            if (entry := self._entries.get(key)) is not None:
+                self._remove(entry)
+
+    def _remove(self, entry: Entry) -> None:
+        del self._entries[entry.page.key]
+        self.size -= entry.size
+        for target in entry.targets:
+            del self.targets[target]
+
+    def _evict(self) -> None:
+        while True:
+            entry = next(iter(self._entries.values()))
+            if not entry.referenced:
+                self._remove(entry)
+                return
+            entry.referenced = False
+            self._entries[entry.page.key] = self._entries.pop(entry.page.key)

@@ -1,0 +1,109 @@
+"""From what a user hands over as ``cache`` to a storage with its coordination.
+
+Mistakes are told when the middleware is made; the store itself is opened on the first request,
+in each process anew, so that no connection and no lock crosses a fork.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import typing as t
+import weakref
+from collections.abc import Callable
+from urllib.parse import quote
+from urllib.parse import unquote
+from urllib.parse import urlsplit
+
+from cachelib import BaseCache
+from cachelib import FileSystemCache
+
+from .backend import adapt
+from .backend import FileStorage
+from .backend import NullStorage
+from .backend import Storage
+from .coordination import Coordination
+from .coordination import LocalCoordination
+from .files import FileCoordination
+
+logger = logging.getLogger("wsgi_isr")
+
+DEFAULT_FOLDER = ".isr-cache"
+
+Opened: t.TypeAlias = "tuple[Storage, Coordination]"
+Opener: t.TypeAlias = "Callable[[], Opened]"
+CacheLike: t.TypeAlias = "BaseCache | Callable[[], BaseCache] | str | None"
+
+#: Two middlewares over one cache of this process agree with each other.
+_local: weakref.WeakKeyDictionary[BaseCache, LocalCoordination] = weakref.WeakKeyDictionary()
+
+
+def opener(cache: CacheLike, prefix: str) -> Opener:
+    """How to open a store, later and once in each process.
+
+    :raises TypeError: for what is no cache.
+    :raises ValueError: for a URL that names none, with the remedy.
+    """
+    if cache is None:
+        folder = os.path.abspath(DEFAULT_FOLDER)
+        return lambda: _open_folder(folder, prefix)
+    if isinstance(cache, str):
+        return _from_url(cache, prefix)
+    if isinstance(cache, BaseCache):
+        return lambda: _open_cache(cache, prefix)
+    if callable(cache):
+        return lambda: _open_cache(_checked(cache()), prefix)
+    raise TypeError(f"cache takes a cachelib cache, a callable that returns one, or a URL: {cache!r}")
+
+
+def _checked(cache: object) -> BaseCache:
+    if not isinstance(cache, BaseCache):
+        raise TypeError(f"the callable given as cache returned no cachelib cache: {cache!r}")
+    return cache
+
+
+def _from_url(url: str, prefix: str) -> Opener:
+    parts = urlsplit(url)
+    if parts.scheme == "memory":
+        coordination = LocalCoordination()
+        return lambda: (NullStorage(), coordination)
+    if parts.scheme == "file":
+        folder = unquote(parts.path)
+        if parts.netloc not in ("", "localhost") or not folder.startswith("/") or folder == "/":
+            raise ValueError(f"a file URL has an absolute path, as in 'file:///var/cache/site': {url!r}")
+        return lambda: _open_folder(folder, prefix)
+    raise ValueError(f"cache URLs are memory:// and file:///path, not {url!r}")
+
+
+def _open_folder(folder: str, prefix: str) -> Opened:
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        _refuse_foreign(folder)
+        own = os.path.join(folder, quote(prefix, safe=""))
+        return FileStorage(os.path.join(own, "pages")), FileCoordination(own)
+    except OSError as error:
+        logger.warning(
+            "%s cannot be written (%s): pages are kept in the memory of each process only",
+            folder,
+            error,
+        )
+        return NullStorage(), LocalCoordination()
+
+
+def _refuse_foreign(folder: str) -> None:
+    """Do not, as root, leave files that the folder's owner can neither read nor replace."""
+    owner = os.stat(folder).st_uid
+    if os.geteuid() == 0 and owner != 0:
+        raise PermissionError(f"it belongs to user {owner}; run as that user")
+
+
+def _open_cache(cache: BaseCache, prefix: str) -> Opened:
+    storage = adapt(cache, prefix)
+    if isinstance(cache, FileSystemCache):
+        # cachelib leaves names with this ending alone, whatever it clears or prunes.
+        own = quote(prefix, safe="") + FileSystemCache._fs_transaction_suffix
+        return storage, FileCoordination(os.path.join(os.path.abspath(cache._path), own))
+    coordination = _local.get(cache)
+    if coordination is None:
+        coordination = _local[cache] = LocalCoordination()
+    return storage, coordination

@@ -1,0 +1,162 @@
+"""A tiny site under the strictest validators, a clock that tests turn, and real folders."""
+
+from __future__ import annotations
+
+import threading
+import typing as t
+from collections.abc import Callable
+from collections.abc import Iterator
+from wsgiref.validate import validator
+
+import pytest
+from werkzeug.middleware.lint import LintMiddleware
+from werkzeug.test import Client
+
+from wsgi_isr import ISRMiddleware
+from wsgi_isr import page_headers
+
+App = Callable[..., t.Any]
+
+
+class Clock:
+    """Seconds since 1970, when the test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1_700_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class Site:
+    """A WSGI app whose answers tests set, with a record of the environs it was called with.
+
+    ``site.answers[path] = app`` or ``site.page(path, body, **headers)``.
+    """
+
+    def __init__(self) -> None:
+        self.answers: dict[str, App] = {}
+        self.environs: list[dict[str, t.Any]] = []
+        self._lock = threading.Lock()
+
+    def __call__(self, environ: dict[str, t.Any], start_response: t.Any) -> t.Any:
+        with self._lock:
+            self.environs.append(environ)
+        answer = self.answers.get(environ["PATH_INFO"])
+        if answer is None:
+            start_response("404 Not Found", [("Content-Type", "text/plain")])
+            return [b"no such page"]
+        return answer(environ, start_response)
+
+    def page(
+        self,
+        path: str,
+        body: str | Callable[[dict[str, t.Any]], str] = "a page",
+        revalidate: t.Any = 60,
+        expire: int | None = None,
+        tags: t.Any = (),
+        status: str = "200 OK",
+        headers: t.Any = (),
+    ) -> None:
+        """Answer a path with a page; a callable body takes the environ."""
+
+        def answer(environ: dict[str, t.Any], start_response: t.Any) -> t.Any:
+            text = body(environ) if callable(body) else body
+            start_response(
+                status,
+                [
+                    ("Content-Type", "text/html; charset=utf-8"),
+                    *page_headers(revalidate, expire, tags),
+                    *headers,
+                ],
+            )
+            return [text.encode()]
+
+        self.answers[path] = answer
+
+    def fail(self, path: str) -> None:
+        def answer(environ: dict[str, t.Any], start_response: t.Any) -> t.Any:
+            raise ZeroDivisionError("the render failed")
+
+        self.answers[path] = answer
+
+    def renders(self, path: str | None = None) -> int:
+        """How often the library itself called the app."""
+        return sum(
+            1
+            for environ in list(self.environs)
+            if "wsgi_isr.reason" in environ and path in (None, environ["PATH_INFO"])
+        )
+
+    def calls(self, path: str) -> int:
+        return sum(1 for environ in list(self.environs) if environ["PATH_INFO"] == path)
+
+
+def strict(app: App) -> App:
+    """An app under both validators: whatever breaks PEP 3333 raises or warns."""
+    return validator(LintMiddleware(app))
+
+
+@pytest.fixture
+def site() -> Site:
+    return Site()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture(params=["memory", "files"])
+def cache(request: pytest.FixtureRequest, tmp_path: t.Any) -> str:
+    """Every kind of store, as a URL."""
+    return {"memory": "memory://", "files": f"file://{tmp_path}/cache"}[request.param]
+
+
+@pytest.fixture
+def files(tmp_path: t.Any) -> str:
+    """A store in files, as a URL."""
+    return f"file://{tmp_path}/cache"
+
+
+Make = Callable[..., ISRMiddleware]
+
+
+@pytest.fixture
+def make(site: Site, clock: Clock) -> Iterator[Make]:
+    """Makes a middleware around the site that runs by the test's clock."""
+    made = []
+
+    def make(cache: t.Any = "memory://", app: App | None = None, **options: t.Any) -> ISRMiddleware:
+        middleware = ISRMiddleware(strict(app or site), cache, **options)
+        middleware._clock = clock
+        made.append(middleware)
+        return middleware
+
+    yield make
+    for middleware in made:
+        middleware.close()
+
+
+@pytest.fixture
+def browse(make: Make) -> Callable[..., Client]:
+    """A client of a new middleware, with validators on both sides; ``client.isr`` is it."""
+
+    def browse(cache: t.Any = "memory://", **options: t.Any) -> Client:
+        return client_of(make(cache, **options))
+
+    return browse
+
+
+def client_of(middleware: ISRMiddleware) -> Client:
+    client = Client(strict(middleware))
+    client.isr = middleware  # type: ignore[attr-defined]
+    return client
+
+
+def status_of(response: t.Any) -> str:
+    """The ``Cache-Status`` of an answer, ``""`` without one."""
+    return str(response.headers.get("Cache-Status", ""))
