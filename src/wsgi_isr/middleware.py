@@ -190,6 +190,7 @@ class ISRMiddleware:
         self._start = start
         self._process: Process | None = None
         self._process_lock = threading.Lock()
+        self._lock_pid = os.getpid()
         self._targets: dict[Target, Entry] = {}
         self._signal: t.Any = (0, 0)
 
@@ -427,9 +428,10 @@ class ISRMiddleware:
     def _here(self) -> Process:
         process = self._process
         if process is None or process.pid != os.getpid():
-            if process is not None:
-                # A fork may have copied the lock while another thread held it.
+            if self._lock_pid != os.getpid():
+                # The fork may have copied the lock while another thread held it.
                 self._process_lock = threading.Lock()
+                self._lock_pid = os.getpid()
             with self._process_lock:
                 process = self._process
                 if process is None or process.pid != os.getpid():

@@ -33,6 +33,9 @@ from .store.coordination import Number
 from .store.coordination import StoreError
 from .store.memory import Entry
 
+#: Pages of one path that a call renders; clients choose hosts, and the others become stale.
+MAX_VARIANTS = 100
+
 _UNPRINTABLE = re.compile(r"[\x00-\x20\x7f]")
 
 
@@ -171,7 +174,9 @@ class OnDemand:
             key, rule = self._describe(place, full_path.removeprefix(place.mount), query_string)
             if not only_generated or key in siblings or self._store.newest(key) is not None:
                 pages[key] = rule
-        for known in siblings:
+        for known in siblings[:MAX_VARIANTS]:
+            if self._origins.trust(known.scheme, known.host) is None:
+                continue
             here = Origin(known.scheme, known.host, known.mount)
             key, rule = self._describe(here, known.path, query_string)
             if known.query == key.query:

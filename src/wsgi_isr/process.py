@@ -77,8 +77,9 @@ class Process:
         self.stats = Stats()
         self._sender = sender
         storage, coordination = open_store()
-        storage.after_fork()
-        coordination.after_fork()
+        if before is not None:
+            storage.after_fork()
+            coordination.after_fork()
         self.signal = coordination.signal
         self.memory = MemoryLevel(memory_size)
         self.store = PageStore(

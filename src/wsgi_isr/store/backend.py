@@ -15,6 +15,7 @@ import stat
 import threading
 import time
 import typing as t
+import weakref
 from collections.abc import Iterator
 
 from cachelib import BaseCache
@@ -124,10 +125,19 @@ class CachelibStorage:
         """Connections of most clients do not survive a fork; hand over a callable for those."""
 
 
+_simple_locks: weakref.WeakKeyDictionary[SimpleCache, tuple[int, t.Any]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
 class SimpleCacheStorage(CachelibStorage):
     """cachelib's cache in the memory of one process, which can be listed."""
 
     _cache: SimpleCache
+
+    def __init__(self, cache: SimpleCache, prefix: str) -> None:
+        super().__init__(cache, prefix)
+        self._original = cache
 
     def names(self, path_digest: str | None = None) -> Iterator[str]:
         start = self._prefix + (path_digest or "")
@@ -136,8 +146,11 @@ class SimpleCacheStorage(CachelibStorage):
         return (key.removeprefix(self._prefix) for key in keys if key.startswith(start))
 
     def after_fork(self) -> None:
-        # Another thread may have held it at the moment of the fork.
-        self._cache._lock = threading.RLock()
+        # Another thread may have held the lock at the moment of the fork. All who share the
+        # cache get the same new one.
+        if _simple_locks.get(self._original, (0, None))[0] != os.getpid():
+            _simple_locks[self._original] = (os.getpid(), threading.RLock())
+        self._original._lock = self._cache._lock = _simple_locks[self._original][1]
 
 
 class FileStorage:

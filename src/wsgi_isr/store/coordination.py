@@ -6,6 +6,7 @@ its engine. `LocalCoordination`, for stores that live in one process, is here.
 
 from __future__ import annotations
 
+import os
 import secrets
 import threading
 import time
@@ -137,10 +138,14 @@ class LocalCoordination:
         self._outcomes: dict[str, tuple[str, bytes]] = {}
         self._failures: dict[str, Failure] = {}
         self._lock = threading.RLock()
+        self._pid = os.getpid()
 
     def after_fork(self) -> None:
-        self._lock = threading.RLock()
-        self._leases.clear()
+        # Several middlewares may share this: only the first one in a child resets it.
+        if self._pid != os.getpid():
+            self._pid = os.getpid()
+            self._lock = threading.RLock()
+            self._leases.clear()
 
     def epochs(self) -> Epochs:
         return self._epochs

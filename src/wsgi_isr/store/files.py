@@ -47,7 +47,7 @@ logger = logging.getLogger("wsgi_isr")
 #: Where memory that processes share by name is found, on Linux.
 SHARED_MEMORY = "/dev/shm"
 #: Longest wait for the lock: a frozen process may hold it.
-LOCK_TIMEOUT = 1.0
+LOCK_TIMEOUT = 2.0
 #: Seconds after which a change by somebody who does not share the counters is noticed.
 POLL_INTERVAL = 1.0
 
@@ -416,7 +416,7 @@ def _lock_within(descriptor: int, seconds: float) -> None:
             if time.monotonic() > deadline:
                 raise StoreError("another process holds the lock of the cache folder") from None
         time.sleep(pause)
-        pause = min(2 * pause, 0.01)
+        pause = min(2 * pause, 0.002)
 
 
 def _format_line(value: object) -> bytes:

@@ -87,7 +87,7 @@ class MemoryLevel:
         with self._lock:
             old = self._entries.get(key)
             if old is not None:
-                if not replaces(entry.page, old.page):
+                if not replaces(entry.page, old.page) or _same_render(entry.page, old.page):
                     return old
                 self._remove(old)
             if entry.size <= self.limit:
@@ -126,3 +126,11 @@ class MemoryLevel:
                 return
             entry.referenced = False
             self._entries[entry.page.key] = self._entries.pop(entry.page.key)
+
+
+def _same_render(one: Page, other: Page) -> bool:
+    return (one.lineage, one.sequence, one.generated_at) == (
+        other.lineage,
+        other.sequence,
+        other.generated_at,
+    )

@@ -52,14 +52,22 @@ def opener(cache: CacheLike, prefix: str) -> Opener:
     if isinstance(cache, BaseCache):
         return lambda: _open_cache(cache, prefix)
     if callable(cache):
-        return lambda: _open_cache(_checked(cache()), prefix)
+        return lambda: _open_made(cache, prefix)
     raise TypeError(f"cache takes a cachelib cache, a callable that returns one, or a URL: {cache!r}")
 
 
-def _checked(cache: object) -> BaseCache:
-    if not isinstance(cache, BaseCache):
-        raise TypeError(f"the callable given as cache returned no cachelib cache: {cache!r}")
-    return cache
+def _open_made(make: Callable[[], BaseCache], prefix: str) -> Opened:
+    """Open what a callable returns; by now a request waits, which an error would not help."""
+    try:
+        cache = make()
+        if not isinstance(cache, BaseCache):
+            raise TypeError(f"it returned no cachelib cache but {cache!r}")
+    except Exception:
+        logger.exception(
+            "the callable given as cache failed: pages are kept in the memory of each process only"
+        )
+        return NullStorage(), LocalCoordination()
+    return _open_cache(cache, prefix)
 
 
 def _from_url(url: str, prefix: str) -> Opener:
