@@ -150,8 +150,10 @@ def normalize_host(host: str, scheme: str) -> str | None:
     host = host.lower()
     name, _, port = host.rpartition(":") if _has_port(host) else (host, "", "")
     name = name.removesuffix(".")
-    host = f"{name}:{port}" if port and port != DEFAULT_PORTS.get(scheme) else name
-    return host if _HOST.fullmatch(host) else None
+    # Checked with its port: without it "a:80:80" would look like a host.
+    if not _HOST.fullmatch(f"{name}:{port}" if port else name):
+        return None
+    return f"{name}:{port}" if port and port != DEFAULT_PORTS.get(scheme) else name
 
 
 def canonical_query(query_string: str, declared: Iterable[str]) -> tuple[tuple[str, str], ...]:

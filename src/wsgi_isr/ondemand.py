@@ -16,7 +16,6 @@ from urllib.parse import urlsplit
 from . import signals
 from .attempt import Kind
 from .attempt import Outcome
-from .key import canonical_query
 from .key import is_ambiguous
 from .key import Origin
 from .key import Origins

@@ -25,6 +25,8 @@ from .store.opening import Opener
 
 #: Seconds for which a URL counts as "not a page".
 NOT_A_PAGE = 60.0
+#: Mount points remembered.
+MAX_MOUNTS = 16
 #: URLs remembered as such.
 MAX_NOT_PAGES = 10_000
 
@@ -97,6 +99,10 @@ class Process:
             for entry in before.memory:
                 entry.targets = []
                 self.memory.put(entry)
+
+    def see_mount(self, mount: str) -> None:
+        if mount not in self.mounts and len(self.mounts) < MAX_MOUNTS:
+            self.mounts.add(mount)
 
     def _store_failed(self, operation: str, error: Exception) -> None:
         self.stats.store_errors += 1

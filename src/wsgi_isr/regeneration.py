@@ -207,6 +207,20 @@ class Regeneration:
         if not self._pool.submit(lambda: self._regenerate(entry, rule)):
             self._queued.discard(key)
 
+    def ahead(self, key: PageKey, rule: Rule | None) -> None:
+        """Have a page rendered that is not there yet, while the visitor looks at a shell."""
+        with self._lock:
+            if key in self._queued or key in self._flights:
+                return
+            self._queued.add(key)
+
+        def render() -> None:
+            self._queued.discard(key)
+            self.cold(key, rule, "miss")
+
+        if not self._pool.submit(render):
+            self._queued.discard(key)
+
     def _pausing(self, entry: Entry) -> bool:
         # A time beyond the longest pause is that of a clock that was set back.
         return 0 < entry.retry_at - self._clock() <= MAX_BACK_OFF

@@ -44,41 +44,57 @@ _NOT_MODIFIED_HEADERS = frozenset(
 CODINGS = ("zstd", "br", "gzip")
 
 
-class Answer(t.NamedTuple):
+class Answer:
     """What is sent: the same objects for many requests, but for a copy of the header list."""
 
-    status: str
-    headers: Headers
-    body: tuple[bytes, ...]
-    etag: str
+    __slots__ = ("body", "etag", "headers", "not_modified_headers", "status")
+
+    def __init__(self, status: str, headers: Headers, body: bytes, etag: str) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = (body,)
+        self.etag = etag
+        self.not_modified_headers = [
+            item for item in headers if item[0].lower() in _NOT_MODIFIED_HEADERS
+        ]
 
 
 class Served:
-    """Answers of an entry that hold from ``since`` until ``until``."""
+    """Answers of a fresh entry that hold from ``since`` until ``until``, a second at most."""
 
-    __slots__ = ("_entry", "answers", "member", "since", "until")
+    __slots__ = ("_by_coding", "_entry", "_member", "_negotiation", "answers", "since", "until")
 
-    def __init__(self, entry: Entry, now: float) -> None:
+    #: Spellings of ``Accept-Encoding`` with an answer of their own; clients choose them.
+    LIMIT = 16
+
+    def __init__(self, entry: Entry, now: float, negotiation: Negotiation) -> None:
         self._entry = entry
+        self._negotiation = negotiation
+        self._by_coding: dict[str, Answer] = {}
+        #: Answers by the visitor's ``Accept-Encoding``.
+        self.answers: dict[str | None, Answer] = {}
         self.since = now
         left = seconds_left(entry.page, entry.mark, now)
-        exact = entry.page.metadata.revalidate
-        if left is None or exact is None:
+        window = entry.page.metadata.revalidate
+        if left is None or window is None:
             self.until = now + 1.0
-            self.member = "isr; hit"
+            self._member = "isr; hit"
         else:
-            # The whole second in which the number of seconds left stays the same.
-            self.until = entry.page.generated_at + exact - left + 1
-            self.member = f"isr; hit; ttl={left}"
-        #: Answers by content coding.
-        self.answers: dict[str, Answer] = {}
+            # The number of seconds left stays the same until then.
+            self.until = min(now + 1.0, entry.page.generated_at + window - left + 1)
+            self._member = f"isr; hit; ttl={left}"
 
-    def answer(self, coding: str) -> Answer:
-        found = self.answers.get(coding)
+    def answer(self, accepted: str | None) -> Answer:
+        found = self.answers.get(accepted)
         if found is None:
-            entry = self._entry
-            found = make_answer(entry.page, entry.mark, coding, self.member, self.since)
-            self.answers[coding] = found
+            page = self._entry.page
+            coding = self._negotiation.choose(accepted, page)
+            found = self._by_coding.get(coding)
+            if found is None:
+                found = make_answer(page, self._entry.mark, coding, self._member, self.since)
+                self._by_coding[coding] = found
+            if len(self.answers) < self.LIMIT:
+                self.answers[accepted] = found
         return found
 
 
@@ -126,7 +142,7 @@ def make_answer(page: Page, mark: Mark, coding: str, member: str, now: float) ->
     if vary:
         headers.append(("Vary", ", ".join(vary)))
     headers.append(("Cache-Status", ", ".join([*statuses, member])))
-    return Answer(page.status, headers, (body,), etag)
+    return Answer(page.status, headers, body, etag)
 
 
 def _etag(page: Page, own: str | None, coding: str) -> str:
@@ -143,6 +159,9 @@ def not_modified(environ: WSGIEnvironment, answer: Answer) -> bool:
         return False
     tags = environ.get("HTTP_IF_NONE_MATCH")
     if tags is not None:
+        if tags == answer.etag and tags:
+            # The common case, without parsing.
+            return True
         known = parse_etags(tags)
         return known.star_tag or known.contains_weak(unquote_etag(answer.etag)[0] or "")
     since = parse_date(environ.get("HTTP_IF_MODIFIED_SINCE"))
@@ -160,8 +179,7 @@ def respond(
     """Send an answer to a GET or HEAD request."""
     if "HTTP_IF_NONE_MATCH" in environ or "HTTP_IF_MODIFIED_SINCE" in environ:
         if not_modified(environ, answer):
-            kept = [item for item in answer.headers if item[0].lower() in _NOT_MODIFIED_HEADERS]
-            start_response("304 Not Modified", kept)
+            start_response("304 Not Modified", answer.not_modified_headers.copy())
             return ()
     start_response(answer.status, answer.headers.copy())
     return () if environ["REQUEST_METHOD"] == "HEAD" else answer.body
@@ -176,8 +194,7 @@ class Negotiation:
     def __init__(self) -> None:
         self._preferences: dict[str, tuple[str, ...]] = {}
 
-    def choose(self, environ: WSGIEnvironment, page: Page) -> str:
-        accepted = environ.get("HTTP_ACCEPT_ENCODING")
+    def choose(self, accepted: str | None, page: Page) -> str:
         if not accepted or len(page.bodies) == 1:
             return "identity"
         preference = self._preferences.get(accepted)

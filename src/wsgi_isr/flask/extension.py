@@ -13,12 +13,12 @@ from flask import has_request_context
 from flask import request
 from werkzeug.exceptions import HTTPException
 
-from ..middleware import current_origin
 from ..middleware import ISRMiddleware
 from ..ondemand import Result
 from ..rules import make_resolver
 from ..rules import Resolver
 from ..rules import Rule
+from ..visit import current_origin
 from .build import build_digest
 from .pages import declaration_of
 
@@ -101,7 +101,7 @@ class ISR:
             return not (config["DEBUG"] or config["TESTING"]) if enabled is None else bool(enabled)
 
         middleware.is_enabled = is_enabled
-        middleware.bypass = lambda environ: None if is_enabled() else "disabled"
+        middleware.set_bypass(lambda environ: None if is_enabled() else "disabled")
         self._middlewares[app] = middleware
         app.extensions["isr"] = self
         app.wsgi_app = middleware  # type: ignore[method-assign]

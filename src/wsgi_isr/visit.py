@@ -1,0 +1,297 @@
+"""The way of a request that a hit does not answer: which page it is for, and what becomes of it."""
+
+from __future__ import annotations
+
+import contextvars
+import typing as t
+from collections.abc import Callable
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from .attempt import Kind
+from .attempt import Outcome
+from .fallback import fallback
+from .key import canonical_query
+from .key import is_ambiguous
+from .key import MAX_KEY_LENGTH
+from .key import Origin
+from .key import Origins
+from .key import PageKey
+from .metadata import InvalidMetadata
+from .metadata import ISR_ENVIRON_KEYS
+from .metadata import read_metadata
+from .passing import deliver
+from .passing import Discover
+from .passing import Passing
+from .process import Process
+from .render import close
+from .render import rendering
+from .render import Response
+from .respond import make_answer
+from .respond import Negotiation
+from .respond import respond
+from .respond import Served
+from .rules import Resolver
+from .rules import Rule
+from .state import seconds_left
+from .state import State
+from .state import state_of
+from .store.memory import Entry
+from .store.memory import Target
+
+if t.TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse
+    from _typeshed.wsgi import WSGIApplication
+    from _typeshed.wsgi import WSGIEnvironment
+
+#: Where the request came in that is being answered in this context.
+current_origin: contextvars.ContextVar[Origin | None] = contextvars.ContextVar(
+    "wsgi_isr.origin", default=None
+)
+
+
+@dataclass
+class Site:
+    """What a middleware was told about its app, the same in all processes.
+
+    :param bypass: why a request does not get a page, whatever is stored: ``"draft"``,
+        ``"disabled"``; ``None`` if it does.
+    :param limit: bytes of a body that may be stored.
+    """
+
+    app: WSGIApplication
+    middleware: object
+    resolver: Resolver | None
+    query: tuple[str, ...]
+    origins: Origins
+    build_id: str
+    limit: int
+    clock: Callable[[], float]
+    negotiation: Negotiation
+    bypass: Callable[[WSGIEnvironment], str | None] | None = None
+
+    def key(self, origin: Origin, environ: WSGIEnvironment, rule: Rule | None) -> PageKey:
+        declared = (rule.query if rule is not None else ()) or self.query
+        return PageKey(
+            *origin,
+            environ.get("PATH_INFO", ""),
+            canonical_query(environ.get("QUERY_STRING", ""), declared),
+            () if rule is None else rule.vary_of(environ),
+            self.build_id,
+        )
+
+    def describe(
+        self, origin: Origin, path: str, query_string: str
+    ) -> tuple[PageKey, Rule | None]:
+        """The key and the rule of a page that is named, not visited."""
+        environ = PageKey(*origin, path).to_environ("revalidate", self.middleware)
+        environ["QUERY_STRING"] = query_string
+        rule = self.resolver(environ) if self.resolver is not None else None
+        return self.key(origin, environ, rule), rule
+
+
+class Visit:
+    """One request: what is known of it so far, and its way to an answer."""
+
+    def __init__(
+        self,
+        site: Site,
+        process: Process,
+        environ: WSGIEnvironment,
+        start_response: StartResponse,
+        target: Target,
+    ) -> None:
+        self._site = site
+        self._process = process
+        self._environ = environ
+        self._start_response = start_response
+        self._target = target
+        self._head = environ["REQUEST_METHOD"] == "HEAD"
+        self._origin: Origin | None = None
+        self._rule: Rule | None = None
+
+    def serve(self) -> Iterable[bytes]:
+        environ = self._environ
+        for name in ISR_ENVIRON_KEYS:
+            environ.pop(name, None)
+        environ.pop("wsgi_isr.reason", None)
+        environ["wsgi_isr.middleware"] = self._site.middleware
+        self._origin = self._site.origins.of(environ)
+        if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
+            return self._pass()
+        bypass = self._site.bypass
+        if bypass is not None and (detail := bypass(environ)) is not None:
+            return self._pass(f"isr; fwd=bypass; detail={detail}", detail == "draft")
+        refused = self._identify()
+        if refused is not None:
+            return self._pass(f"isr; fwd=uri-miss; detail={refused}", True)
+        detail = self._process.not_pages.get(self._key)
+        if detail:
+            return self._serve_refused(detail)
+        if detail == "" and self._rule is None:
+            return self._discover()
+        return self._serve_known()
+
+    def _identify(self) -> str | None:
+        """Find the rule and the key of the request, or why it can have no page."""
+        environ = self._environ
+        if self._origin is None:
+            return "host"
+        path = environ.get("PATH_INFO", "")
+        if is_ambiguous(path or "/", self._origin.mount if path else ""):
+            return "path"
+        resolver = self._site.resolver
+        self._rule = resolver(environ) if resolver is not None else None
+        self._key = self._site.key(self._origin, environ, self._rule)
+        if sum(len(name) + len(value) for name, value in self._key.query) > MAX_KEY_LENGTH:
+            return "path"
+        self._process.see_mount(self._origin.mount)
+        return None
+
+    def _serve_known(self) -> Iterable[bytes]:
+        """From the store, if the page is there and may be served."""
+        now = self._site.clock()
+        entry = self._process.store.lookup(self._key, now)
+        if entry is not None:
+            state = state_of(entry.page, entry.mark, now)
+            if state is State.FRESH:
+                return self._serve_hit(entry, now)
+            if state is State.STALE:
+                return self._serve_stale(entry, now)
+            return self._serve_cold("stale")
+        if self._rule is None:
+            return self._discover()
+        instead = fallback(self._rule, self._environ)
+        if instead is not None:
+            self._process.stats.misses += 1
+            if instead.render_behind:
+                self._process.regeneration.ahead(self._key, self._rule)
+            return instead(self._environ, self._start_response)
+        return self._serve_cold("uri-miss")
+
+    def _serve_hit(self, entry: Entry, now: float) -> Iterable[bytes]:
+        process = self._process
+        process.stats.hits += 1
+        entry.referenced = True
+        process.store.poll()
+        served = entry.served
+        if served is None or not served.since <= now < served.until:
+            served = entry.served = Served(entry, now, self._site.negotiation)
+        if self._rule is None or not self._rule.variants:
+            process.memory.add_target(entry, self._target)
+        answer = served.answer(self._environ.get("HTTP_ACCEPT_ENCODING"))
+        return respond(self._environ, self._start_response, answer)
+
+    def _serve_stale(self, entry: Entry, now: float) -> Iterable[bytes]:
+        self._process.stats.stale_hits += 1
+        entry.referenced = True
+        self._process.store.poll()
+        self._process.regeneration.behind(entry, self._rule)
+        left = seconds_left(entry.page, entry.mark, now)
+        return self._serve_page(entry, f"isr; hit; ttl={min(0, left or 0)}", now)
+
+    def _serve_page(self, entry: Entry, member: str, now: float) -> Iterable[bytes]:
+        accepted = self._environ.get("HTTP_ACCEPT_ENCODING")
+        coding = self._site.negotiation.choose(accepted, entry.page)
+        answer = make_answer(entry.page, entry.mark, coding, member, now)
+        return respond(self._environ, self._start_response, answer)
+
+    # The visitor waits.
+
+    def _serve_cold(self, forward: str) -> Iterable[bytes]:
+        """A canonical render, own or shared, for a declared or known page."""
+        if self._key in rendering.get():
+            # The app asks itself for the page that it is rendering.
+            return self._pass()
+        reason = "miss" if forward == "uri-miss" else "stale"
+        outcome = self._process.regeneration.cold(self._key, self._rule, reason)
+        return self._serve_outcome(outcome, forward)
+
+    def _serve_outcome(self, outcome: Outcome, forward: str) -> Iterable[bytes]:
+        if outcome.entry is not None:
+            return self._serve_rendered(outcome, outcome.entry, forward)
+        self._process.stats.misses += 1
+        member = f"isr; fwd={forward}; detail={outcome.detail or 'error'}"
+        if outcome.kind is Kind.NOT_A_PAGE:
+            self._mark_not_a_page(outcome.detail)
+            return self._pass(member, True, always=True)
+        if outcome.response is None:
+            assert outcome.error is not None
+            raise outcome.error
+        if outcome.kind is Kind.UNSTORED:
+            self._mark_not_a_page(outcome.detail)
+        failed = outcome.kind is Kind.FAILED
+        return deliver(outcome.response, self._start_response, member, failed, self._head)
+
+    def _serve_rendered(self, outcome: Outcome, entry: Entry, forward: str) -> Iterable[bytes]:
+        now = self._site.clock()
+        if outcome.kind is Kind.FOUND and not outcome.collapsed:
+            if state_of(entry.page, entry.mark, now) is State.FRESH:
+                return self._serve_hit(entry, now)
+            return self._serve_stale(entry, now)
+        self._process.stats.misses += 1
+        done = "stored" if outcome.stored else f"detail={outcome.detail}"
+        collapsed = "; collapsed" if outcome.collapsed else ""
+        return self._serve_page(entry, f"isr; fwd={forward}; {done}{collapsed}", now)
+
+    def _serve_refused(self, detail: str) -> Iterable[bytes]:
+        """A URL that was refused a moment ago."""
+        if detail == "too-large" and self._rule is not None:
+            # The app sees only canonical requests for a declared URL; nobody waits in line.
+            outcome = self._process.attempts(self._key, "miss", self._rule, None)
+            return self._serve_outcome(outcome, "uri-miss")
+        member = f"isr; fwd=uri-miss; detail={detail}"
+        return self._pass(member, True, always=self._rule is not None)
+
+    def _mark_not_a_page(self, detail: str = "") -> None:
+        self._process.not_pages.add(self._key, detail)
+
+    # The visitor's own request goes to the app.
+
+    def _pass(
+        self,
+        member: str | None = None,
+        private: bool = False,
+        always: bool = False,
+        discover: Discover | None = None,
+    ) -> Iterable[bytes]:
+        passing = Passing(
+            self._start_response,
+            member,
+            private,
+            always,
+            discover,
+            None if discover is None else self._mark_not_a_page,
+        )
+        token = current_origin.set(self._origin)
+        try:
+            iterable = self._site.app(self._environ, passing.start_response)
+        finally:
+            current_origin.reset(token)
+        return passing.finish(iterable, self._site.limit)
+
+    def _discover(self) -> Iterable[bytes]:
+        """An undeclared URL: the answer tells whether it is a page."""
+        return self._pass("isr; fwd=uri-miss; detail=status", True, discover=self._discovered)
+
+    def _discovered(self, first: Response) -> Iterable[bytes]:
+        """The first answer of a page is put aside; the visitor gets the canonical one."""
+        detail = "status"
+        if first.failure is None and first.code < 500:
+            try:
+                read_metadata(first.headers, None)
+            except InvalidMetadata as error:
+                detail = "metadata"
+                self._process.stats.rejections += 1
+                self._process.attempts.warn_rejected(self._key, detail, str(error))
+                self._mark_not_a_page(detail)
+            else:
+                outcome = self._process.regeneration.cold(self._key, None, "miss")
+                if outcome.entry is not None or outcome.kind is Kind.UNSTORED:
+                    close(first.rest)
+                    return self._serve_outcome(outcome, "uri-miss")
+                detail = outcome.detail or "error"
+                self._mark_not_a_page(detail)
+        self._process.stats.misses += 1
+        member = f"isr; fwd=uri-miss; detail={detail}"
+        return deliver(first, self._start_response, member, True, self._head)
