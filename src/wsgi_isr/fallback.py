@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import typing as t
+from collections.abc import Callable
 from collections.abc import Iterable
 
 from .passing import mark
@@ -34,24 +35,21 @@ def is_crawler(environ: WSGIEnvironment) -> bool:
     return _CRAWLER.search(environ.get("HTTP_USER_AGENT", "")) is not None
 
 
-class Fallback:
-    """An answer in place of a page.
+class Shell:
+    """Answers a browser at once while the page is rendered behind; a crawler waits for the page.
 
-    :param render_behind: whether the page is rendered meanwhile.
+    :param app: the WSGI app that answers.
     """
 
-    def __init__(self, app: WSGIApplication, render_behind: bool) -> None:
+    def __init__(self, app: WSGIApplication) -> None:
         self._app = app
-        self.render_behind = render_behind
 
-    def __call__(
-        self, environ: WSGIEnvironment, start_response: StartResponse
-    ) -> Iterable[bytes]:
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         def private(
             status: str, headers: list[tuple[str, str]], exc_info: OptExcInfo | None = None, /
         ) -> t.Any:
             headers = mark(headers, None, True)
-            if self.render_behind and not any(k.lower() == "refresh" for k, _ in headers):
+            if not any(name.lower() == "refresh" for name, _ in headers):
                 headers.append(("Refresh", REFRESH))
             if exc_info is None:
                 return start_response(status, headers)
@@ -60,23 +58,36 @@ class Fallback:
         return self._app(environ, private)
 
 
-def fallback(rule: Rule, environ: WSGIEnvironment) -> Fallback | None:
+class Unlisted:
+    """404 for paths that were not prerendered, but for those that are listed to be.
+
+    :param is_listed: whether a request is for a path that exists, though it is not stored (yet,
+        or any more).
+    """
+
+    def __init__(self, is_listed: Callable[[WSGIEnvironment], bool] | None = None) -> None:
+        self.is_listed = is_listed
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        body = b"Not Found\n"
+        start_response(
+            "404 Not Found",
+            [
+                ("Content-Type", "text/plain; charset=utf-8"),
+                ("Content-Length", str(len(body))),
+                ("Cache-Control", PRIVATE),
+            ],
+        )
+        return () if environ["REQUEST_METHOD"] == "HEAD" else (body,)
+
+
+def fallback(rule: Rule, environ: WSGIEnvironment) -> Shell | Unlisted | None:
     """What is answered for a page that is not stored; ``None`` if the visitor waits for it."""
-    if rule.fallback is False:
-        return Fallback(_not_found, render_behind=False)
-    if rule.fallback == "blocking" or is_crawler(environ):
+    if rule.fallback == "blocking":
         return None
-    return Fallback(rule.fallback, render_behind=True)
-
-
-def _not_found(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-    body = b"Not Found\n"
-    start_response(
-        "404 Not Found",
-        [
-            ("Content-Type", "text/plain; charset=utf-8"),
-            ("Content-Length", str(len(body))),
-            ("Cache-Control", PRIVATE),
-        ],
-    )
-    return () if environ["REQUEST_METHOD"] == "HEAD" else (body,)
+    if rule.fallback is False:
+        return Unlisted()
+    if isinstance(rule.fallback, Unlisted):
+        listed = rule.fallback.is_listed
+        return None if listed is not None and listed(environ) else rule.fallback
+    return None if is_crawler(environ) else Shell(rule.fallback)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from .attempt import Kind
 from .attempt import Outcome
 from .fallback import fallback
+from .fallback import Shell
 from .key import canonical_query
 from .key import is_ambiguous
 from .key import MAX_KEY_LENGTH
@@ -121,7 +122,7 @@ class Visit:
             return self._pass()
         bypass = self._site.bypass
         if bypass is not None and (detail := bypass(environ)) is not None:
-            return self._pass(f"isr; fwd=bypass; detail={detail}", detail == "draft")
+            return self._pass_by(detail)
         refused = self._identify()
         if refused is not None:
             return self._pass(f"isr; fwd=uri-miss; detail={refused}", True)
@@ -131,6 +132,13 @@ class Visit:
         if detail == "" and self._rule is None:
             return self._discover()
         return self._serve_known()
+
+    def _pass_by(self, detail: str) -> Iterable[bytes]:
+        """A draft is its visitor's alone; while the library is off, the app is left alone."""
+        resolver = self._site.resolver
+        draft = detail == "draft"
+        declared = draft and resolver is not None and resolver(self._environ) is not None
+        return self._pass(f"isr; fwd=bypass; detail={detail}", draft, always=declared)
 
     def _identify(self) -> str | None:
         """Find the rule and the key of the request, or why it can have no page."""
@@ -164,7 +172,7 @@ class Visit:
         instead = fallback(self._rule, self._environ)
         if instead is not None:
             self._process.stats.misses += 1
-            if instead.render_behind:
+            if isinstance(instead, Shell):
                 self._process.regeneration.ahead(self._key, self._rule)
             return instead(self._environ, self._start_response)
         return self._serve_cold("uri-miss")
@@ -177,7 +185,8 @@ class Visit:
         served = entry.served
         if served is None or not served.since <= now < served.until:
             served = entry.served = Served(entry, now, self._site.negotiation)
-        if self._rule is None or not self._rule.variants:
+        # A target tells neither variants apart nor, without a Host, the server's names.
+        if "HTTP_HOST" in self._environ and (self._rule is None or not self._rule.variants):
             process.memory.add_target(entry, self._target)
         answer = served.answer(self._environ.get("HTTP_ACCEPT_ENCODING"))
         return respond(self._environ, self._start_response, answer)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import typing as t
 import weakref
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
 from urllib.parse import quote
 
 from flask import current_app
 from flask import Flask
 from flask import has_request_context
 from flask import request
+from flask import Response
 from werkzeug.exceptions import HTTPException
 
 from ..middleware import ISRMiddleware
@@ -19,11 +23,19 @@ from ..rules import make_resolver
 from ..rules import Resolver
 from ..rules import Rule
 from ..visit import current_origin
+from . import draft
 from .build import build_digest
+from .fallbacks import Listing
+from .fallbacks import with_fallback
 from .pages import declaration_of
+from .paths import Generators
+from .paths import prerender_paths
+from .route import add_route
 
 if t.TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
+
+GeneratorT = t.TypeVar("GeneratorT", bound="Callable[[], Iterable[t.Any]]")
 
 #: Arguments of the middleware that are config keys as they are, as ``ISR_BASE_URL``.
 _OPTIONS = (
@@ -37,6 +49,8 @@ _OPTIONS = (
     "key_prefix",
     "signing_key",
 )
+#: Those that are treated here, and those that the extension has beyond the middleware.
+_OWN_OPTIONS = ("cache", "rules", "enabled", "build_id", "secret", "url_prefix")
 
 
 class ISR:
@@ -56,10 +70,11 @@ class ISR:
     """
 
     def __init__(self, app: Flask | None = None, **options: t.Any) -> None:
-        unknown = set(options) - {*_OPTIONS, "cache", "rules", "enabled", "build_id"}
+        unknown = set(options) - {*_OPTIONS, *_OWN_OPTIONS}
         if unknown:
             raise TypeError(f"ISR has no argument {', '.join(sorted(unknown))}")
         self._options = options
+        self._generators: Generators = []
         self._middlewares: weakref.WeakKeyDictionary[Flask, ISRMiddleware] = (
             weakref.WeakKeyDictionary()
         )
@@ -91,7 +106,7 @@ class ISR:
         middleware = ISRMiddleware(
             app.wsgi_app,
             cache,
-            rules=_resolver(app, make_resolver(config.get("ISR_RULES"))),
+            rules=self._resolver(app, make_resolver(config.get("ISR_RULES"))),
             build_id=build_digest(app) if build_id is None else build_id,
             **options,
         )
@@ -101,10 +116,79 @@ class ISR:
             return not (config["DEBUG"] or config["TESTING"]) if enabled is None else bool(enabled)
 
         middleware.is_enabled = is_enabled
-        middleware.set_bypass(lambda environ: None if is_enabled() else "disabled")
+
+        def bypass(environ: WSGIEnvironment) -> str | None:
+            if not is_enabled():
+                return "disabled"
+            return "draft" if draft.is_draft(app, environ) else None
+
+        middleware.set_bypass(bypass)
+        secret = config.get("ISR_SECRET")
+        if secret:
+            add_route(app, middleware, secret, config.get("ISR_URL_PREFIX") or "/_isr")
         self._middlewares[app] = middleware
         app.extensions["isr"] = self
         app.wsgi_app = middleware  # type: ignore[method-assign]
+
+    def _resolver(self, app: Flask, others: Resolver | None) -> Resolver:
+        """Rules of the views that are declared, then those of ``ISR_RULES``."""
+        listing = Listing(app, self._generators)
+
+        def resolve(environ: WSGIEnvironment) -> Rule | None:
+            rule = None
+            try:
+                request = app.request_class(environ, populate_request=False)
+                adapter = app.create_url_adapter(request)
+                endpoint, values = adapter.match(method="GET") if adapter else ("", {})
+            except HTTPException:
+                # Unknown, or a redirect to a slash; the app says so better.
+                pass
+            else:
+                declared = declaration_of(app.view_functions.get(endpoint))
+                if declared is not None:
+                    rule = with_fallback(app, listing, endpoint, dict(values), declared)
+            return others(environ) if rule is None and others is not None else rule
+
+        return resolve
+
+    def paths(self, generator: GeneratorT) -> GeneratorT:
+        """Register a generator of what is prerendered; the endpoint is its function's name.
+
+        It yields dictionaries of URL values, tuples of an endpoint and such a dictionary, or
+        paths, as Frozen-Flask's URL generators do, and runs in a request context.
+
+        .. code-block:: python
+
+            @isr.paths
+            def post():
+                for p in all_posts():
+                    yield {"slug": p.slug}
+        """
+        self._generators.append(generator)
+        return generator
+
+    def prerender_paths(self, app: Flask) -> Iterator[str]:
+        """All that can be prerendered of an app: views without URL values, and its generators.
+
+        A declared page that nothing covers is named in a warning.
+        """
+        return prerender_paths(app, self._generators)
+
+    def enable_draft(self, response: Response) -> None:
+        """Let the visitor see every page as a fresh render, for an hour.
+
+        :raises RuntimeError: for an app without a secret key.
+        """
+        draft.enable(response)
+
+    def disable_draft(self, response: Response) -> None:
+        """Let the visitor see stored pages again."""
+        draft.disable(response)
+
+    @property
+    def is_draft(self) -> bool:
+        """Whether the current request is in draft mode; never while a page is rendered."""
+        return draft.is_draft(current_app, request.environ)
 
     @property
     def middleware(self) -> ISRMiddleware:
@@ -119,31 +203,6 @@ class ISR:
         if len(self._middlewares) == 1:
             return next(iter(self._middlewares.values()))
         raise RuntimeError("work in an app context of an app that has the ISR extension")
-
-
-def _resolver(app: Flask, others: Resolver | None) -> Resolver:
-    """Rules of the views that are declared, then those of ``ISR_RULES``."""
-
-    def resolve(environ: WSGIEnvironment) -> Rule | None:
-        declared = _declared_rule(app, environ)
-        if declared is not None or others is None:
-            return declared
-        return others(environ)
-
-    return resolve
-
-
-def _declared_rule(app: Flask, environ: WSGIEnvironment) -> Rule | None:
-    try:
-        adapter = app.create_url_adapter(app.request_class(environ, populate_request=False))
-        if adapter is None:
-            return None
-        endpoint, _ = adapter.match(method="GET")
-    except HTTPException:
-        # Unknown, or a redirect to a slash; the app says so better.
-        return None
-    declaration = declaration_of(app.view_functions.get(endpoint))
-    return None if declaration is None else declaration.rule
 
 
 def _middleware() -> ISRMiddleware:
