@@ -23,6 +23,7 @@ from .process import Process
 from .render import Renderer
 from .respond import Negotiation
 from .respond import respond
+from .respond import Served
 from .rules import check_query
 from .rules import make_resolver
 from .rules import Resolver
@@ -119,8 +120,9 @@ class ISRMiddleware:
             lambda: self._clock(),
             Negotiation(),
         )
+        self._bypass: Callable[[WSGIEnvironment], str | None] | None = None
         if not enabled:
-            site.bypass = lambda environ: "disabled"
+            self.set_bypass(lambda environ: "disabled")
         #: Whether renders on demand are of any use now.
         self.is_enabled: Callable[[], bool] = lambda: enabled
         open_store = opener(cache, key_prefix)
@@ -155,29 +157,37 @@ class ISRMiddleware:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         # A fresh page that this process knows, asked for in a spelling that it has seen: one
         # look-up, two comparisons of numbers, ready-made answers. No lock, no parsing.
-        get = environ.get
-        target = (
-            get("PATH_INFO"),
-            get("QUERY_STRING"),
-            get("HTTP_HOST"),
-            get("wsgi.url_scheme"),
-            get("SCRIPT_NAME"),
-        )
+        try:
+            target = (
+                environ["PATH_INFO"],
+                environ["QUERY_STRING"],
+                environ["HTTP_HOST"],
+                environ["wsgi.url_scheme"],
+                environ["SCRIPT_NAME"],
+            )
+        except KeyError:
+            # PEP 3333 and HTTP/1.0 let some be absent.
+            return Visit(self._site, self._here(), environ, start_response, None).serve()
         entry = self._targets.get(target)
         if entry is not None:
-            served = entry.served
-            bypass = self._site.bypass
+            served: Served = entry.served
             if (
                 served.since <= self._clock() < served.until
                 and entry.generation == self._signal[0]
-                and (bypass is None or bypass(environ) is None)
+                and (self._bypass is None or self._bypass(environ) is None)
             ):
-                answer = served.answers.get(get("HTTP_ACCEPT_ENCODING"))
+                answer = served.answers.get(environ.get("HTTP_ACCEPT_ENCODING"))
                 if answer is not None:
-                    method = environ["REQUEST_METHOD"]
-                    if method == "GET" or method == "HEAD":
+                    if (
+                        environ["REQUEST_METHOD"] == "GET"
+                        and "HTTP_IF_NONE_MATCH" not in environ
+                        and "HTTP_IF_MODIFIED_SINCE" not in environ
+                    ):
                         self._stats.hits += 1
-                        entry.referenced = True
+                        start_response(answer.status, answer.headers.copy())
+                        return answer.body
+                    if environ["REQUEST_METHOD"] in ("GET", "HEAD"):
+                        self._stats.hits += 1
                         return respond(environ, start_response, answer)
         return Visit(self._site, self._here(), environ, start_response, target).serve()
 
@@ -205,7 +215,7 @@ class ISRMiddleware:
 
         :param bypass: returns ``"draft"``, ``"disabled"`` or ``None``.
         """
-        self._site.bypass = bypass
+        self._site.bypass = self._bypass = bypass
 
     def origin_of(self, environ: WSGIEnvironment) -> Origin | None:
         """Where a request came in, ``None`` if pages may not have that host."""

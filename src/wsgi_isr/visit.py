@@ -100,7 +100,7 @@ class Visit:
         process: Process,
         environ: WSGIEnvironment,
         start_response: StartResponse,
-        target: Target,
+        target: Target | None,
     ) -> None:
         self._site = site
         self._process = process
@@ -185,8 +185,8 @@ class Visit:
         served = entry.served
         if served is None or not served.since <= now < served.until:
             served = entry.served = Served(entry, now, self._site.negotiation)
-        # A target tells neither variants apart nor, without a Host, the server's names.
-        if "HTTP_HOST" in self._environ and (self._rule is None or not self._rule.variants):
+        # A target does not tell variants apart.
+        if self._target is not None and (self._rule is None or not self._rule.variants):
             process.memory.add_target(entry, self._target)
         answer = served.answer(self._environ.get("HTTP_ACCEPT_ENCODING"))
         return respond(self._environ, self._start_response, answer)

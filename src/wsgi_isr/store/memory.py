@@ -12,7 +12,7 @@ from ..state import Mark
 from ..state import replaces
 
 #: A request as it came in, before anything is parsed.
-Target: t.TypeAlias = "tuple[str | None, ...]"
+Target: t.TypeAlias = "tuple[str, str, str, str, str]"
 
 #: Spellings of one page that are found without parsing; undeclared parameters make many.
 MAX_TARGETS = 8
