@@ -161,6 +161,24 @@ def browse(make: Make) -> Callable[..., Browser]:
     return browse
 
 
+@pytest.fixture
+def unchecked(site: Site, clock: Clock) -> Iterator[Callable[..., Browser]]:
+    """A client without validators, for what they do not let pass: relative redirects, breaches."""
+    made = []
+
+    def unchecked(cache: t.Any = "memory://", app: App | None = None, **options: t.Any) -> Browser:
+        middleware = ISRMiddleware(app or site, cache, **options)
+        middleware._clock = clock
+        browser = Browser(middleware)
+        browser.isr = middleware
+        made.append(browser)
+        return browser
+
+    yield unchecked
+    for browser in made:
+        browser.isr.close()
+
+
 class Browser(Client):
     """A client that reads answers whole and closes them, as servers do."""
 

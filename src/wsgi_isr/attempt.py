@@ -76,6 +76,11 @@ class Outcome(t.NamedTuple):
     def stored(self) -> bool:
         return self.kind in (Kind.STORED, Kind.FOUND)
 
+    def discard(self) -> None:
+        """Close an answer that was too large to be stored, where no visitor waits for it."""
+        if self.response is not None and self.response.rest is not None:
+            close(self.response.rest)
+
     def record(self) -> bytes | None:
         """What others, who waited in other processes, need of an outcome without a page."""
         if self.kind not in (Kind.NOT_A_PAGE, Kind.FAILED):
@@ -183,6 +188,7 @@ class Attempts:
             return self._refused(key, previous, detail, response)
         if response.rest is not None:
             self._reject(key, "too-large", "")
+            self._record_failure(key, previous, "refused: too-large")
             return Outcome(Kind.UNSTORED, None, "too-large", response)
         page = make_page(key, response, rule, metadata, number, began)
         entry, detail = self._store.put(page)

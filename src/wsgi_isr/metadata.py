@@ -140,7 +140,7 @@ def read_metadata(headers: Sequence[tuple[str, str]], rule: Rule | None) -> Meta
     own: dict[str, list[str]] = {}
     for name, value in headers:
         if name.lower() in ISR_HEADERS:
-            own.setdefault(name.lower(), []).append(value.strip())
+            own.setdefault(name.lower(), []).append(value.strip(" \t"))
     window = own.get("isr-revalidate")
     revalidate = rule.revalidate if rule is not None else None
     if window is not None:

@@ -278,6 +278,7 @@ class OnDemand:
         if entry is not None and self._state(entry) is State.FRESH:
             return Result(key.url, entry.page.code)
         outcome = self._process.regeneration.cold(key, rule, "prerender", stale_will_do=False)
+        outcome.discard()
         return _result(key, outcome)
 
     # What there is.

@@ -112,7 +112,7 @@ class Passing:
 
     def replace(self, iterable: Iterable[bytes], limit: int) -> Iterable[bytes]:
         assert self._capture is not None and self._discover is not None
-        return self._discover(self._capture.collect(iterable, limit))
+        return self._discover(self._capture.collect(iterable, limit, check_length=False))
 
 
 class _Late:

@@ -58,6 +58,10 @@ class NotPages:
             self._known.pop(next(iter(self._known), key), None)
         self._known[key] = (time.monotonic() + NOT_A_PAGE, self._signal[0], detail)
 
+    def discard(self, key: PageKey) -> None:
+        """Forget a URL that has become a page."""
+        self._known.pop(key, None)
+
 
 class Process:
     """Everything of a middleware that belongs to one process."""

@@ -216,7 +216,7 @@ class Regeneration:
 
         def render() -> None:
             self._queued.discard(key)
-            self.cold(key, rule, "miss")
+            self.cold(key, rule, "miss").discard()
 
         if not self._pool.submit(render):
             self._queued.discard(key)
@@ -251,6 +251,7 @@ class Regeneration:
             if self._state(newest) is State.FRESH:
                 return Outcome(Kind.FOUND, newest)
             outcome = self._attempt(key, "stale", rule, newest)
+            outcome.discard()
             return outcome
         finally:
             self._store.release(lease, outcome.record() if outcome is not None else None)
@@ -327,7 +328,9 @@ class Regeneration:
             previous = self._store.newest(key)
             if previous is not None and _is_after(previous, number):
                 return Outcome(Kind.FOUND, previous)
-            return self._attempt(key, "revalidate", rule, previous)
+            outcome = self._attempt(key, "revalidate", rule, previous)
+            outcome.discard()
+            return outcome
         finally:
             self._store.release(lease)
 

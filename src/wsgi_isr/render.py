@@ -86,9 +86,13 @@ class Capture:
         self.chunks.append(chunk)
         self.size += len(chunk)
 
-    def collect(self, iterable: Iterable[bytes], limit: int) -> Response:
+    def collect(
+        self, iterable: Iterable[bytes], limit: int, check_length: bool = True
+    ) -> Response:
         """Read a response to its end, or to the limit.
 
+        :param check_length: false where the declared length is not that of this body, as in the
+            answer to a HEAD, or does not concern us.
         :raises RenderError: for one that is not whole.
         """
         iterator = iter(iterable)
@@ -111,7 +115,8 @@ class Capture:
                 self.status, self.headers, body, _Rest(iterator, iterable), self.failure
             )
         close(iterable)
-        self._check_length(len(body))
+        if check_length:
+            self._check_length(len(body))
         return Response(self.status, self.headers, body, None, self.failure)
 
     def _check_length(self, length: int) -> None:

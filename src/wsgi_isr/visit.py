@@ -297,6 +297,7 @@ class Visit:
             else:
                 outcome = self._process.regeneration.cold(self._key, None, "miss")
                 if outcome.entry is not None or outcome.kind is Kind.UNSTORED:
+                    self._process.not_pages.discard(self._key)
                     close(first.rest)
                     return self._serve_outcome(outcome, "uri-miss")
                 detail = outcome.detail or "error"

@@ -1,0 +1,108 @@
+"""Threads in step: renders that end when the test says so, and visitors who come together."""
+
+from __future__ import annotations
+
+import threading
+import time
+import typing as t
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from conftest import client_of
+
+from wsgi_isr import ISRMiddleware
+
+#: Seconds after which a test has failed; none that passes waits for them.
+PATIENCE = 10.0
+
+
+class Steps:
+    """The body of a page: ``render 1``, ``render 2`` ..., each held until it is released.
+
+    A body says when its render began, so an older one that overwrites a newer one is seen.
+    """
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self._released: set[int] = set()
+        self._all = False
+        self._changed = threading.Condition()
+
+    def __call__(self, environ: dict[str, t.Any]) -> str:
+        with self._changed:
+            self.begun += 1
+            number = self.begun
+            self._changed.notify_all()
+            released = self._changed.wait_for(
+                lambda: self._all or number in self._released, PATIENCE
+            )
+        assert released, f"render {number} was never released"
+        return f"render {number}"
+
+    def wait(self, number: int) -> None:
+        """Wait until a render has begun."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: self.begun >= number, PATIENCE)
+
+    def release(self, *numbers: int) -> None:
+        """Let renders end, now or when they begin; without numbers: all of them."""
+        with self._changed:
+            self._released.update(numbers)
+            self._all = self._all or not numbers
+            self._changed.notify_all()
+
+
+def start(function: Callable[..., t.Any], *args: t.Any, **kwargs: t.Any) -> Future[t.Any]:
+    """Run a function in a thread of its own."""
+    future: Future[t.Any] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(function(*args, **kwargs))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
+
+
+def result(future: Future[t.Any]) -> t.Any:
+    return future.result(PATIENCE)
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    """For what gives no event: look until it is so."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to be"
+        time.sleep(0.002)
+
+
+def visit(isr: ISRMiddleware, path: str = "/", **kwargs: t.Any) -> t.Any:
+    """One visitor, with a client of his own."""
+    return client_of(isr).get(path, **kwargs)
+
+
+def visitors(isr: ISRMiddleware, number: int, path: str = "/") -> list[Future[t.Any]]:
+    """Visitors of a page that is being rendered; when this returns all of them wait for it."""
+    regeneration = isr._here().regeneration
+    joined = threading.Semaphore(0)
+    join = regeneration._join
+
+    def counted(key: t.Any) -> t.Any:
+        flight = join(key)
+        joined.release()
+        return flight
+
+    regeneration._join = counted  # type: ignore[method-assign]
+    barrier = threading.Barrier(number)
+
+    def come() -> t.Any:
+        barrier.wait(PATIENCE)
+        return visit(isr, path)
+
+    futures = [start(come) for _ in range(number)]
+    for _ in range(number):
+        assert joined.acquire(timeout=PATIENCE)
+    regeneration._join = join  # type: ignore[method-assign]
+    return futures

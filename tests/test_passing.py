@@ -1,0 +1,388 @@
+"""What is no page passes through: unread, unbuffered, as the very iterable (promise 7)."""
+
+from __future__ import annotations
+
+import sys
+import typing as t
+from collections.abc import Iterator
+
+import pytest
+from conftest import status_of
+from werkzeug.test import create_environ
+
+from wsgi_isr import ISRMiddleware
+from wsgi_isr import page_headers
+from wsgi_isr import RevalidationError
+from wsgi_isr import Rule
+
+PLAIN = ("Content-Type", "text/plain")
+
+
+class Body:
+    """A response that notes what is done with it."""
+
+    def __init__(self, *chunks: bytes) -> None:
+        self.chunks = chunks
+        self.read = 0
+        self.closed = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        for chunk in self.chunks:
+            self.read += 1
+            yield chunk
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+class FileWrapper(Body):
+    """A server recognises its own ``wsgi.file_wrapper`` only by that very object."""
+
+    filelike = None
+
+
+def app_of(body: t.Any, *headers: tuple[str, str], status: str = "200 OK") -> t.Any:
+    def app(environ: dict[str, t.Any], start_response: t.Any) -> t.Any:
+        start_response(status, [PLAIN, *headers])
+        return body() if callable(body) else body
+
+    return app
+
+
+class Server:
+    """Calls an app as a server does, one block at a time."""
+
+    def __init__(self, app: t.Any, **environ: t.Any) -> None:
+        self.sent: list[t.Any] = []
+        self.written: list[bytes] = []
+        self.result = app({**create_environ("/x"), **environ}, self._start_response)
+
+    def _start_response(self, status: str, headers: t.Any, exc_info: t.Any = None) -> t.Any:
+        if exc_info is not None and self.written:
+            raise exc_info[1].with_traceback(exc_info[2])
+        self.sent.append((status, headers))
+        return self.written.append
+
+
+class TestAnswersThatAreNoPages:
+    @pytest.mark.parametrize("kind", [Body, FileWrapper, tuple, list])
+    @pytest.mark.parametrize("status", ["200 OK", "404 Not Found", "500 Internal Server Error"])
+    def test_pass_as_the_very_object_that_the_app_returned(self, kind: t.Any, status: str) -> None:
+        body = kind((b"a", b"b")) if kind in (tuple, list) else kind(b"a", b"b")
+        isr = ISRMiddleware(app_of(body, status=status), "memory://")
+        for _ in range(2):
+            server = Server(isr)
+            assert server.result is body
+            assert server.sent == [(status, [PLAIN])]
+
+    @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "QUERY"])
+    def test_nor_are_those_to_other_methods(self, method: str) -> None:
+        body = FileWrapper(b"a")
+        rules = {"/x": Rule(revalidate=60, fallback=False)}
+        isr = ISRMiddleware(app_of(body), "memory://", rules=rules)
+        assert Server(isr, REQUEST_METHOD=method).result is body
+
+    def test_nor_are_those_of_a_library_that_is_switched_off(self) -> None:
+        body = FileWrapper(b"a")
+        isr = ISRMiddleware(app_of(body, *page_headers(60)), "memory://", enabled=False)
+        assert Server(isr).result is body
+
+    def test_are_read_and_closed_by_the_server_alone(self) -> None:
+        body = Body(b"a", b"b")
+        server = Server(ISRMiddleware(app_of(body), "memory://"))
+        assert (body.read, body.closed) == (0, 0)
+        assert next(iter(server.result)) == b"a"
+        assert (body.read, body.closed) == (1, 0)
+        server.result.close()
+        assert body.closed == 1
+
+    def test_keep_their_headers(self, site: t.Any, browse: t.Any) -> None:
+        own = [PLAIN, ("Cache-Control", "max-age=5"), ("Set-Cookie", "a=1"), ("Vary", "Cookie")]
+        site.answers["/x"] = app_of([b"hello"], *own[1:])
+        assert list(browse().get("/x").headers) == own
+
+    def test_keep_a_cache_status_of_the_app(self, site: t.Any, browse: t.Any) -> None:
+        site.answers["/x"] = app_of([b"hello"], ("Cache-Status", "inner; hit"))
+        assert status_of(browse().get("/x")) == "inner; hit"
+
+
+class TestOtherMethods:
+    def test_reach_the_app_with_body_and_query(self, site: t.Any, browse: t.Any) -> None:
+        def echo(environ: dict[str, t.Any], start_response: t.Any) -> list[bytes]:
+            body = environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))
+            start_response("200 OK", [PLAIN])
+            return [environ["QUERY_STRING"].encode(), b" ", body]
+
+        site.answers["/x"] = echo
+        response = browse(rules={"/x": 60}).post("/x?a=1", data=b"sent")
+        assert response.text == "a=1 sent"
+
+    @pytest.mark.parametrize("method", ["POST", "DELETE", "OPTIONS"])
+    def test_neither_read_nor_change_a_page(
+        self, site: t.Any, browse: t.Any, cache: str, method: str
+    ) -> None:
+        site.page("/x", lambda environ: environ["REQUEST_METHOD"])
+        client = browse(cache)
+        client.get("/x")
+        response = client.open("/x", method=method)
+        assert response.text == method
+        assert status_of(response) == ""
+        assert client.get("/x").text == "GET"
+        assert site.renders("/x") == 1
+
+    def test_are_not_remembered_as_no_page(self, site: t.Any, browse: t.Any) -> None:
+        site.answers["/x"] = app_of([b"posted"])
+        client = browse()
+        client.post("/x")
+        site.page("/x")
+        assert status_of(client.get("/x")) == "isr; fwd=uri-miss; stored"
+        assert status_of(client.get("/x")) == "isr; hit; ttl=60"
+
+
+class TestLateStartResponse:
+    """Generators call ``start_response`` only while they are iterated."""
+
+    def test_no_block_is_delayed(self) -> None:
+        made = []
+
+        def app(environ: dict[str, t.Any], start_response: t.Any) -> Iterator[bytes]:
+            start_response("200 OK", [PLAIN])
+            for block in (b"a", b"b", b"c"):
+                made.append(block)
+                yield block
+
+        blocks = iter(Server(ISRMiddleware(app, "memory://")).result)
+        for number, block in enumerate((b"a", b"b", b"c"), 1):
+            assert next(blocks) == block
+            assert len(made) == number
+        assert list(blocks) == []
+
+    @pytest.mark.parametrize("rules", [None, {"/x": Rule()}], ids=["undeclared", "declared"])
+    def test_pages_are_found(self, site: t.Any, browse: t.Any, rules: t.Any) -> None:
+        def app(environ: dict[str, t.Any], start_response: t.Any) -> Iterator[bytes]:
+            start_response("200 OK", [PLAIN, *page_headers(60)])
+            yield b"one "
+            yield environ.get("wsgi_isr.reason", "visitor").encode()
+
+        site.answers["/x"] = app
+        client = browse(rules=rules)
+        response = client.get("/x")
+        assert (response.text, status_of(response)) == ("one miss", "isr; fwd=uri-miss; stored")
+        assert client.get("/x").text == "one miss"
+
+    def test_pages_without_a_body_are_found(self, site: t.Any, browse: t.Any) -> None:
+        def app(environ: dict[str, t.Any], start_response: t.Any) -> Iterator[bytes]:
+            start_response("200 OK", [PLAIN, *page_headers(60)])
+            yield from ()
+
+        site.answers["/x"] = app
+        client = browse()
+        assert client.get("/x").data == b""
+        assert status_of(client.get("/x")) == "isr; hit; ttl=60"
+
+    def test_the_generator_is_closed_once(self) -> None:
+        closed = []
+
+        def blocks(start_response: t.Any, headers: t.Any) -> Iterator[bytes]:
+            try:
+                start_response("200 OK", headers)
+                yield b"a"
+                yield b"b"
+            finally:
+                closed.append(True)
+
+        def app(environ: dict[str, t.Any], start_response: t.Any) -> Iterator[bytes]:
+            return blocks(start_response, [PLAIN])
+
+        server = Server(ISRMiddleware(app, "memory://"))
+        next(iter(server.result))
+        server.result.close()
+        assert closed == [True]
+
+    def test_an_error_before_it_reaches_the_server(self) -> None:
+        def app(environ: dict[str, t.Any], start_response: t.Any) -> Iterator[bytes]:
+            raise LookupError("no such table")
+            yield b""
+
+        with pytest.raises(LookupError):
+            list(Server(ISRMiddleware(app, "memory://")).result)
+
+
+class TestWrite:
+    """``write()`` comes before the iterable."""
+
+    @staticmethod
+    def app(*headers: tuple[str, str]) -> t.Any:
+        def app(environ: dict[str, t.Any], start_response: t.Any) -> list[bytes]:
+            write = start_response("200 OK", [PLAIN, *headers])
+            write(b"written, ")
+            write(b"then ")
+            return [b"returned"]
+
+        return app
+
+    def test_goes_straight_to_the_server(self) -> None:
+        server = Server(ISRMiddleware(self.app(), "memory://"))
+        assert server.written == [b"written, ", b"then "]
+        assert server.result == [b"returned"]
+
+    @pytest.mark.parametrize("rules", [None, {"/x": Rule()}], ids=["undeclared", "declared"])
+    def test_is_part_of_a_page(self, site: t.Any, browse: t.Any, rules: t.Any) -> None:
+        site.answers["/x"] = self.app(*page_headers(60))
+        client = browse(rules=rules)
+        assert [client.get("/x").text for _ in range(2)] == ["written, then returned"] * 2
+        assert status_of(client.get("/x")) == "isr; hit; ttl=60"
+
+
+class TestExcInfo:
+    @staticmethod
+    def app(*headers: tuple[str, str]) -> t.Any:
+        def app(environ: dict[str, t.Any], start_response: t.Any) -> list[bytes]:
+            start_response("200 OK", [PLAIN, *headers])
+            try:
+                raise ZeroDivisionError
+            except ZeroDivisionError:
+                start_response("500 Internal Server Error", [PLAIN], sys.exc_info())
+            return [b"oops"]
+
+        return app
+
+    def test_replaces_an_answer_of_which_nothing_was_sent(self) -> None:
+        server = Server(ISRMiddleware(self.app(), "memory://"))
+        assert [status for status, _ in server.sent] == ["200 OK", "500 Internal Server Error"]
+
+    @pytest.mark.parametrize("rules", [None, {"/x": Rule()}], ids=["undeclared", "declared"])
+    def test_makes_no_page(self, site: t.Any, browse: t.Any, rules: t.Any) -> None:
+        site.answers["/x"] = self.app(*page_headers(60))
+        client = browse(rules=rules)
+        response = client.get("/x")
+        assert (response.status_code, response.text) == (500, "oops")
+        assert list(client.isr.pages()) == []
+
+    def test_raises_what_came_too_late(self) -> None:
+        def app(environ: dict[str, t.Any], start_response: t.Any) -> list[bytes]:
+            start_response("200 OK", [PLAIN])(b"sent")
+            try:
+                raise ZeroDivisionError
+            except ZeroDivisionError:
+                start_response("500 Internal Server Error", [PLAIN], sys.exc_info())
+            return []
+
+        with pytest.raises(ZeroDivisionError):
+            Server(ISRMiddleware(app, "memory://"))
+
+
+class TestLargeAnswers:
+    """Beyond ``max_body_size`` a page is delivered block by block, never stored."""
+
+    @pytest.fixture
+    def bodies(self) -> list[Body]:
+        return []
+
+    @pytest.fixture
+    def large(self, bodies: list[Body]) -> t.Any:
+        def make() -> Body:
+            bodies.append(Body(*[b"x" * 100] * 20))
+            return bodies[-1]
+
+        return app_of(make, *page_headers(60))
+
+    @pytest.mark.parametrize("rules", [None, {"/x": Rule()}], ids=["undeclared", "declared"])
+    def test_reach_the_visitor_whole(
+        self, site: t.Any, browse: t.Any, large: t.Any, bodies: list[Body], rules: t.Any
+    ) -> None:
+        site.answers["/x"] = large
+        client = browse(rules=rules, max_body_size=1000)
+        for _ in range(3):
+            response = client.get("/x")
+            assert response.data == b"x" * 2000
+            assert status_of(response) == "isr; fwd=uri-miss; detail=too-large"
+        assert list(client.isr.pages()) == []
+        assert [body.closed for body in bodies] == [1] * len(bodies)
+
+    def test_are_not_read_to_their_end_before_they_are_sent(
+        self, large: t.Any, bodies: list[Body]
+    ) -> None:
+        isr = ISRMiddleware(large, "memory://", rules={"/x": Rule()}, max_body_size=1000)
+        server = Server(isr)
+        assert bodies[-1].read < 15
+        assert b"".join(server.result) == b"x" * 2000
+        server.result.close()
+        assert bodies[-1].closed == 1
+
+    def test_of_a_head_request_are_closed(self, large: t.Any, bodies: list[Body]) -> None:
+        isr = ISRMiddleware(large, "memory://", rules={"/x": Rule()}, max_body_size=1000)
+        server = Server(isr, REQUEST_METHOD="HEAD")
+        assert b"".join(server.result) == b""
+        assert bodies[-1].closed == 1
+
+    def test_are_warned_of_once(
+        self, site: t.Any, browse: t.Any, large: t.Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        site.answers["/x"] = large
+        client = browse(rules={"/x": Rule()}, max_body_size=1000)
+        for _ in range(3):
+            client.get("/x", base_url="http://example.com")
+        (record,) = caplog.records
+        assert "http://example.com/x" in record.getMessage()
+        assert "max_body_size" in record.getMessage()
+
+    def test_behind_a_stale_page_leave_it_and_are_closed(
+        self, site: t.Any, browse: t.Any, clock: t.Any, large: t.Any, bodies: list[Body]
+    ) -> None:
+        site.page("/x", "small")
+        client = browse(max_body_size=1000)
+        client.get("/x")
+        site.answers["/x"] = large
+        clock.advance(61)
+        for _ in range(2):
+            assert client.get("/x").text == "small"
+            client.isr.close()
+        assert [body.closed for body in bodies] == [1] * len(bodies)
+        assert next(client.isr.pages()).last_error
+
+    def test_that_nobody_waits_for_are_closed(
+        self, site: t.Any, browse: t.Any, large: t.Any, bodies: list[Body]
+    ) -> None:
+        site.answers["/x"] = large
+        client = browse(max_body_size=1000, base_url="http://localhost")
+        (result,) = client.isr.prerender(["/x"])
+        assert "too-large" in str(result.error)
+        with pytest.raises(RevalidationError):
+            client.isr.revalidate("/x")
+        assert [body.closed for body in bodies] == [1, 1]
+
+    def test_a_body_of_exactly_that_size_is_stored(self, site: t.Any, browse: t.Any) -> None:
+        site.page("/x", "x" * 1000)
+        client = browse(max_body_size=1000)
+        client.get("/x")
+        assert status_of(client.get("/x")) == "isr; hit; ttl=60"
+
+
+class TestClosing:
+    """``close()`` of the app's iterable exactly once, always."""
+
+    @pytest.mark.parametrize("rules", [None, {"/x": Rule()}], ids=["undeclared", "declared"])
+    def test_of_a_page(self, rules: t.Any) -> None:
+        bodies: list[Body] = []
+
+        def make() -> Body:
+            bodies.append(Body(b"a"))
+            return bodies[-1]
+
+        isr = ISRMiddleware(app_of(make, *page_headers(60)), "memory://", rules=rules)
+        Server(isr)
+        assert [body.closed for body in bodies] == [1] * (1 if rules else 2)
+
+    @pytest.mark.parametrize("rules", [None, {"/x": Rule()}], ids=["undeclared", "declared"])
+    def test_of_one_that_breaks_off(self, rules: t.Any) -> None:
+        class Breaking(Body):
+            def __iter__(self) -> Iterator[bytes]:
+                yield b"half"
+                raise ConnectionError
+
+        body = Breaking()
+        isr = ISRMiddleware(app_of(body, *page_headers(60)), "memory://", rules=rules)
+        with pytest.raises(ConnectionError):
+            list(Server(isr).result)
+        assert body.closed == 1
