@@ -102,9 +102,7 @@ class TestStale:
         response = client.get("/x")
         assert (response.text, status_of(response)) == ("new", "isr; hit; ttl=60")
 
-    def test_nobody_waits_for_the_render(
-        self, site: t.Any, browse: t.Any, clock: t.Any
-    ) -> None:
+    def test_nobody_waits_for_the_render(self, site: t.Any, browse: t.Any, clock: t.Any) -> None:
         site.page("/x", "old")
         client = browse()
         client.get("/x")

@@ -130,9 +130,7 @@ class TestFirstStart:
         assert calls == [1]
         assert len({app.config["SECRET_KEY"] for app in apps} - {None}) == 1
 
-    def test_a_second_start_keeps_what_was_written(
-        self, app: Flask, editor: FlaskClient
-    ) -> None:
+    def test_a_second_start_keeps_what_was_written(self, app: Flask, editor: FlaskClient) -> None:
         editor.post("/edit/json", data=form(title="Kept"))
         again: Flask = module("blog").create_app(
             {"DATABASE": app.config["DATABASE"], "ISR_CACHE": "memory://"}
@@ -208,12 +206,8 @@ class TestPages:
     def test_an_undeclared_parameter_makes_no_page(self, visitor: FlaskClient) -> None:
         assert visitor.get("/?utm=x").text == visitor.get("/").text
 
-    @pytest.mark.parametrize(
-        "page", ["0", "-1", "01", "x", "", "9999", "2" * 5000, "²"]
-    )
-    def test_a_page_out_of_range_is_not_found(
-        self, visitor: FlaskClient, page: str
-    ) -> None:
+    @pytest.mark.parametrize("page", ["0", "-1", "01", "x", "", "9999", "2" * 5000, "²"])
+    def test_a_page_out_of_range_is_not_found(self, visitor: FlaskClient, page: str) -> None:
         assert visitor.get("/", query_string={"page": page}).status_code == 404
 
     def test_a_post(self, visitor: FlaskClient) -> None:
@@ -232,9 +226,7 @@ class TestPages:
     @pytest.mark.parametrize(
         ("path", "window"), [("/", 60), ("/post/json", 300), ("/tag/json", 60)]
     )
-    def test_a_page_is_rendered_once(
-        self, visitor: FlaskClient, path: str, window: int
-    ) -> None:
+    def test_a_page_is_rendered_once(self, visitor: FlaskClient, path: str, window: int) -> None:
         miss, hit = visitor.get(path), visitor.get(path)
         assert miss.headers["Cache-Status"] == "isr; fwd=uri-miss; stored"
         assert hit.headers["Cache-Status"].startswith("isr; hit; ttl=")
@@ -242,9 +234,7 @@ class TestPages:
         assert "because of a miss" in stamp(miss)
         assert stamp(hit) == stamp(miss)
 
-    def test_no_page_depends_on_a_cookie(
-        self, visitor: FlaskClient, editor: FlaskClient
-    ) -> None:
+    def test_no_page_depends_on_a_cookie(self, visitor: FlaskClient, editor: FlaskClient) -> None:
         editor.post("/edit/json", data=form(title="Mine"))
         for path in ("/", "/post/json", "/post/nothing", "/tag", "/tag/email"):
             response = editor.get(path)
@@ -305,9 +295,7 @@ class TestEditor:
         assert headings(visitor.get("/tag/brand-new")) == ["abc"]
         assert "brand-new" in visitor.get("/tag").text
 
-    def test_other_posts_stay_stored(
-        self, visitor: FlaskClient, editor: FlaskClient
-    ) -> None:
+    def test_other_posts_stay_stored(self, visitor: FlaskClient, editor: FlaskClient) -> None:
         before = visitor.get("/post/json").text
         editor.post("/edit/abc", data=form())
         assert visitor.get("/post/json").text == before
@@ -346,12 +334,8 @@ class TestEditor:
         assert response.status_code == 400
         assert "A post needs a title" in response.text
 
-    def test_the_editor_hears_of_a_text_that_is_not_quite_right(
-        self, editor: FlaskClient
-    ) -> None:
-        saved = editor.post(
-            "/edit/json", data=form(body=".. nonsense::"), follow_redirects=True
-        )
+    def test_the_editor_hears_of_a_text_that_is_not_quite_right(self, editor: FlaskClient) -> None:
+        saved = editor.post("/edit/json", data=form(body=".. nonsense::"), follow_redirects=True)
         assert "not quite reStructuredText: line 1: Unknown directive" in saved.text
 
     def test_a_page_that_cannot_be_rendered_stays_as_it_was(
@@ -363,9 +347,7 @@ class TestEditor:
         before = visitor.get("/post/abc").text
         with monkeypatch.context() as patch:
             patch.setattr(module("blog.pages"), "render", fail)
-            saved = editor.post(
-                "/edit/abc", data=form(title="Next"), follow_redirects=True
-            )
+            saved = editor.post("/edit/abc", data=form(title="Next"), follow_redirects=True)
             assert "the page still shows the previous version" in saved.text
             assert 'value="Next"' in saved.text
             assert visitor.get("/post/abc").text == before
@@ -391,9 +373,7 @@ class TestEditor:
     @pytest.mark.parametrize(
         "headers", [{"Sec-Fetch-Site": "same-origin"}, {"Origin": "http://localhost"}]
     )
-    def test_own_forms_are_taken(
-        self, editor: FlaskClient, headers: dict[str, str]
-    ) -> None:
+    def test_own_forms_are_taken(self, editor: FlaskClient, headers: dict[str, str]) -> None:
         response = editor.post("/edit/json", data=form(), headers=headers)
         assert response.status_code == 302
 
@@ -422,9 +402,7 @@ class TestHook:
         assert response.json == {"message": "Invalid token"}
 
     @pytest.mark.parametrize("secret", ["", "x"])
-    def test_no_secret_is_set(
-        self, app: Flask, visitor: FlaskClient, secret: str
-    ) -> None:
+    def test_no_secret_is_set(self, app: Flask, visitor: FlaskClient, secret: str) -> None:
         app.config["BLOG_SECRET"] = ""
         response = visitor.get("/api/revalidate", query_string={"secret": secret})
         assert response.status_code == 401

@@ -28,7 +28,9 @@ from wsgi_isr.key import normalize_host
 from wsgi_isr.key import PageKey
 
 segments = st.text(
-    st.characters(exclude_categories=("Cs", "Cc"), exclude_characters="/\\"), min_size=1, max_size=12
+    st.characters(exclude_categories=("Cs", "Cc"), exclude_characters="/\\"),
+    min_size=1,
+    max_size=12,
 ).filter(lambda segment: segment not in (".", ".."))
 paths = st.lists(segments, max_size=4).map(lambda parts: "/" + "/".join(parts))
 values = st.text(st.characters(exclude_categories=("Cs",)), max_size=12)
@@ -114,7 +116,9 @@ class TestHosts:
         assert site.renders() == 0
         assert list(client.isr.pages()) == []
 
-    @pytest.mark.parametrize("url", ["ftp://a", "www.example.com", "https://a/path", "https://", ""])
+    @pytest.mark.parametrize(
+        "url", ["ftp://a", "www.example.com", "https://a/path", "https://", ""]
+    )
     def test_a_base_url_is_a_scheme_and_a_host(self, site: t.Any, url: str) -> None:
         with pytest.raises(ValueError, match="base_url"):
             ISRMiddleware(site, "memory://", base_url=url)

@@ -1,4 +1,4 @@
-"""What an app says of a page in its response headers, and how it is refused when it does not parse."""
+"""What an app says of a page in its response headers, and what happens if it does not parse."""
 
 from __future__ import annotations
 
@@ -99,7 +99,10 @@ class TestParsing:
             ([("isr-revalidate", "60")], Metadata(60)),
             ([("ISR-Revalidate", "false")], Metadata(None)),
             ([("ISR-Revalidate", "60"), ("ISR-Expire", "60")], Metadata(60, 60)),
-            ([("ISR-Revalidate", "60"), ("ISR-Tags", "a,b ,  c")], Metadata(60, None, ("a", "b", "c"))),
+            (
+                [("ISR-Revalidate", "60"), ("ISR-Tags", "a,b ,  c")],
+                Metadata(60, None, ("a", "b", "c")),
+            ),
             ([("ISR-Revalidate", "60"), ("ISR-Tags", "x" * 256)], Metadata(60, None, ("x" * 256,))),
         ],
     )

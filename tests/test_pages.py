@@ -114,7 +114,9 @@ class TestUndeclared:
             if "HTTP_RANGE" not in environ:
                 start_response("304 Not Modified", page_headers(60))
                 return []
-            start_response("206 Partial Content", [("Content-Type", "text/plain"), *page_headers(60)])
+            start_response(
+                "206 Partial Content", [("Content-Type", "text/plain"), *page_headers(60)]
+            )
             return [b"th"]
 
         site.answers["/x"] = only_for(None, partial, page("the whole page"))

@@ -49,9 +49,7 @@ OTHERS = [
 
 class TestStatuses:
     @pytest.mark.parametrize("status", RESULTS + TEMPORARY)
-    def test_results_are_stored(
-        self, site: t.Any, browse: t.Any, cache: str, status: str
-    ) -> None:
+    def test_results_are_stored(self, site: t.Any, browse: t.Any, cache: str, status: str) -> None:
         site.answers["/x"] = answer(status, ADDRESS, *page_headers(60))
         client = browse(cache)
         first, second = client.get("/x"), client.get("/x")
@@ -220,9 +218,7 @@ class TestNoPageAnyMore:
         assert "wsgi_isr.reason" not in site.environs[-1]
         assert list(client.isr.pages()) == []
 
-    def test_in_every_worker(
-        self, site: t.Any, browse: t.Any, clock: t.Any, files: str
-    ) -> None:
+    def test_in_every_worker(self, site: t.Any, browse: t.Any, clock: t.Any, files: str) -> None:
         site.page("/x", "a page")
         client, other = browse(files), browse(files)
         client.get("/x")

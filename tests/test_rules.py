@@ -183,7 +183,9 @@ class TestPagesByRule:
         clock.advance(90)
         assert status_of(client.get("/blog/1")) == "isr; fwd=stale; stored"
 
-    def test_a_rule_alone_does_not_make_a_page_of_an_error(self, site: t.Any, browse: t.Any) -> None:
+    def test_a_rule_alone_does_not_make_a_page_of_an_error(
+        self, site: t.Any, browse: t.Any
+    ) -> None:
         def forbidden(environ: dict[str, t.Any], start_response: t.Any) -> list[bytes]:
             start_response("403 Forbidden", [("Content-Type", "text/plain")])
             return [b"no"]

@@ -13,12 +13,14 @@ from urllib.parse import unquote
 from urllib.parse import urljoin
 from urllib.parse import urlsplit
 
+from . import codings
 from . import signals
 from .key import canonical_query
 from .key import PageKey
 from .metadata import end_to_end
 from .metadata import GONE
 from .metadata import InvalidMetadata
+from .metadata import is_sound
 from .metadata import Metadata
 from .metadata import read_metadata
 from .metadata import REDIRECTS
@@ -44,6 +46,8 @@ MAX_BACK_OFF = 30.0
 MAX_RECORD = 2**20
 #: Seconds between two log lines on the same thing.
 QUIET = 60.0
+#: Bytes of a body that is compressed while a visitor waits: a few milliseconds.
+COMPRESSED_AT_ONCE = 128 * 1024
 
 
 class Kind(enum.Enum):
@@ -122,12 +126,14 @@ class Attempts:
         stats: Stats,
         sender: object,
         clock: Callable[[], float],
+        run_behind: Callable[[Callable[[], None]], bool],
     ) -> None:
         self._render = render
         self._store = store
         self._stats = stats
         self._sender = sender
         self._clock = clock
+        self._run_behind = run_behind
         self._logged: dict[tuple[PageKey, str], float] = {}
 
     def __call__(
@@ -164,6 +170,8 @@ class Attempts:
     ) -> Outcome:
         code = response.code
         if response.failure or code >= 500 or code < 200:
+            # All who wait get this answer: its cookies would be one session for all of them.
+            response.headers = [item for item in response.headers if item[0].lower() != "set-cookie"]
             failed = Outcome(Kind.FAILED, detail="status", response=response)
             if response.rest is not None:
                 error = RenderError(f"{response.status}, with more than max_body_size bytes")
@@ -184,6 +192,8 @@ class Attempts:
         detail = refusal(code, response.headers, rule)
         if detail is None and code in REDIRECTS and _leads_to(key, response.headers, rule):
             detail = "redirect"
+        if detail is None and not is_sound("Status", response.status):
+            detail = "header"
         if detail is not None:
             return self._refused(key, previous, detail, response)
         if response.rest is not None:
@@ -191,7 +201,13 @@ class Attempts:
             self._record_failure(key, previous, "refused: too-large")
             return Outcome(Kind.UNSTORED, None, "too-large", response)
         page = make_page(key, response, rule, metadata, number, began)
+        later = reason == "miss" and len(response.body) > COMPRESSED_AT_ONCE
+        if not later:
+            page = codings.compress(page)
         entry, detail = self._store.put(page)
+        if later and codings.is_compressible(page):
+            # The visitor who waits gets it as it is.
+            self._run_behind(lambda: self._compress(page))
         if previous is not None and self._store.failure(page.name) is not None:
             self._store.set_failure(page.name, None)
         if detail is not None:
@@ -202,6 +218,9 @@ class Attempts:
             signals.page_stored, self._sender, url=key.url, status=page.code, reason=reason
         )
         return Outcome(Kind.STORED, entry)
+
+    def _compress(self, page: Page) -> None:
+        self._store.put(codings.compress(page))
 
     def _failed(
         self, key: PageKey, previous: Entry | None, reason: str, outcome: Outcome
@@ -287,7 +306,7 @@ def make_page(
         sequence=number.sequence,
         lineage=number.lineage,
         vary=tuple(_title(name) for name, _ in rule.variants) if rule is not None else (),
-    ).compressed()
+    )
 
 
 def _title(header: str) -> str:

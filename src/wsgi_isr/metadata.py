@@ -226,7 +226,7 @@ REMEDIES = {
     "vary": "declare the request header with Rule(vary={...}) or do not let the page depend on it",
     "status": "only 200, 301, 308, 404 and 410, and 302 and 307 with an ISR-Revalidate of their "
     "own, are pages",
-    "header": "a header has a character that HTTP does not allow",
+    "header": "the status or a header has a character that HTTP does not allow",
     "redirect": "the page redirects to itself; put ProxyFix outside of ISRMiddleware, "
     "or set base_url",
     "metadata": "correct the ISR header",
@@ -239,7 +239,8 @@ def _forbids_storing(headers: Iterable[tuple[str, str]]) -> bool:
     value = ", ".join(value for name, value in headers if name.lower() == "cache-control")
     if not value:
         return False
-    control = parse_cache_control_header(value, cls=ResponseCacheControl)
+    # Directives are case-insensitive (RFC 9111 section 5.2), Werkzeug's parser is not.
+    control = parse_cache_control_header(value.lower(), cls=ResponseCacheControl)
     return any(token in control for token in ("no-store", "private", "no-cache"))
 
 

@@ -173,7 +173,7 @@ class ISRMiddleware:
             served: Served = entry.served
             if (
                 served.since <= self._clock() < served.until
-                and entry.generation == self._signal[0]
+                and served.generation == self._signal[0]
                 and (self._bypass is None or self._bypass(environ) is None)
             ):
                 answer = served.answers.get(environ.get("HTTP_ACCEPT_ENCODING"))

@@ -279,6 +279,8 @@ class OnDemand:
             return Result(key.url, entry.page.code)
         outcome = self._process.regeneration.cold(key, rule, "prerender", stale_will_do=False)
         outcome.discard()
+        if outcome.stored:
+            self._process.not_pages.discard(key)
         return _result(key, outcome)
 
     # What there is.

@@ -6,7 +6,6 @@ Nothing read from a store is ever executed, and whatever is not exactly such an 
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import hmac
 import json
@@ -15,7 +14,6 @@ import typing as t
 import zlib
 from dataclasses import dataclass
 from dataclasses import field
-from dataclasses import replace
 
 from .key import PageKey
 from .metadata import is_sound
@@ -24,26 +22,6 @@ from .metadata import status_code
 
 _MAGIC = b"ISR\x01"
 _HEAD_LENGTH = struct.Struct("!I")
-
-# Smaller bodies fit in one packet either way.
-_MIN_COMPRESSED = 500
-_GZIP_LEVEL = 6
-_COMPRESSIBLE = frozenset(
-    {
-        "application/javascript",
-        "application/json",
-        "application/manifest+json",
-        "application/wasm",
-        "application/xml",
-        "application/x-ndjson",
-        "application/vnd.ms-fontobject",
-        "font/otf",
-        "font/ttf",
-        "image/bmp",
-        "image/svg+xml",
-        "image/x-icon",
-    }
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,25 +77,6 @@ class Page:
 
     def header(self, name: str) -> str | None:
         return next((value for key, value in self.headers if key.lower() == name), None)
-
-    def compressed(self) -> Page:
-        """The page with its content codings, made once and never per request."""
-        body = self.bodies["identity"]
-        if len(body) < _MIN_COMPRESSED or not self._compressible():
-            return self
-        # A fixed mtime: the same body has the same bytes, and the same ETag.
-        packed = gzip.compress(body, _GZIP_LEVEL, mtime=0)
-        if len(packed) >= len(body):
-            return self
-        return replace(self, bodies={"identity": body, "gzip": packed})
-
-    def _compressible(self) -> bool:
-        if self.header("content-encoding") is not None:
-            return False
-        if "no-transform" in (self.header("cache-control") or "").lower():
-            return False
-        kind = (self.header("content-type") or "").partition(";")[0].strip().lower()
-        return kind.startswith("text/") or kind in _COMPRESSIBLE or kind.endswith(("+xml", "+json"))
 
 
 def page_label(name: str) -> str:

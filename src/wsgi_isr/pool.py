@@ -47,6 +47,12 @@ class WorkerPool:
             self._pending += 1
             return True
 
+    def stand_in(self) -> None:
+        """Start a thread in place of a hung one, if jobs are still in line behind it."""
+        with self._idle:
+            if not self._queue.empty():
+                self._ensure_thread()
+
     def _ensure_thread(self) -> bool:
         """Start a thread unless one is free, or enough of them do work."""
         now = time.monotonic()

@@ -92,7 +92,9 @@ class Process:
             storage, coordination, self.memory, codec, build_id, self._store_failed
         )
         self.pool = WorkerPool(workers, render_timeout)
-        self.attempts = Attempts(render, self.store, self.stats, sender, clock)
+        self.attempts = Attempts(
+            render, self.store, self.stats, sender, clock, self.pool.submit
+        )
         self.regeneration = Regeneration(
             self.store, self.attempts, self.pool, clock, render_timeout
         )

@@ -201,9 +201,14 @@ class Regeneration:
             flight = self._flights.get(key)
             if flight is not None and not self._overdue(flight):
                 return
-            if key in self._queued or key in self._lanes:
+            if key in self._lanes:
                 return
+            queued = key in self._queued
             self._queued.add(key)
+        if queued:
+            # The job before it may hang by now, and did not yet when this one was put in line.
+            self._pool.stand_in()
+            return
         if not self._pool.submit(lambda: self._regenerate(entry, rule)):
             self._queued.discard(key)
 

@@ -18,6 +18,8 @@ from werkzeug.http import quote_etag
 from werkzeug.http import unquote_etag
 from werkzeug.sansio.http import is_resource_modified
 
+from .codings import is_compressible
+from .codings import PREFERENCE
 from .metadata import Headers
 from .metadata import status_code
 from .page import Page
@@ -40,9 +42,6 @@ _NOT_MODIFIED_HEADERS = frozenset(
     {"cache-control", "cache-status", "content-location", "etag", "expires", "vary"}
 )
 
-#: Content codings in the order in which they are chosen at equal quality.
-CODINGS = ("zstd", "br", "gzip")
-
 
 class Answer:
     """What is sent: the same objects for many requests, but for a copy of the header list."""
@@ -60,21 +59,37 @@ class Answer:
 
 
 class Served:
-    """Answers of a fresh entry that hold from ``since`` until ``until``, a second at most."""
+    """Answers of a fresh entry that hold from ``since`` until ``until``, a second at most.
 
-    __slots__ = ("_by_coding", "_entry", "_member", "_negotiation", "answers", "since", "until")
+    :param generation: under which the page was confirmed to be fresh; after an invalidation they
+        do not hold any more, whatever it was of.
+    """
+
+    __slots__ = (
+        "_by_coding",
+        "_entry",
+        "_member",
+        "_negotiation",
+        "answers",
+        "generation",
+        "since",
+        "until",
+    )
 
     #: Spellings of ``Accept-Encoding`` with an answer of their own; clients choose them.
     LIMIT = 16
 
-    def __init__(self, entry: Entry, now: float, negotiation: Negotiation) -> None:
+    def __init__(
+        self, entry: Entry, generation: object, now: float, negotiation: Negotiation
+    ) -> None:
         self._entry = entry
+        self.generation = generation
         self._negotiation = negotiation
         self._by_coding: dict[str, Answer] = {}
         #: Answers by the visitor's ``Accept-Encoding``.
         self.answers: dict[str | None, Answer] = {}
         self.since = now
-        left = seconds_left(entry.page, entry.mark, now)
+        left = seconds_left(entry.page, Mark.NONE, now)
         window = entry.page.metadata.revalidate
         if left is None or window is None:
             self.until = now + 1.0
@@ -91,7 +106,7 @@ class Served:
             coding = self._negotiation.choose(accepted, page)
             found = self._by_coding.get(coding)
             if found is None:
-                found = make_answer(page, self._entry.mark, coding, self._member, self.since)
+                found = make_answer(page, Mark.NONE, coding, self._member, self.since)
                 self._by_coding[coding] = found
             if len(self.answers) < self.LIMIT:
                 self.answers[accepted] = found
@@ -138,7 +153,7 @@ def make_answer(page: Page, mark: Mark, coding: str, member: str, now: float) ->
     if etag:
         headers.append(("ETag", etag))
     headers.append(("Cache-Control", control or cache_control(page, mark, now)))
-    vary = (*(("Accept-Encoding",) if page.codings else ()), *page.vary)
+    vary = (*(("Accept-Encoding",) if page.codings or is_compressible(page) else ()), *page.vary)
     if vary:
         headers.append(("Vary", ", ".join(vary)))
     headers.append(("Cache-Status", ", ".join([*statuses, member])))
@@ -207,8 +222,8 @@ class Negotiation:
 
 def _preference(accepted: str) -> tuple[str, ...]:
     accept = parse_accept_header(accepted)
-    qualities = {coding: accept.quality(coding) for coding in CODINGS}
+    qualities = {coding: accept.quality(coding) for coding in PREFERENCE}
     identity = accept.quality("identity") if "identity" in accept.values() else 0
-    usable = [coding for coding in CODINGS if qualities[coding] > 0]
+    usable = [coding for coding in PREFERENCE if qualities[coding] > 0]
     usable = [coding for coding in usable if qualities[coding] >= identity]
     return tuple(sorted(usable, key=lambda coding: -qualities[coding]))

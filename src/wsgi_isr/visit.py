@@ -136,9 +136,11 @@ class Visit:
     def _pass_by(self, detail: str) -> Iterable[bytes]:
         """A draft is its visitor's alone; while the library is off, the app is left alone."""
         resolver = self._site.resolver
-        draft = detail == "draft"
-        declared = draft and resolver is not None and resolver(self._environ) is not None
-        return self._pass(f"isr; fwd=bypass; detail={detail}", draft, always=declared)
+        rule = resolver(self._environ) if resolver is not None else None
+        # Where only the rule makes it a page, the answer does not call itself one.
+        would_be = rule is not None and rule.revalidate is not None
+        member = f"isr; fwd=bypass; detail={detail}"
+        return self._pass(member, detail == "draft", always=would_be)
 
     def _identify(self) -> str | None:
         """Find the rule and the key of the request, or why it can have no page."""
@@ -161,9 +163,10 @@ class Visit:
         now = self._site.clock()
         entry = self._process.store.lookup(self._key, now)
         if entry is not None:
-            state = state_of(entry.page, entry.mark, now)
+            generation, mark = entry.confirmed
+            state = state_of(entry.page, mark, now)
             if state is State.FRESH:
-                return self._serve_hit(entry, now)
+                return self._serve_hit(entry, generation, now)
             if state is State.STALE:
                 return self._serve_stale(entry, now)
             return self._serve_cold("stale")
@@ -177,14 +180,18 @@ class Visit:
             return instead(self._environ, self._start_response)
         return self._serve_cold("uri-miss")
 
-    def _serve_hit(self, entry: Entry, now: float) -> Iterable[bytes]:
+    def _serve_hit(self, entry: Entry, generation: object, now: float) -> Iterable[bytes]:
         process = self._process
         process.stats.hits += 1
         entry.referenced = True
         process.store.poll()
         served = entry.served
-        if served is None or not served.since <= now < served.until:
-            served = entry.served = Served(entry, now, self._site.negotiation)
+        if (
+            served is None
+            or served.generation != generation
+            or not served.since <= now < served.until
+        ):
+            served = entry.served = Served(entry, generation, now, self._site.negotiation)
         # A target does not tell variants apart.
         if self._target is not None and (self._rule is None or not self._rule.variants):
             process.memory.add_target(entry, self._target)
@@ -235,8 +242,9 @@ class Visit:
     def _serve_rendered(self, outcome: Outcome, entry: Entry, forward: str) -> Iterable[bytes]:
         now = self._site.clock()
         if outcome.kind is Kind.FOUND and not outcome.collapsed:
-            if state_of(entry.page, entry.mark, now) is State.FRESH:
-                return self._serve_hit(entry, now)
+            generation, mark = entry.confirmed
+            if state_of(entry.page, mark, now) is State.FRESH:
+                return self._serve_hit(entry, generation, now)
             return self._serve_stale(entry, now)
         self._process.stats.misses += 1
         done = "stored" if outcome.stored else f"detail={outcome.detail}"

@@ -47,8 +47,7 @@ def create_app(config: t.Mapping[str, t.Any] | None = None) -> Flask:
     app = Flask(__name__)
     app.config.from_mapping(
         BLOG_SECRET=os.environ.get("BLOG_SECRET", ""),
-        DATABASE=os.environ.get("BLOG_DATABASE")
-        or str(Path(app.instance_path, "blog.db")),
+        DATABASE=os.environ.get("BLOG_DATABASE") or str(Path(app.instance_path, "blog.db")),
         MAX_CONTENT_LENGTH=2**20,
         SESSION_COOKIE_SAMESITE="Lax",
     )

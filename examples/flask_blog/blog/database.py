@@ -112,9 +112,7 @@ def set_up(connection: sqlite3.Connection) -> None:
             return
         for statement in SCHEMA.split(";"):
             connection.execute(statement)
-        connection.execute(
-            "INSERT INTO settings VALUES ('secret_key', ?)", [secrets.token_hex()]
-        )
+        connection.execute("INSERT INTO settings VALUES ('secret_key', ?)", [secrets.token_hex()])
         now = time.time()
         for module in stdlib.documented_modules():
             row = [module.name.lower(), module.name, module.summary, module.body]

@@ -58,9 +58,7 @@ def to_line(text: str) -> str:
 def escape(text: str) -> str:
     """Take its meaning from markup, but for ````code````."""
     pieces = re.split(r"(``[^`\n]+``)", text)
-    pieces[::2] = [
-        re.sub(r"[\\*`|]|_(?!\w)", r"\\\g<0>", piece) for piece in pieces[::2]
-    ]
+    pieces[::2] = [re.sub(r"[\\*`|]|_(?!\w)", r"\\\g<0>", piece) for piece in pieces[::2]]
     return "".join(pieces)
 
 

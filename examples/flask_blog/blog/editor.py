@@ -47,8 +47,8 @@ def renew(post: Post, tags: t.Iterable[str], message: str) -> ResponseReturnValu
     :param tags: the tags of the post, before and after the change.
     :param message: what to tell the editor, who is sent back to the form.
     """
-    revalidate_tag("posts", *sorted({f"tag:{tag}" for tag in tags}), expire=True)
     try:
+        revalidate_tag("posts", *sorted({f"tag:{tag}" for tag in tags}), expire=True)
         revalidate(url_for("blog.post", slug=post.slug))
     except RevalidationError:
         # Nothing is lost: the old page stays, its next visitor starts a new attempt.

@@ -48,17 +48,12 @@ def get_post(db: sqlite3.Connection, slug: str) -> Post | None:
     return _post(row) if row else None
 
 
-def list_posts(
-    db: sqlite3.Connection, page: int, tag: str | None = None
-) -> Listing | None:
+def list_posts(db: sqlite3.Connection, page: int, tag: str | None = None) -> Listing | None:
     """List the published posts, the newest first. None: there is no such page."""
     if tag is None:
         where, values = "published IS NOT NULL", []
     else:
-        where = (
-            "published IS NOT NULL AND"
-            " slug IN (SELECT slug FROM post_tags WHERE tag = ?)"
-        )
+        where = "published IS NOT NULL AND slug IN (SELECT slug FROM post_tags WHERE tag = ?)"
         values = [tag]
     return _listing(db, where, values, "published DESC, title COLLATE NOCASE", page)
 
@@ -99,8 +94,7 @@ def save_post(db: sqlite3.Connection, post: Post) -> Post | None:
     with transaction(db):
         old = get_post(db, post.slug)
         db.execute(
-            "UPDATE posts SET title = ?, summary = ?, body = ?, updated = ?"
-            " WHERE slug = ?",
+            "UPDATE posts SET title = ?, summary = ?, body = ?, updated = ? WHERE slug = ?",
             [post.title, post.summary, post.body, time.time(), post.slug],
         )
         if old is not None:
@@ -129,9 +123,7 @@ def slugify(text: str) -> str:
 def _listing(
     db: sqlite3.Connection, where: str, values: t.Sequence[str], order: str, page: int
 ) -> Listing | None:
-    (total,) = db.execute(
-        f"SELECT count(*) FROM posts WHERE {where}", values
-    ).fetchone()
+    (total,) = db.execute(f"SELECT count(*) FROM posts WHERE {where}", values).fetchone()
     pages = -(-total // PER_PAGE) or 1
     if not 1 <= page <= pages:
         return None

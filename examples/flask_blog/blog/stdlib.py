@@ -115,9 +115,7 @@ def documented_modules() -> t.Iterator[Module]:
 def tags(name: str, is_package: bool = False) -> tuple[str, ...]:
     """Name the package that a module belongs to, and what the package is about."""
     top, dot, _ = name.partition(".")
-    found = {
-        subject for subject, modules in _SUBJECTS.items() if top in modules.split()
-    }
+    found = {subject for subject, modules in _SUBJECTS.items() if top in modules.split()}
     if dot or is_package:
         found.add(top)
     return tuple(sorted(found or {"other"}))
@@ -144,9 +142,7 @@ def _is_public(part: str) -> bool:
     return not (part.startswith(("_", "config-")) or part in _SKIPPED)
 
 
-def _module(
-    name: str, docstring: str, contents: str = "", is_package: bool = False
-) -> Module:
+def _module(name: str, docstring: str, contents: str = "", is_package: bool = False) -> Module:
     text = docstring.strip("\n")
     # Some docstrings begin with the module's name, as a heading or in a sentence.
     names = f"(?:{re.escape(name)}|{re.escape(name.rpartition('.')[2])})(?:\\.py)?"

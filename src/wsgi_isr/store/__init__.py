@@ -78,11 +78,10 @@ class PageStore:
     def confirm(self, entry: Entry) -> None:
         """See what invalidations have made of a page, if there were any."""
         generation = self.coordination.signal[0]
-        if entry.generation != generation:
+        if entry.confirmed[0] != generation:
             epochs = self._breaker.call("epochs", self.coordination.epochs)
             if epochs is not None:
-                entry.mark = epochs.mark(entry.page)
-                entry.generation = generation
+                entry.confirmed = (generation, epochs.mark(entry.page))
 
     def _entry(self, page: Page, stores: object) -> Entry:
         entry = Entry(page, Mark.NONE, None, stores)

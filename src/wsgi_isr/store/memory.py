@@ -24,8 +24,7 @@ class Entry:
     """A page with what this process knows of it. Its fields change; the page never does."""
 
     __slots__ = (
-        "generation",
-        "mark",
+        "confirmed",
         "page",
         "referenced",
         "retry_at",
@@ -37,10 +36,10 @@ class Entry:
 
     def __init__(self, page: Page, mark: Mark, generation: object, stores: object) -> None:
         self.page = page
-        self.mark = mark
-        #: Values of the coordination's signal under which the mark, and that the shared level
-        #: has nothing newer, were last confirmed.
-        self.generation = generation
+        #: The generation under which the page was last confirmed, and what invalidations had
+        #: made of it then. One value, so that no thread sees the one without the other.
+        self.confirmed = (generation, mark)
+        #: The signal under which the shared level had nothing newer.
         self.stores = stores
         #: Seconds since 1970 before which no regeneration is started.
         self.retry_at = 0.0
@@ -50,6 +49,10 @@ class Entry:
         #: Request targets by which a hit finds the entry.
         self.targets: list[Target] = []
         self.size = OVERHEAD + page.size + sum(len(k) + len(v) for k, v in page.headers)
+
+    @property
+    def mark(self) -> Mark:
+        return self.confirmed[1]
 
     def __repr__(self) -> str:
         return f"<Entry {self.page.key.url} {self.mark.name} {self.page.sequence}>"
@@ -129,8 +132,10 @@ class MemoryLevel:
 
 
 def _same_render(one: Page, other: Page) -> bool:
-    return (one.lineage, one.sequence, one.generated_at) == (
+    """Whether two pages are of one render, with the same content codings."""
+    return (one.lineage, one.sequence, one.generated_at, one.codings) == (
         other.lineage,
         other.sequence,
         other.generated_at,
+        other.codings,
     )
