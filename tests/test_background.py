@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import threading
 import time
 import typing as t
@@ -46,6 +47,10 @@ def busy(steps: Steps, site: Site, make: Make, clock: Clock) -> ISRMiddleware:
     return isr
 
 
+def threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "wsgi-isr"]
+
+
 class TestTheQueue:
     def test_holds_each_page_once(self, steps: Steps, site: Site, busy: ISRMiddleware) -> None:
         for _ in range(5):
@@ -86,6 +91,7 @@ class TestTheQueue:
         self, site: Site, make: Make, clock: Clock
     ) -> None:
         steps = Steps()
+        before = set(threads())
         isr = make(workers=2)
         for number in range(5):
             site.page(f"/{number}", "body", revalidate=10)
@@ -95,7 +101,7 @@ class TestTheQueue:
         for number in range(5):
             visit(isr, f"/{number}")
         steps.wait(2)
-        assert len([x for x in threading.enumerate() if x.name == "wsgi-isr"]) == 2
+        assert len(set(threads()) - before) == 2
         assert steps.begun == 2
         steps.release()
         isr.close()
@@ -106,16 +112,16 @@ class TestThreads:
     def test_nothing_starts_before_a_page_is_stale(
         self, site: Site, make: Make, clock: Clock
     ) -> None:
-        before = threading.active_count()
+        before = set(threads())
         site.page("/", "body", revalidate=10)
         isr = make()
         visit(isr)
         visit(isr)
-        assert threading.active_count() == before
+        assert not set(threads()) - before
         clock.advance(10)
         visit(isr)
         isr.close()
-        assert threading.active_count() > before
+        assert len(set(threads()) - before) == 1
 
     def test_do_not_keep_a_process_from_ending(
         self, steps: Steps, make: Make, clock: Clock
@@ -126,7 +132,7 @@ class TestThreads:
         clock.advance(10)
         visit(isr)
         steps.wait(2)
-        assert all(x.daemon for x in threading.enumerate() if x.name == "wsgi-isr")
+        assert threads() and all(thread.daemon for thread in threads())
 
     def test_that_cannot_be_started_cost_no_visitor_anything(
         self,
@@ -207,8 +213,6 @@ class TestThreads:
     def test_render_in_a_context_of_their_own(
         self, site: Site, make: Make, clock: Clock
     ) -> None:
-        import contextvars
-
         mine: contextvars.ContextVar[str] = contextvars.ContextVar("mine", default="nobody's")
         site.page("/", lambda environ: mine.get(), revalidate=10)
         isr = make(rules={"/": 10})

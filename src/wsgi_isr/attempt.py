@@ -32,6 +32,7 @@ from .render import Renderer
 from .render import RenderError
 from .render import Response
 from .rules import Rule
+from .site import Site
 from .stats import Stats
 from .store import PageStore
 from .store.coordination import Failure
@@ -121,18 +122,18 @@ class Attempts:
 
     def __init__(
         self,
+        site: Site,
         render: Renderer,
         store: PageStore,
         stats: Stats,
-        sender: object,
-        clock: Callable[[], float],
         run_behind: Callable[[Callable[[], None]], bool],
     ) -> None:
+        self._site = site
+        self._sender = site.middleware
+        self._clock = site.clock
         self._render = render
         self._store = store
         self._stats = stats
-        self._sender = sender
-        self._clock = clock
         self._run_behind = run_behind
         self._logged: dict[tuple[PageKey, str], float] = {}
 
@@ -190,7 +191,8 @@ class Attempts:
             # The content is gone, and the app's 404 does not know whose it was.
             metadata = previous.page.metadata
         detail = refusal(code, response.headers, rule)
-        if detail is None and code in REDIRECTS and _leads_to(key, response.headers, rule):
+        declared = self._site.declared_query(rule)
+        if detail is None and code in REDIRECTS and _leads_to(key, response.headers, declared):
             detail = "redirect"
         if detail is None and not is_sound("Status", response.status):
             detail = "header"
@@ -313,7 +315,9 @@ def _title(header: str) -> str:
     return "-".join(part.capitalize() for part in header.split("-"))
 
 
-def _leads_to(key: PageKey, headers: Sequence[tuple[str, str]], rule: Rule | None) -> bool:
+def _leads_to(
+    key: PageKey, headers: Sequence[tuple[str, str]], declared: tuple[str, ...]
+) -> bool:
     """Whether a redirect leads to the page itself, under whatever scheme and port.
 
     It does where the app behind ProxyFix takes the canonical request for a plain-text one.
@@ -326,9 +330,6 @@ def _leads_to(key: PageKey, headers: Sequence[tuple[str, str]], rule: Rule | Non
         host = target.hostname
     except ValueError:
         return False
-    declared = {name for name, _ in key.query}
-    if rule is not None:
-        declared.update(rule.query)
     return (
         host == urlsplit(key.url).hostname
         and unquote(target.path or "/", "latin-1") == (key.full_path or "/")

@@ -28,13 +28,13 @@ from .rules import check_query
 from .rules import make_resolver
 from .rules import Resolver
 from .rules import RuleLike
+from .site import Site
 from .stats import Stats
 from .store.memory import Entry
 from .store.memory import Target
 from .store.opening import CacheLike
 from .store.opening import opener
 from .visit import current_origin
-from .visit import Site
 from .visit import Visit
 
 if t.TYPE_CHECKING:
@@ -131,16 +131,7 @@ class ISRMiddleware:
 
         def start(before: Process | None) -> Process:
             return Process(
-                open_store,
-                render,
-                codec,
-                memory_size,
-                build_id,
-                workers,
-                render_timeout,
-                self,
-                site.clock,
-                before,
+                site, open_store, render, codec, memory_size, workers, render_timeout, before
             )
 
         self._start = start

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import time
 import typing as t
-from collections.abc import Callable
 
 from . import signals
 from .attempt import Attempts
@@ -18,6 +17,7 @@ from .page import Codec
 from .pool import WorkerPool
 from .regeneration import Regeneration
 from .render import Renderer
+from .site import Site
 from .stats import Stats
 from .store import PageStore
 from .store.memory import MemoryLevel
@@ -68,20 +68,18 @@ class Process:
 
     def __init__(
         self,
+        site: Site,
         open_store: Opener,
         render: Renderer,
         codec: Codec,
         memory_size: int,
-        build_id: str,
         workers: int,
         render_timeout: float,
-        sender: object,
-        clock: Callable[[], float],
-        before: Process | None = None,
+        before: Process | None,
     ) -> None:
         self.pid = os.getpid()
         self.stats = Stats()
-        self._sender = sender
+        self._sender = site.middleware
         storage, coordination = open_store()
         if before is not None:
             storage.after_fork()
@@ -89,14 +87,12 @@ class Process:
         self.signal = coordination.signal
         self.memory = MemoryLevel(memory_size)
         self.store = PageStore(
-            storage, coordination, self.memory, codec, build_id, self._store_failed
+            storage, coordination, self.memory, codec, site.build_id, self._store_failed
         )
         self.pool = WorkerPool(workers, render_timeout)
-        self.attempts = Attempts(
-            render, self.store, self.stats, sender, clock, self.pool.submit
-        )
+        self.attempts = Attempts(site, render, self.store, self.stats, self.pool.submit)
         self.regeneration = Regeneration(
-            self.store, self.attempts, self.pool, clock, render_timeout
+            self.store, self.attempts, self.pool, site.clock, render_timeout
         )
         self.not_pages = NotPages(self.signal)
         #: Mount points that were seen, for paths that are named outside of a request.

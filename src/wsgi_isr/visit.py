@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import contextvars
 import typing as t
-from collections.abc import Callable
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from .attempt import Kind
 from .attempt import Outcome
 from .fallback import fallback
 from .fallback import Shell
-from .key import canonical_query
 from .key import is_ambiguous
 from .key import MAX_KEY_LENGTH
 from .key import Origin
-from .key import Origins
-from .key import PageKey
 from .metadata import InvalidMetadata
 from .metadata import ISR_ENVIRON_KEYS
 from .metadata import read_metadata
@@ -29,11 +24,10 @@ from .render import close
 from .render import rendering
 from .render import Response
 from .respond import make_answer
-from .respond import Negotiation
 from .respond import respond
 from .respond import Served
-from .rules import Resolver
 from .rules import Rule
+from .site import Site
 from .state import seconds_left
 from .state import State
 from .state import state_of
@@ -42,53 +36,12 @@ from .store.memory import Target
 
 if t.TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse
-    from _typeshed.wsgi import WSGIApplication
     from _typeshed.wsgi import WSGIEnvironment
 
 #: Where the request came in that is being answered in this context.
 current_origin: contextvars.ContextVar[Origin | None] = contextvars.ContextVar(
     "wsgi_isr.origin", default=None
 )
-
-
-@dataclass
-class Site:
-    """What a middleware was told about its app, the same in all processes.
-
-    :param bypass: why a request does not get a page, whatever is stored: ``"draft"``,
-        ``"disabled"``; ``None`` if it does.
-    :param limit: bytes of a body that may be stored.
-    """
-
-    app: WSGIApplication
-    middleware: object
-    resolver: Resolver | None
-    query: tuple[str, ...]
-    origins: Origins
-    build_id: str
-    limit: int
-    clock: Callable[[], float]
-    negotiation: Negotiation
-    bypass: Callable[[WSGIEnvironment], str | None] | None = None
-
-    def key(self, origin: Origin, environ: WSGIEnvironment, rule: Rule | None) -> PageKey:
-        declared = (rule.query if rule is not None else ()) or self.query
-        return PageKey(
-            *origin,
-            environ.get("PATH_INFO", ""),
-            canonical_query(environ.get("QUERY_STRING", ""), declared),
-            () if rule is None else rule.vary_of(environ),
-            self.build_id,
-        )
-
-    def describe(
-        self, origin: Origin, path: str, query_string: str
-    ) -> tuple[PageKey, Rule | None]:
-        """The key and the rule of a page that is named, not visited."""
-        environ = PageKey(*origin, path).to_environ("revalidate", self.middleware)
-        environ["QUERY_STRING"] = query_string
-        rule = self.resolver(environ) if self.resolver is not None else None
-        return self.key(origin, environ, rule), rule
 
 
 class Visit:

@@ -1,0 +1,134 @@
+"""What is installed, and whether README.md tells the truth about it."""
+
+from __future__ import annotations
+
+import configparser
+import importlib
+import importlib.metadata
+import importlib.resources
+import re
+import subprocess
+import sys
+import tomllib
+import typing as t
+from pathlib import Path
+
+import pytest
+from conftest import status_of
+from werkzeug.test import Client
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+class TestDistribution:
+    def test_setup_cfg_only_lays_out_the_package(self) -> None:
+        # setuptools would ignore [metadata] beside [project], with a warning only.
+        config = configparser.ConfigParser()
+        config.read(ROOT / "setup.cfg", "utf-8")
+        assert {name.partition(".")[0] for name in config.sections()} == {"options"}
+
+    def test_is_typed(self) -> None:
+        assert importlib.resources.files("wsgi_isr").joinpath("py.typed").is_file()
+
+    def test_the_installed_version_is_the_projects(self) -> None:
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+        assert importlib.metadata.version("wsgi-isr") == project["version"]
+
+    def test_the_changelog_begins_with_the_version(self) -> None:
+        version = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
+        assert (ROOT / "CHANGES.rst").read_text("utf-8").startswith(f"Version {version}\n")
+
+    def test_import_needs_no_extra(self) -> None:
+        extras = "brotli click docutils flask gunicorn itsdangerous jinja2 pymemcache redis"
+        code = "import sys, wsgi_isr; print(*sorted(m.partition('.')[0] for m in sys.modules))"
+        loaded = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, check=True, text=True
+        ).stdout
+        assert not set(loaded.split()) & {*extras.split(), "valkey", "zstandard"}
+
+
+def commands(mark: str) -> str:
+    """The shell block that follows a text in README.md."""
+    found = re.search(re.escape(mark) + r".*?```sh\n(.+?)\n```", README, re.DOTALL)
+    assert found
+    return found[1]
+
+
+class TestCommands:
+    def test_each_is_one_line(self) -> None:
+        for mark in ("<http://127.0.0.1:8000>", "<!-- the tests -->"):
+            assert "\n" not in commands(mark)
+
+    def test_ci_runs_the_tests_as_the_readme_says(self) -> None:
+        script = (ROOT / ".ci" / "run").read_text("utf-8")
+        (read,) = re.findall(r"^tests=.*$", script, re.MULTILINE)
+        taken = subprocess.run(
+            ["bash", "-euc", f'{read}; printf %s "$tests"'],
+            capture_output=True,
+            check=True,
+            cwd=ROOT,
+            text=True,
+        ).stdout
+        assert taken == commands("<!-- the tests -->")
+        assert '-c "$tests"' in script
+
+
+class TestReadme:
+    """Its Python blocks are two programs: one without a framework, one with Flask."""
+
+    @pytest.fixture
+    def program(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> t.Callable[[str], t.Any]:
+        """Import the blocks of README.md under a name, in a new folder."""
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.setenv("REVALIDATE_TOKEN", "correct horse")
+        blocks = re.findall(r"^```python\n(.+?)^```$", README, re.DOTALL | re.MULTILINE)
+        with_flask = next(i for i, block in enumerate(blocks) if "Flask(" in block)
+
+        def load(name: str, number: int | None = None) -> t.Any:
+            own = {"plain": blocks[:with_flask], "with_flask": blocks[with_flask:]}[name]
+            name = f"readme_{name}"
+            Path(f"{name}.py").write_text("\n".join(own[:number]), "utf-8")
+            monkeypatch.delitem(sys.modules, name, raising=False)
+            return importlib.import_module(name)
+
+        return load
+
+    def test_a_plain_app(self, program: t.Any) -> None:
+        module = program("plain", 1)
+        client = Client(module.app)
+        first, second = client.get("/"), client.get("/")
+        assert status_of(first) == "isr; fwd=uri-miss; stored"
+        assert status_of(second).startswith("isr; hit; ttl=")
+        assert first.text == second.text
+        assert first.text.startswith("Rendered at ")
+        assert not [name for name in second.headers.keys() if name.startswith("ISR")]
+        assert Path(".isr-cache").is_dir()
+        module.app.close()
+
+    def test_rules(self, program: t.Any) -> None:
+        module = program("plain")
+        client = Client(module.app)
+        for path, fresh in (("/blog/a?page=2", "hit"), ("/blog/a?page=3", "fwd=uri-miss")):
+            client.get("/blog/a?utm=1&page=2")
+            assert status_of(client.get(path)).startswith(f"isr; {fresh}")
+        (tags,) = {page.tags for page in module.app.pages()}
+        assert tuple(tags) == ("posts",)
+        module.app.close()
+
+    def test_flask(self, program: t.Any) -> None:
+        module = program("with_flask")
+        Path("posts").mkdir()
+        Path("posts/hello.html").write_text("old")
+        client = module.app.test_client()
+        assert status_of(client.get("/blog/hello")) == "isr; fwd=uri-miss; stored"
+        Path("posts/hello.html").write_text("new")
+        hit = client.get("/blog/hello")
+        assert (hit.text, status_of(hit)[:8]) == ("old", "isr; hit")
+        assert client.get("/api/revalidate?secret=x").status_code == 401
+        assert client.get("/api/revalidate?secret=correct horse").json == {"revalidated": True}
+        hit = client.get("/blog/hello")
+        assert (hit.text, status_of(hit)[:8]) == ("new", "isr; hit")
+        missing = client.get("/blog/missing")
+        assert (missing.status_code, status_of(missing)) == (404, "isr; fwd=uri-miss; stored")
