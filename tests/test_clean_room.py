@@ -172,6 +172,18 @@ def test_a_first_request_without_an_answer_of_its_own_does_not_empty_the_page(
     assert answer_to(isr) == clean
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
+@pytest.mark.parametrize("enabled", [True, False])
+def test_no_visitor_can_pass_for_the_library(
+    site: t.Any, browse: t.Any, method: str, enabled: bool
+) -> None:
+    client = browse(enabled=enabled)
+    client.open("/x", method=method, environ_overrides={"wsgi_isr.reason": "revalidate"})
+    (environ,) = site.environs
+    assert "wsgi_isr.reason" not in environ
+    assert environ["wsgi_isr.middleware"] is client.isr
+
+
 header_names = st.from_regex(r"HTTP_[A-Z0-9_]{1,20}", fullmatch=True).filter(
     lambda name: name != "HTTP_HOST"
 )

@@ -6,12 +6,14 @@ locks, threads and connections of the parent are of no use there.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 import typing as t
 
 from . import signals
 from .attempt import Attempts
+from .key import Origin
 from .key import PageKey
 from .page import Codec
 from .pool import WorkerPool
@@ -21,6 +23,7 @@ from .site import Site
 from .stats import Stats
 from .store import PageStore
 from .store.memory import MemoryLevel
+from .store.memory import Target
 from .store.opening import Opener
 
 #: Seconds for which a URL counts as "not a page".
@@ -40,6 +43,8 @@ class NotPages:
     def __init__(self, signal: t.Any) -> None:
         self._signal = signal
         self._known: dict[PageKey, tuple[float, object, str]] = {}
+        #: Requests as they came in, to URLs whose answers just did not call themselves pages.
+        self._targets: dict[Target, tuple[PageKey, Origin]] = {}
 
     def get(self, key: PageKey) -> str | None:
         """Why a URL is no page; ``""`` where its answer just did not say so."""
@@ -52,15 +57,36 @@ class NotPages:
             return None
         return detail
 
+    def find(self, target: Target | None) -> tuple[PageKey, Origin] | None:
+        """Key and origin of an undeclared URL that is no page, without parsing the request."""
+        found = None if target is None else self._targets.get(target)
+        if found is None:
+            return None
+        if self.get(found[0]) != "":
+            self._targets.pop(t.cast(Target, target), None)
+            return None
+        return found
+
     def add(self, key: PageKey, detail: str = "") -> None:
-        if key not in self._known and len(self._known) >= MAX_NOT_PAGES:
-            # Another thread may be doing the same.
-            self._known.pop(next(iter(self._known), key), None)
+        if key not in self._known:
+            _make_room(self._known)
         self._known[key] = (time.monotonic() + NOT_A_PAGE, self._signal[0], detail)
+
+    def add_target(self, target: Target, key: PageKey, origin: Origin) -> None:
+        if target not in self._targets:
+            _make_room(self._targets)
+        self._targets[target] = (key, origin)
 
     def discard(self, key: PageKey) -> None:
         """Forget a URL that has become a page."""
         self._known.pop(key, None)
+
+
+def _make_room(table: dict[t.Any, t.Any]) -> None:
+    if len(table) >= MAX_NOT_PAGES:
+        with contextlib.suppress(StopIteration, KeyError, RuntimeError):
+            # Another thread may be doing the same.
+            del table[next(iter(table))]
 
 
 class Process:

@@ -46,13 +46,15 @@ _NOT_MODIFIED_HEADERS = frozenset(
 class Answer:
     """What is sent: the same objects for many requests, but for a copy of the header list."""
 
-    __slots__ = ("body", "etag", "headers", "not_modified_headers", "status")
+    __slots__ = ("body", "etag", "etag_of_200", "headers", "not_modified_headers", "status")
 
     def __init__(self, status: str, headers: Headers, body: bytes, etag: str) -> None:
         self.status = status
         self.headers = headers
         self.body = (body,)
         self.etag = etag
+        #: Other statuses are never answered with 304; no header equals this then.
+        self.etag_of_200 = etag if etag and status_code(status) == 200 else False
         self.not_modified_headers = [
             item for item in headers if item[0].lower() in _NOT_MODIFIED_HEADERS
         ]
@@ -170,13 +172,12 @@ def _etag(page: Page, own: str | None, coding: str) -> str:
 
 def not_modified(environ: WSGIEnvironment, answer: Answer) -> bool:
     """Whether a conditional request finds what it already has (RFC 9110 section 13)."""
+    tags = environ.get("HTTP_IF_NONE_MATCH")
+    if tags is None and "HTTP_IF_MODIFIED_SINCE" not in environ:
+        return False
     if status_code(answer.status) != 200:
         return False
-    tags = environ.get("HTTP_IF_NONE_MATCH")
     if tags is not None:
-        if tags == answer.etag and tags:
-            # The common case, without parsing.
-            return True
         known = parse_etags(tags)
         return known.star_tag or known.contains_weak(unquote_etag(answer.etag)[0] or "")
     since = parse_date(environ.get("HTTP_IF_MODIFIED_SINCE"))
@@ -192,10 +193,10 @@ def respond(
     environ: WSGIEnvironment, start_response: StartResponse, answer: Answer
 ) -> Sequence[bytes]:
     """Send an answer to a GET or HEAD request."""
-    if "HTTP_IF_NONE_MATCH" in environ or "HTTP_IF_MODIFIED_SINCE" in environ:
-        if not_modified(environ, answer):
-            start_response("304 Not Modified", answer.not_modified_headers.copy())
-            return ()
+    # A browser sends the very tag that it got: the common case takes no parsing.
+    if environ.get("HTTP_IF_NONE_MATCH") == answer.etag_of_200 or not_modified(environ, answer):
+        start_response("304 Not Modified", answer.not_modified_headers.copy())
+        return ()
     start_response(answer.status, answer.headers.copy())
     return () if environ["REQUEST_METHOD"] == "HEAD" else answer.body
 

@@ -70,12 +70,18 @@ class Visit:
             environ.pop(name, None)
         environ.pop("wsgi_isr.reason", None)
         environ["wsgi_isr.middleware"] = self._site.middleware
-        self._origin = self._site.origins.of(environ)
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
+            self._origin = self._site.origins.of(environ)
             return self._pass()
         bypass = self._site.bypass
         if bypass is not None and (detail := bypass(environ)) is not None:
+            self._origin = self._site.origins.of(environ)
             return self._pass_by(detail)
+        dynamic = self._process.not_pages.find(self._target)
+        if dynamic is not None:
+            self._key, self._origin = dynamic
+            return self._discover()
+        self._origin = self._site.origins.of(environ)
         refused = self._identify()
         if refused is not None:
             return self._pass(f"isr; fwd=uri-miss; detail={refused}", True)
@@ -83,6 +89,8 @@ class Visit:
         if detail:
             return self._serve_refused(detail)
         if detail == "" and self._rule is None:
+            if self._target is not None and self._origin is not None:
+                self._process.not_pages.add_target(self._target, self._key, self._origin)
             return self._discover()
         return self._serve_known()
 

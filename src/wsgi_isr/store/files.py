@@ -68,7 +68,7 @@ class FileCoordination:
         self._loaded: object = None
         self._polled = 0.0
         self._lock = threading.RLock()
-        self.signal = _open_signal(folder)
+        self.signal = open_signal(folder)
 
     def after_fork(self) -> None:
         self._lock = threading.RLock()
@@ -81,9 +81,9 @@ class FileCoordination:
         if not self._lock.acquire(timeout=LOCK_TIMEOUT):
             raise StoreError("another thread holds the lock of the cache folder")
         try:
-            descriptor = _open(os.path.join(self._folder, "lock"), os.O_RDWR | os.O_CREAT)
+            descriptor = open_file(os.path.join(self._folder, "lock"), os.O_RDWR | os.O_CREAT)
             try:
-                _lock_within(descriptor, LOCK_TIMEOUT)
+                lock_within(descriptor, LOCK_TIMEOUT)
                 try:
                     yield
                 finally:
@@ -96,11 +96,11 @@ class FileCoordination:
 
     def _take_number(self) -> Number:
         path = os.path.join(self._folder, "sequence")
-        last = _parse_number(_read(path))
+        last = _parse_number(read_file(path))
         if last is None:
             last = self._begin_lineage()
         number = Number(last.lineage, last.sequence + 1)
-        descriptor = _open(path, os.O_RDWR | os.O_CREAT)
+        descriptor = open_file(path, os.O_RDWR | os.O_CREAT)
         try:
             os.pwrite(descriptor, _format_number(number), 0)
         finally:
@@ -113,19 +113,19 @@ class FileCoordination:
         if os.path.exists(self._log):
             logger.warning("%s: damaged; its pages count as stale", self._folder)
         self._rewrite(Epochs(number.lineage))
-        _write(os.path.join(self._folder, "sequence"), _format_number(number))
+        write_file(os.path.join(self._folder, "sequence"), _format_number(number))
         self.signal[0] += 1
         return number
 
     def _rewrite(self, epochs: Epochs) -> None:
         head = {"lineage": epochs.lineage, "floor": epochs.floor, "sequence": epochs.sequence}
-        lines = [_format_line(head)]
+        lines = [format_line(head)]
         for label, (last, hard) in epochs.items():
             if hard:
-                lines.append(_format_line([hard, label, True]))
+                lines.append(format_line([hard, label, True]))
             if last > hard:
-                lines.append(_format_line([last, label, False]))
-        _write(self._log, b"".join(lines))
+                lines.append(format_line([last, label, False]))
+        write_file(self._log, b"".join(lines))
 
     # Renders and invalidations in one order.
 
@@ -144,7 +144,7 @@ class FileCoordination:
     def _follow(self) -> bool:
         """Read what was added to the log; false if it is missing or damaged."""
         try:
-            descriptor = _open(self._log, os.O_RDONLY)
+            descriptor = open_file(self._log, os.O_RDONLY)
         except FileNotFoundError:
             return False
         with os.fdopen(descriptor, "rb") as log:
@@ -157,14 +157,14 @@ class FileCoordination:
         epochs, offset, records = self._epochs, self._offset, self._records
         lines = data.split(b"\n") if newline else []
         if offset == 0:
-            head = _parse_line(lines.pop(0)) if lines else None
+            head = parse_line(lines.pop(0)) if lines else None
             if not isinstance(head, dict):
                 return False
             epochs = Epochs(str(head["lineage"]), int(head["sequence"]))
             epochs.floor = Invalidation(*head["floor"])
             records = 0
         for line in lines:
-            record = _parse_line(line)
+            record = parse_line(line)
             if not isinstance(record, list) or len(record) != 3:
                 return False
             epochs.apply(*record)
@@ -185,11 +185,11 @@ class FileCoordination:
                 self._begin_lineage()
                 number = self._take_number()
                 self._follow()
-            descriptor = _open(self._log, os.O_RDWR)
+            descriptor = open_file(self._log, os.O_RDWR)
             try:
                 # Cut off what a killed writer left: it never returned, so it never held.
                 os.ftruncate(descriptor, self._offset)
-                lines = [_format_line([number.sequence, label, hard]) for label in labels]
+                lines = [format_line([number.sequence, label, hard]) for label in labels]
                 os.pwrite(descriptor, b"".join(lines), self._offset)
             finally:
                 os.close(descriptor)
@@ -221,7 +221,7 @@ class FileCoordination:
     def acquire(self, name: str, seconds: float, on_demand: bool) -> Lease | Held:
         path = os.path.join(self._folder, "leases", name)
         with self._exclusive():
-            descriptor = _open(path, os.O_RDWR | os.O_CREAT)
+            descriptor = open_file(path, os.O_RDWR | os.O_CREAT)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -232,18 +232,18 @@ class FileCoordination:
                         return Held(record.token)
                 # Its holder hangs, or began too early: a new file takes the place of his.
                 temporary = f"{path}.{secrets.token_hex(8)}"
-                descriptor = _open(temporary, os.O_RDWR | os.O_CREAT)
+                descriptor = open_file(temporary, os.O_RDWR | os.O_CREAT)
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
                 os.replace(temporary, path)
             return _FileLease(self, path, descriptor, seconds, on_demand)
 
     def drop_lease(self, path: str, descriptor: int) -> None:
         with self._exclusive():
-            if _is_at(descriptor, path):
+            if is_at(descriptor, path):
                 os.unlink(path)
 
     def outcome(self, name: str, token: str) -> bytes | None:
-        data = _read(os.path.join(self._folder, "leases", name)) or b""
+        data = read_file(os.path.join(self._folder, "leases", name)) or b""
         record = _parse_lease(data)
         if record is None or record.token != token:
             return None
@@ -265,13 +265,13 @@ class FileCoordination:
             self.signal[1] += 1
 
     def failure(self, name: str) -> Failure | None:
-        record = _parse_line((_read(os.path.join(self._folder, "failures", name)) or b"").strip())
+        record = parse_line((read_file(os.path.join(self._folder, "failures", name)) or b"").strip())
         return Failure(*record) if isinstance(record, list) and len(record) == 3 else None
 
     def set_failure(self, name: str, failure: Failure | None) -> None:
         path = os.path.join(self._folder, "failures", name)
         if failure is not None:
-            _write(path, _format_line(list(failure)))
+            write_file(path, format_line(list(failure)))
         else:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
@@ -296,7 +296,7 @@ class _FileLease:
         self._owner = owner
         self._path = path
         self._descriptor = descriptor
-        self._record = _format_line([self.token, time.time() + seconds, on_demand])
+        self._record = format_line([self.token, time.time() + seconds, on_demand])
         self._fill(self._record)
 
     def _fill(self, data: bytes) -> None:
@@ -314,139 +314,18 @@ class _FileLease:
             os.close(self._descriptor)
 
 
-# Counters in shared memory.
-
-
-def _open_signal(folder: str) -> t.Any:
-    """Two counters that all processes of the machine and user see change."""
-    digest = hashlib.sha256(os.path.realpath(folder).encode()).hexdigest()[:24]
-    path = os.path.join(SHARED_MEMORY, f"wsgi-isr-{os.geteuid()}-{digest}")
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    except OSError:
-        return StatSignal(folder)
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
-            return StatSignal(folder)
-        if status.st_size < 16:
-            os.ftruncate(descriptor, 16)
-        return memoryview(mmap.mmap(descriptor, 16)).cast("Q")
-    except (OSError, ValueError):
-        return StatSignal(folder)
-    finally:
-        os.close(descriptor)
-
-
-class StatSignal:
-    """The same two values from ``stat``: slower, and right without shared memory."""
-
-    def __init__(self, folder: str) -> None:
-        self._paths = (os.path.join(folder, "generation"), os.path.join(folder, "stores"))
-
-    def __getitem__(self, index: int) -> int:
-        try:
-            return os.stat(self._paths[index]).st_size
-        except OSError:
-            return -1
-
-    def __setitem__(self, index: int, value: int) -> None:
-        # Each change is one more byte of a sparse file: sizes never repeat, as times may.
-        descriptor = _open(self._paths[index], os.O_RDWR | os.O_CREAT)
-        try:
-            os.ftruncate(descriptor, max(value, os.fstat(descriptor).st_size + 1))
-        finally:
-            os.close(descriptor)
-
-
-# Small files.
-
-
-def _open(path: str, flags: int) -> int:
-    """Open a file of ours; a folder that was deleted meanwhile is made again."""
-    flags |= os.O_CLOEXEC | os.O_NOFOLLOW
-    try:
-        return os.open(path, flags, 0o600)
-    except FileNotFoundError:
-        if not flags & os.O_CREAT:
-            raise
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        return os.open(path, flags, 0o600)
-
-
-def _read(path: str) -> bytes | None:
-    try:
-        with os.fdopen(_open(path, os.O_RDONLY), "rb") as file:
-            return file.read()
-    except OSError:
-        return None
-
-
-def _write(path: str, data: bytes) -> None:
-    """Replace a file as a whole: readers see the old one or the new one."""
-    temporary = f"{path}.{secrets.token_hex(8)}"
-    descriptor = _open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-        os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-
-
-def _is_at(descriptor: int, path: str) -> bool:
-    """Whether the open file is still the one that the path names."""
-    try:
-        there = os.stat(path, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return there.st_ino == os.fstat(descriptor).st_ino
-
-
-def _lock_within(descriptor: int, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    pause = 0.0001
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise StoreError("another process holds the lock of the cache folder") from None
-        time.sleep(pause)
-        pause = min(2 * pause, 0.002)
-
-
-def _format_line(value: object) -> bytes:
-    text = json.dumps(value, separators=(",", ":")).encode()
-    return b"%08x %s\n" % (zlib.crc32(text), text)
-
-
-def _parse_line(line: bytes) -> t.Any:
-    """The value of a line with its checksum; ``None`` for any other."""
-    check, _, text = line.partition(b" ")
-    if check != b"%08x" % zlib.crc32(text):
-        return None
-    try:
-        return json.loads(text)
-    except ValueError:
-        return None
-
-
 def _format_number(number: Number) -> bytes:
     # Of one length, so that it is written in place.
-    return _format_line([number.lineage, f"{number.sequence:020d}"])
+    return format_line([number.lineage, f"{number.sequence:020d}"])
 
 
 def _parse_number(data: bytes | None) -> Number | None:
-    value = _parse_line((data or b"").strip())
+    value = parse_line((data or b"").strip())
     if not isinstance(value, list) or len(value) != 2:
         return None
     return Number(str(value[0]), int(value[1]))
 
 
 def _parse_lease(data: bytes) -> _LeaseRecord | None:
-    value = _parse_line(data.partition(b"\n")[0])
+    value = parse_line(data.partition(b"\n")[0])
     return _LeaseRecord(*value) if isinstance(value, list) and len(value) == 3 else None

@@ -1,0 +1,207 @@
+"""``revalidate()`` where it is called: in requests, and while a page is rendered."""
+
+from __future__ import annotations
+
+import typing as t
+from collections.abc import Callable
+
+import pytest
+from conftest import Browser
+from conftest import Clock
+from conftest import Make
+from conftest import Site
+from steps import result
+from steps import start
+from steps import visit
+
+from wsgi_isr import Result
+from wsgi_isr import RevalidationError
+
+Browse = Callable[..., Browser]
+
+HOME = "http://localhost/"
+
+
+def saved(start_response: t.Any) -> list[bytes]:
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [b"saved"]
+
+
+@pytest.fixture
+def browser(site: Site, browse: Browse, cache: str) -> Browser:
+    """``/`` is a page that changes on demand only, and has just changed."""
+    site.page("/", "old", revalidate=False)
+    browser = browse(cache)
+    browser.get("/")
+    site.page("/", "new", revalidate=False)
+    return browser
+
+
+class TestInARequest:
+    """``environ["wsgi_isr.middleware"]``, in an app without a framework."""
+
+    @pytest.fixture
+    def handler(self, site: Site) -> list[t.Any]:
+        """``POST /save`` revalidates ``/``; what it was told is in the list."""
+        told: list[t.Any] = []
+
+        def save(environ: t.Any, start_response: t.Any) -> t.Any:
+            told.extend(environ["wsgi_isr.middleware"].revalidate("/"))
+            return saved(start_response)
+
+        site.answers["/save"] = save
+        return told
+
+    def test_a_path_is_that_of_the_host_of_the_request(
+        self, site: Site, browser: Browser, handler: list[t.Any]
+    ) -> None:
+        browser.post("/save")
+        assert browser.get("/").text == "new"
+        assert handler == [Result(HOME, 200)]
+
+    def test_a_path_is_that_of_the_mount_point_of_the_request(
+        self, site: Site, browse: Browse, cache: str
+    ) -> None:
+        def save(environ: t.Any, start_response: t.Any) -> t.Any:
+            environ["wsgi_isr.middleware"].revalidate(environ["SCRIPT_NAME"] + "/a")
+            return saved(start_response)
+
+        site.page("/a", "old", revalidate=False)
+        site.answers["/save"] = save
+        browser = browse(cache)
+        blog = {"base_url": "http://localhost/blog"}
+        browser.get("/a", **blog)
+        site.page("/a", "new", revalidate=False)
+        browser.post("/save", **blog)
+        assert browser.get("/a", **blog).text == "new"
+
+    def test_a_path_outside_of_the_mount_point_is_an_error(
+        self, site: Site, browse: Browse
+    ) -> None:
+        def save(environ: t.Any, start_response: t.Any) -> t.Any:
+            with pytest.raises(ValueError, match="not under the mount point '/blog'"):
+                environ["wsgi_isr.middleware"].revalidate("/a")
+            return saved(start_response)
+
+        site.answers["/save"] = save
+        assert browse().post("/save", base_url="http://localhost/blog").text == "saved"
+
+    def test_a_get_request_that_revalidates_works_too(
+        self, site: Site, browser: Browser, handler: list[t.Any]
+    ) -> None:
+        browser.get("/save")
+        assert browser.get("/").text == "new"
+
+    def test_a_visitor_cannot_set_the_reason(self, site: Site, browse: Browse) -> None:
+        site.page("/x", "body")
+        browser = browse()
+        browser.post("/x", headers={"wsgi_isr.reason": "stale", "ISR-Revalidate": "1"})
+        assert "wsgi_isr.reason" not in site.environs[-1]
+        assert "HTTP_ISR_REVALIDATE" not in site.environs[-1]
+
+
+class TestWhileAPageIsRendered:
+    """The render of ``/parent`` revalidates another page, or itself."""
+
+    def parent(self, site: Site, *paths: str, errors: list[Exception] | None = None) -> None:
+        def body(environ: dict[str, t.Any]) -> str:
+            try:
+                environ["wsgi_isr.middleware"].revalidate(*paths)
+            except Exception as error:
+                if errors is None:
+                    raise
+                errors.append(error)
+            return "parent"
+
+        site.page("/parent", body, revalidate=10)
+
+    def test_another_page_is_rendered_at_once(self, site: Site, browser: Browser) -> None:
+        self.parent(site, HOME)
+        browser.isr.revalidate(HOME + "parent")
+        assert browser.get("/").text == "new"
+        assert browser.get("/parent").text == "parent"
+
+    def test_another_page_is_rendered_even_if_there_is_one_thread_only(
+        self, site: Site, make: Make, cache: str, clock: Clock
+    ) -> None:
+        site.page("/", "old", revalidate=False)
+        isr = make(cache, workers=1)
+        visit(isr)
+        site.page("/", "new", revalidate=False)
+        site.page("/parent", "parent", revalidate=10)
+        visit(isr, "/parent")
+        self.parent(site, HOME)
+        clock.advance(10)
+        visit(isr, "/parent")
+        isr.close()
+        assert visit(isr).text == "new"
+
+    def test_its_host_is_not_known_so_a_path_alone_is_an_error(
+        self, site: Site, browser: Browser
+    ) -> None:
+        """The call is not made for a visitor, and the page may be that of any host."""
+        errors: list[Exception] = []
+        self.parent(site, "/unknown", errors=errors)
+        browser.isr.revalidate(HOME + "parent")
+        assert [type(error) for error in errors] == [ValueError]
+
+    def test_itself_is_a_clear_error(self, site: Site, browser: Browser) -> None:
+        errors: list[Exception] = []
+        self.parent(site, HOME + "parent", errors=errors)
+        browser.isr.revalidate(HOME + "parent")
+        (error,) = errors
+        assert isinstance(error, RevalidationError)
+        assert "a page cannot be revalidated by its own render" in str(error)
+
+    @pytest.mark.parametrize("way", ["visit", "revalidate", "regeneration"])
+    def test_itself_never_waits_for_itself(
+        self, site: Site, make: Make, cache: str, clock: Clock, way: str
+    ) -> None:
+        isr = make(cache, rules={"/parent": 10}, workers=1)
+        if way == "regeneration":
+            site.page("/parent", "old", revalidate=10)
+            visit(isr, "/parent")
+            clock.advance(10)
+        self.parent(site, HOME + "parent", errors=[])
+        if way == "revalidate":
+            result(start(isr.revalidate, HOME + "parent"))
+        else:
+            result(start(visit, isr, "/parent"))
+            isr.close()
+        assert visit(isr, "/parent").text == "parent"
+
+    def test_a_child_that_revalidates_its_parent_is_an_error_too(
+        self, site: Site, make: Make, cache: str
+    ) -> None:
+        """Otherwise each would wait for the other."""
+        errors: list[Exception] = []
+        self.parent(site, HOME + "child", errors=errors)
+
+        def child(environ: dict[str, t.Any]) -> str:
+            environ["wsgi_isr.middleware"].revalidate(HOME + "parent")
+            return "child"
+
+        site.page("/child", child)
+        isr = make(cache)
+        assert result(start(isr.revalidate, HOME + "parent")) == [Result(HOME + "parent", 200)]
+        assert [type(error) for error in errors] == [RevalidationError]
+
+    def test_two_pages_that_revalidate_each_other_at_once_do_not_wait_for_ever(
+        self, site: Site, make: Make, cache: str
+    ) -> None:
+        def other(path: str) -> Callable[[dict[str, t.Any]], str]:
+            def body(environ: dict[str, t.Any]) -> str:
+                try:
+                    environ["wsgi_isr.middleware"].revalidate(HOME + path)
+                except RevalidationError:
+                    return "it could not be"
+                return "it could"
+
+            return body
+
+        site.page("/a", other("b"))
+        site.page("/b", other("a"))
+        isr = make(cache, render_timeout=0.2)
+        both = [start(isr.revalidate, HOME + path) for path in ("a", "b")]
+        for call in both:
+            call.exception(10)
