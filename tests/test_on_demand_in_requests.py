@@ -86,6 +86,19 @@ class TestInARequest:
         site.answers["/save"] = save
         assert browse().post("/save", base_url="http://localhost/blog").text == "saved"
 
+    def test_a_handler_may_be_a_generator(
+        self, site: Site, browser: Browser
+    ) -> None:
+        def save(environ: t.Any, start_response: t.Any) -> t.Any:
+            environ["wsgi_isr.middleware"].revalidate("/never-visited")
+            yield from saved(start_response)
+
+        site.page("/never-visited", "body")
+        site.answers["/save"] = save
+        assert browser.post("/save").text == "saved"
+        assert browser.get("/never-visited").text == "body"
+        assert site.renders("/never-visited") == 1
+
     def test_a_get_request_that_revalidates_works_too(
         self, site: Site, browser: Browser, handler: list[t.Any]
     ) -> None:
@@ -136,14 +149,12 @@ class TestWhileAPageIsRendered:
         isr.close()
         assert visit(isr).text == "new"
 
-    def test_its_host_is_not_known_so_a_path_alone_is_an_error(
-        self, site: Site, browser: Browser
-    ) -> None:
-        """The call is not made for a visitor, and the page may be that of any host."""
-        errors: list[Exception] = []
-        self.parent(site, "/unknown", errors=errors)
-        browser.isr.revalidate(HOME + "parent")
-        assert [type(error) for error in errors] == [ValueError]
+    def test_a_path_is_that_of_the_host_of_the_page(self, site: Site, browser: Browser) -> None:
+        site.page("/unknown", lambda environ: environ["HTTP_HOST"])
+        self.parent(site, "/unknown")
+        browser.isr.revalidate("http://a.example/parent")
+        assert browser.get("/unknown", base_url="http://a.example").text == "a.example"
+        assert site.renders("/unknown") == 1
 
     def test_itself_is_a_clear_error(self, site: Site, browser: Browser) -> None:
         errors: list[Exception] = []

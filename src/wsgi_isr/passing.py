@@ -161,6 +161,20 @@ class _Closing:
         close(self._iterable)
 
 
+class AfterAnswer:
+    """An answer with work that is done when the server has sent it."""
+
+    def __init__(self, answer: Iterable[bytes], work: Callable[[], None]) -> None:
+        self._answer = answer
+        self._work = work
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._answer)
+
+    def close(self) -> None:
+        self._work()
+
+
 def deliver(
     response: Response, start_response: StartResponse, member: str, private: bool, head: bool
 ) -> Iterable[bytes]:

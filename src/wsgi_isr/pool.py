@@ -16,6 +16,8 @@ logger = logging.getLogger("wsgi_isr")
 
 #: Jobs in line, at the most; beyond it the next visitor of a page asks again.
 QUEUE_LIMIT = 1000
+#: Seconds after which a job that no idle thread takes shows that threads do not run.
+STALLED = 1.0
 #: Threads that stand in for hung ones, per regular thread.
 STAND_INS = 3
 
@@ -34,12 +36,15 @@ class WorkerPool:
         self._threads: dict[threading.Thread, float | None] = {}
         self._idle = threading.Condition()
         self._pending = 0
+        #: When the jobs in line began to wait for a thread that does nothing.
+        self._waiting_since = 0.0
 
     def submit(self, job: Callable[[], None]) -> bool:
-        """Put a job in line; false, and never an error, where it cannot run."""
+        """Put a job in line; false, and never an error, where the line is full."""
         with self._idle:
-            if not self._ensure_thread():
-                return False
+            self._ensure_thread()
+            if self._queue.empty():
+                self._waiting_since = time.monotonic()
             try:
                 self._queue.put_nowait(job)
             except queue.Full:
@@ -47,13 +52,47 @@ class WorkerPool:
             self._pending += 1
             return True
 
+    @property
+    def is_stalled(self) -> bool:
+        """Whether a job waits although all threads are idle: they do not run here.
+
+        uWSGI without ``--enable-threads`` starts threads and never lets them run. What the
+        option is called differs among its versions, so what happens is what counts.
+        """
+        if self._queue.empty():
+            return False
+        if not self._threads:
+            return True
+        if any(since is not None for since in self._threads.values()):
+            return False
+        return time.monotonic() - self._waiting_since > STALLED
+
+    def run_one(self) -> None:
+        """Run a job in this thread."""
+        try:
+            job = self._queue.get_nowait()
+        except queue.Empty:
+            return
+        self._perform(job)
+        with self._idle:
+            self._pending -= 1
+            self._idle.notify_all()
+
+    @staticmethod
+    def _perform(job: Callable[[], None]) -> None:
+        try:
+            job()
+        except BaseException:
+            # Even SystemExit, which an app may raise, is not ours to obey.
+            logger.exception("a regeneration failed")
+
     def stand_in(self) -> None:
         """Start a thread in place of a hung one, if jobs are still in line behind it."""
         with self._idle:
             if not self._queue.empty():
                 self._ensure_thread()
 
-    def _ensure_thread(self) -> bool:
+    def _ensure_thread(self) -> None:
         """Start a thread unless one is free, or enough of them do work."""
         now = time.monotonic()
         begun = list(self._threads.values())
@@ -69,21 +108,17 @@ class WorkerPool:
                 # No threads in a sub-interpreter, at shutdown, or beyond the system's limit.
                 del self._threads[thread]
                 logger.warning("no thread for regenerations: %s", error)
-        return bool(self._threads)
 
     def _run(self) -> None:
         thread = threading.current_thread()
         while True:
             job = self._queue.get()
             self._threads[thread] = time.monotonic()
-            try:
-                job()
-            except BaseException:
-                # Even SystemExit, which an app may raise, is not ours to obey.
-                logger.exception("a regeneration failed")
+            self._perform(job)
             with self._idle:
                 self._pending -= 1
                 self._idle.notify_all()
+                self._waiting_since = time.monotonic()
                 surplus = len(self._threads) > self._workers and self._queue.empty()
                 if surplus:
                     del self._threads[thread]

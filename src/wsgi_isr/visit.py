@@ -16,6 +16,7 @@ from .key import Origin
 from .metadata import InvalidMetadata
 from .metadata import ISR_ENVIRON_KEYS
 from .metadata import read_metadata
+from .passing import AfterAnswer
 from .passing import deliver
 from .passing import Discover
 from .passing import Passing
@@ -165,7 +166,11 @@ class Visit:
         self._process.store.poll()
         self._process.regeneration.behind(entry, self._rule)
         left = seconds_left(entry.page, entry.mark, now)
-        return self._serve_page(entry, f"isr; hit; ttl={min(0, left or 0)}", now)
+        answer = self._serve_page(entry, f"isr; hit; ttl={min(0, left or 0)}", now)
+        if self._process.pool.is_stalled:
+            # Threads do not run here: this one renders, when its visitor has been served.
+            return AfterAnswer(answer, self._process.pool.run_one)
+        return answer
 
     def _serve_page(self, entry: Entry, member: str, now: float) -> Iterable[bytes]:
         accepted = self._environ.get("HTTP_ACCEPT_ENCODING")

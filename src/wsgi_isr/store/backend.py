@@ -22,7 +22,13 @@ from cachelib import BaseCache
 from cachelib import FileSystemCache
 from cachelib import SimpleCache
 
+from ..metadata import GONE
+from ..metadata import status_code
+from ..page import peek
 from .coordination import StoreError
+from .prune import Bounds
+from .prune import Growth
+from .prune import LITTER_AGE
 
 logger = logging.getLogger("wsgi_isr")
 
@@ -31,6 +37,10 @@ logger = logging.getLogger("wsgi_isr")
 RETENTION = 10 * 365 * 24 * 3600
 #: A longer file is no entry of ours.
 MAX_ENTRY = 512 * 2**20
+#: Seconds for which the time of a file's last use may be wrong.
+RECENCY = 60.0
+#: Permissions of a page, and of one that is gone (404, 410): reading a folder tells them apart.
+MODES = (0o600, 0o400)
 
 
 class Storage(t.Protocol):
@@ -157,20 +167,22 @@ class FileStorage:
     """Files in a folder of our own, which all workers of a machine share.
 
     Unlike `cachelib.FileSystemCache` it does not wait sixteen seconds for a file that belongs
-    to somebody else, cleans up after killed writers, and can be listed.
+    to somebody else, cleans up after killed writers, and can be listed. A file's time of change
+    is that of its last use.
 
     :param folder: it is created, for its owner alone.
+    :param bounds: of all its files; `wsgi_isr.store.prune` keeps them.
     :raises OSError: where the folder cannot be written.
     """
 
-    #: A temporary file this old belongs to a writer that was killed.
-    LITTER_AGE = 3600
-
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, bounds: Bounds | None = None) -> None:
         self._folder = folder
+        self.bounds = bounds or Bounds()
+        #: What was added since the last pruning, by whatever process.
+        self.growth = Growth(f"{folder}.growth", self.bounds)
         os.makedirs(folder, mode=0o700, exist_ok=True)
         self._probe()
-        self._sweep()
+        self.sweep()
 
     def _probe(self) -> None:
         """Raise now if nothing can be written here, and not at the first page."""
@@ -178,15 +190,19 @@ class FileStorage:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         os.unlink(path)
 
-    def _sweep(self) -> None:
-        limit = time.time() - self.LITTER_AGE
-        for entry in self._scan():
+    def sweep(self) -> int:
+        """Remove temporary files of writers that were killed, and return how many there were."""
+        limit = time.time() - LITTER_AGE
+        count = 0
+        for entry in self.scan():
             if entry.name.endswith(".tmp"):
                 with contextlib.suppress(OSError):
                     if entry.stat(follow_symlinks=False).st_mtime < limit:
                         os.unlink(entry.path)
+                        count += 1
+        return count
 
-    def _path(self, name: str) -> str:
+    def path(self, name: str) -> str:
         # 256 folders by path: the variants of a page stand together, and listing them is quick.
         return os.path.join(self._folder, name[:2], name)
 
@@ -194,7 +210,7 @@ class FileStorage:
         try:
             # Not blocking, should somebody have put a named pipe there.
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-            descriptor = os.open(self._path(name), flags)
+            descriptor = os.open(self.path(name), flags)
         except FileNotFoundError:
             return None
         try:
@@ -206,34 +222,44 @@ class FileStorage:
             os.close(descriptor)
 
     def set(self, name: str, data: bytes) -> None:
-        path = self._path(name)
+        path = self.path(name)
         temporary = f"{path}.{secrets.token_hex(8)}.tmp"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        gone = is_gone(data)
         try:
-            descriptor = os.open(temporary, flags, 0o600)
+            descriptor = os.open(temporary, flags, MODES[gone])
         except FileNotFoundError:
             os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-            descriptor = os.open(temporary, flags, 0o600)
+            descriptor = os.open(temporary, flags, MODES[gone])
         try:
             with os.fdopen(descriptor, "wb", buffering=0) as file:
                 if file.write(data) != len(data):
                     raise StoreError("the disk is full")
+            before = _size(path)
             os.replace(temporary, path)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             raise
+        self.growth.add(before, len(data), gone)
+
+    def touch(self, name: str) -> None:
+        """Note that a page is used, to the minute; where that is not possible, it is not."""
+        path = self.path(name)
+        with contextlib.suppress(OSError):
+            if not 0 <= time.time() - os.stat(path).st_mtime < RECENCY:
+                os.utime(path)
 
     def delete(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._path(name))
+            os.unlink(self.path(name))
 
     def names(self, path_digest: str | None = None) -> Iterator[str]:
-        for entry in self._scan(path_digest and path_digest[:2]):
+        for entry in self.scan(path_digest and path_digest[:2]):
             if not entry.name.endswith(".tmp") and entry.name.startswith(path_digest or ""):
                 yield entry.name
 
-    def _scan(self, bucket: str | None = None) -> Iterator[os.DirEntry[str]]:
+    def scan(self, bucket: str | None = None) -> Iterator[os.DirEntry[str]]:
         for folder in [bucket] if bucket else sorted(os.listdir(self._folder)):
             try:
                 with os.scandir(os.path.join(self._folder, folder)) as entries:
@@ -243,6 +269,19 @@ class FileStorage:
 
     def after_fork(self) -> None:
         pass
+
+
+def is_gone(data: bytes) -> bool:
+    """Whether an entry is of a page that is not there (404, 410): made-up URLs have those."""
+    head = peek(data)
+    return head is not None and status_code(str(head.get("status"))) in GONE
+
+
+def _size(path: str) -> int | None:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return None
 
 
 def adapt(cache: BaseCache, prefix: str) -> Storage:

@@ -112,6 +112,17 @@ class Coordination(t.Protocol):
         """Replace what a fork may have left locked."""
 
 
+@t.runtime_checkable
+class KeepsStats(t.Protocol):
+    """What a coordination of several processes may do besides: keep the counters of each."""
+
+    def leave_stats(self, data: bytes) -> None:
+        """Keep the counters of this process in place of those that it left before."""
+
+    def all_stats(self) -> list[bytes]:
+        """What each process that still runs left last."""
+
+
 class LocalLease:
     def __init__(self, owner: LocalCoordination, name: str, seconds: float, on_demand: bool):
         self.token = secrets.token_hex(8)

@@ -4,28 +4,23 @@
 ``epochs``    a log of invalidations, a line each; readers follow its end
 ``leases/``   a file per page being rendered, locked by its holder: a killed one frees it at once
 ``failures/`` a file per page whose renders fail
+``workers/``  a file per process with its counters
 
 Every change is made under one advisory lock, held for microseconds. That something changed is
-told through two counters in shared memory, because a ``stat`` per hit costs a microsecond. They
-are not in the cache folder: touching mapped memory of a truncated file kills the process. Where
-there is no such memory, or somebody does not share it, a ``stat`` stands in.
+told through two counters in shared memory, because a ``stat`` per hit costs a microsecond.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
-import json
 import logging
-import mmap
 import os
 import secrets
-import stat
 import threading
 import time
 import typing as t
-import zlib
+from collections import deque
 from collections.abc import Iterator
 from collections.abc import Sequence
 
@@ -38,18 +33,27 @@ from .coordination import Lease
 from .coordination import MAX_LABELS
 from .coordination import Number
 from .coordination import StoreError
+from .records import format_line
+from .records import is_at
+from .records import lock_within
+from .records import open_file
+from .records import parse_line
+from .records import read_file
+from .records import write_file
+from .shared import open_signal
+from .workers import WorkerFiles
 
 if t.TYPE_CHECKING:
     from .backend import Storage
 
 logger = logging.getLogger("wsgi_isr")
 
-#: Where memory that processes share by name is found, on Linux.
-SHARED_MEMORY = "/dev/shm"
 #: Longest wait for the lock: a frozen process may hold it.
 LOCK_TIMEOUT = 2.0
 #: Seconds after which a change by somebody who does not share the counters is noticed.
 POLL_INTERVAL = 1.0
+#: Outcomes that a process leaves lying for those who waited elsewhere, at the most.
+MAX_OUTCOMES = 100
 
 
 class FileCoordination:
@@ -59,7 +63,7 @@ class FileCoordination:
     """
 
     def __init__(self, folder: str) -> None:
-        self._folder = folder
+        self.folder = folder
         self._log = os.path.join(folder, "epochs")
         self._epochs = Epochs("")
         self._offset = 0
@@ -67,21 +71,25 @@ class FileCoordination:
         self._identity: object = None
         self._loaded: object = None
         self._polled = 0.0
+        #: Leases of this process that were given back with an outcome.
+        self._outcomes: deque[str] = deque()
+        self._workers = WorkerFiles(os.path.join(folder, "workers"))
         self._lock = threading.RLock()
         self.signal = open_signal(folder)
 
     def after_fork(self) -> None:
         self._lock = threading.RLock()
+        self._workers.after_fork()
 
     # The lock, and what is only done under it.
 
     @contextlib.contextmanager
-    def _exclusive(self) -> Iterator[None]:
+    def exclusive(self) -> Iterator[None]:
         """The one lock, over threads and processes; released by the kernel if we are killed."""
         if not self._lock.acquire(timeout=LOCK_TIMEOUT):
             raise StoreError("another thread holds the lock of the cache folder")
         try:
-            descriptor = open_file(os.path.join(self._folder, "lock"), os.O_RDWR | os.O_CREAT)
+            descriptor = open_file(os.path.join(self.folder, "lock"), os.O_RDWR | os.O_CREAT)
             try:
                 lock_within(descriptor, LOCK_TIMEOUT)
                 try:
@@ -95,7 +103,7 @@ class FileCoordination:
             self._lock.release()
 
     def _take_number(self) -> Number:
-        path = os.path.join(self._folder, "sequence")
+        path = os.path.join(self.folder, "sequence")
         last = _parse_number(read_file(path))
         if last is None:
             last = self._begin_lineage()
@@ -111,9 +119,9 @@ class FileCoordination:
         """Start anew after damage: all that is stored counts as stale from now on."""
         number = Number(secrets.token_hex(8), 0)
         if os.path.exists(self._log):
-            logger.warning("%s: damaged; its pages count as stale", self._folder)
+            logger.warning("%s: damaged; its pages count as stale", self.folder)
         self._rewrite(Epochs(number.lineage))
-        write_file(os.path.join(self._folder, "sequence"), _format_number(number))
+        write_file(os.path.join(self.folder, "sequence"), _format_number(number))
         self.signal[0] += 1
         return number
 
@@ -134,7 +142,7 @@ class FileCoordination:
         if generation != self._loaded:
             with self._lock:
                 if not self._follow():
-                    with self._exclusive():
+                    with self.exclusive():
                         if not self._follow():
                             self._begin_lineage()
                             self._follow()
@@ -175,11 +183,11 @@ class FileCoordination:
         return True
 
     def next_number(self) -> Number:
-        with self._exclusive():
+        with self.exclusive():
             return self._take_number()
 
     def invalidate(self, labels: Sequence[str], hard: bool) -> Number:
-        with self._exclusive():
+        with self.exclusive():
             number = self._take_number()
             if not self._follow() or self._epochs.lineage != number.lineage:
                 self._begin_lineage()
@@ -213,14 +221,14 @@ class FileCoordination:
         except FileNotFoundError:
             changed = True
         if changed:
-            with self._exclusive():
+            with self.exclusive():
                 self.signal[0] += 1
 
     # One render of a page.
 
     def acquire(self, name: str, seconds: float, on_demand: bool) -> Lease | Held:
-        path = os.path.join(self._folder, "leases", name)
-        with self._exclusive():
+        path = os.path.join(self.folder, "leases", name)
+        with self.exclusive():
             descriptor = open_file(path, os.O_RDWR | os.O_CREAT)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -238,12 +246,34 @@ class FileCoordination:
             return _FileLease(self, path, descriptor, seconds, on_demand)
 
     def drop_lease(self, path: str, descriptor: int) -> None:
-        with self._exclusive():
+        with self.exclusive():
             if is_at(descriptor, path):
                 os.unlink(path)
 
+    def keep_outcome(self, path: str) -> None:
+        """Bound what renders without a page leave: somebody may ask for a million such URLs."""
+        self._outcomes.append(path)
+        while len(self._outcomes) > MAX_OUTCOMES:
+            self.drop_outcome(self._outcomes.popleft())
+
+    def drop_outcome(self, path: str) -> bool:
+        """Remove what is left of a lease, unless somebody has it now."""
+        with self.exclusive():
+            try:
+                descriptor = open_file(path, os.O_RDWR)
+            except FileNotFoundError:
+                return False
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(path)
+            except (BlockingIOError, FileNotFoundError):
+                return False
+            finally:
+                os.close(descriptor)
+            return True
+
     def outcome(self, name: str, token: str) -> bytes | None:
-        data = read_file(os.path.join(self._folder, "leases", name)) or b""
+        data = read_file(os.path.join(self.folder, "leases", name)) or b""
         record = _parse_lease(data)
         if record is None or record.token != token:
             return None
@@ -252,7 +282,7 @@ class FileCoordination:
     # Pages.
 
     def swap(self, storage: Storage, name: str, data: bytes, accept: Accept) -> bool:
-        with self._exclusive():
+        with self.exclusive():
             if not accept(storage.get(name)):
                 return False
             storage.set(name, data)
@@ -260,21 +290,33 @@ class FileCoordination:
             return True
 
     def remove(self, storage: Storage, name: str) -> None:
-        with self._exclusive():
+        with self.exclusive():
             storage.delete(name)
             self.signal[1] += 1
 
     def failure(self, name: str) -> Failure | None:
-        record = parse_line((read_file(os.path.join(self._folder, "failures", name)) or b"").strip())
+        record = parse_line((read_file(os.path.join(self.folder, "failures", name)) or b"").strip())
         return Failure(*record) if isinstance(record, list) and len(record) == 3 else None
 
     def set_failure(self, name: str, failure: Failure | None) -> None:
-        path = os.path.join(self._folder, "failures", name)
+        path = os.path.join(self.folder, "failures", name)
         if failure is not None:
             write_file(path, format_line(list(failure)))
         else:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
+
+
+    # Counters of all processes.
+
+    def leave_stats(self, data: bytes) -> None:
+        self._workers.leave(data)
+
+    def all_stats(self) -> list[bytes]:
+        return self._workers.all()
+
+    def sweep_stats(self) -> int:
+        return self._workers.sweep()
 
 
 class _LeaseRecord(t.NamedTuple):
@@ -312,6 +354,8 @@ class _FileLease:
         finally:
             fcntl.flock(self._descriptor, fcntl.LOCK_UN)
             os.close(self._descriptor)
+        if outcome is not None:
+            self._owner.keep_outcome(self._path)
 
 
 def _format_number(number: Number) -> bytes:

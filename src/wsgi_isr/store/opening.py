@@ -25,6 +25,7 @@ from .backend import Storage
 from .coordination import Coordination
 from .coordination import LocalCoordination
 from .files import FileCoordination
+from .prune import Bounds
 
 logger = logging.getLogger("wsgi_isr")
 
@@ -46,7 +47,7 @@ def opener(cache: CacheLike, prefix: str) -> Opener:
     """
     if cache is None:
         folder = os.path.abspath(DEFAULT_FOLDER)
-        return lambda: _open_folder(folder, prefix)
+        return lambda: _open_folder(folder, prefix, Bounds())
     if isinstance(cache, str):
         return _from_url(cache, prefix)
     if isinstance(cache, BaseCache):
@@ -78,17 +79,22 @@ def _from_url(url: str, prefix: str) -> Opener:
     if parts.scheme == "file":
         folder = unquote(parts.path)
         if parts.netloc not in ("", "localhost") or not folder.startswith("/") or folder == "/":
-            raise ValueError(f"a file URL has an absolute path, as in 'file:///var/cache/site': {url!r}")
-        return lambda: _open_folder(folder, prefix)
+            raise ValueError(
+                f"a file URL has an absolute path, as in 'file:///var/cache/site': {url!r}"
+            )
+        if parts.fragment:
+            raise ValueError(f"a # in a folder's name is written %23: {url!r}")
+        bounds = Bounds.from_query(parts.query)
+        return lambda: _open_folder(folder, prefix, bounds)
     raise ValueError(f"cache URLs are memory:// and file:///path, not {url!r}")
 
 
-def _open_folder(folder: str, prefix: str) -> Opened:
+def _open_folder(folder: str, prefix: str, bounds: Bounds) -> Opened:
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)
         _refuse_foreign(folder)
         own = os.path.join(folder, quote(prefix, safe=""))
-        return FileStorage(os.path.join(own, "pages")), FileCoordination(own)
+        return FileStorage(os.path.join(own, "pages"), bounds), FileCoordination(own)
     except OSError as error:
         logger.warning(
             "%s cannot be written (%s): pages are kept in the memory of each process only",
