@@ -38,9 +38,7 @@ class Steps:
             self.begun += 1
             number = self.begun
             self._changed.notify_all()
-            released = self._changed.wait_for(
-                lambda: self._all or number in self._released, HOLD
-            )
+            released = self._changed.wait_for(lambda: self._all or number in self._released, HOLD)
         assert released, f"render {number} was never released"
         return f"render {number}"
 

@@ -337,9 +337,7 @@ class TestOfAColdPage:
         site.page("/", "the page")
         assert browser.get("/").text == "the page"
 
-    def test_all_who_wait_share_the_error_page(
-        self, site: Site, make: Make, cache: str
-    ) -> None:
+    def test_all_who_wait_share_the_error_page(self, site: Site, make: Make, cache: str) -> None:
         steps = Steps()
         site.page("/", steps, status="500 Internal Server Error")
         isr = make(cache, rules=RULES)

@@ -86,9 +86,7 @@ class TestInARequest:
         site.answers["/save"] = save
         assert browse().post("/save", base_url="http://localhost/blog").text == "saved"
 
-    def test_a_handler_may_be_a_generator(
-        self, site: Site, browser: Browser
-    ) -> None:
+    def test_a_handler_may_be_a_generator(self, site: Site, browser: Browser) -> None:
         def save(environ: t.Any, start_response: t.Any) -> t.Any:
             environ["wsgi_isr.middleware"].revalidate("/never-visited")
             yield from saved(start_response)

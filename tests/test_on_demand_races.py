@@ -234,18 +234,19 @@ class TestManyCallsAtOnce:
         self, steps: Steps, pair: tuple[ISRMiddleware, ISRMiddleware]
     ) -> None:
         one, other = pair
-        barrier = threading.Barrier(self.CALLS)
         coordination = one._here().store.coordination
+        calls = [start(one.revalidate, HOME)]
+        steps.wait(1)
+        before = coordination.signal[0]
+        barrier = threading.Barrier(self.CALLS)
 
         def call(isr: ISRMiddleware) -> None:
             barrier.wait(PATIENCE)
             isr.revalidate(HOME)
 
-        before = coordination.signal[0]
-        calls = [start(call, pair[number % 2]) for number in range(self.CALLS)]
+        calls += [start(call, pair[number % 2]) for number in range(self.CALLS)]
         # All of them have asked for it, and the first one is still being rendered.
         wait_until(lambda: coordination.signal[0] - before == self.CALLS)
-        steps.wait(1)
         steps.release()
         for done in calls:
             result(done)

@@ -171,9 +171,7 @@ class TestOneRender:
         assert steps.begun == 1
         assert {answer.text for answer in answers} == {"render 1"}
 
-    def test_those_who_waited_on_it_are_told_so(
-        self, steps: Steps, make: Make, cache: str
-    ) -> None:
+    def test_those_who_waited_on_it_are_told_so(self, steps: Steps, make: Make, cache: str) -> None:
         isr = make(cache, rules=RULES)
         waiting = visitors(isr, self.VISITORS)
         steps.release()

@@ -23,6 +23,9 @@ from werkzeug.sansio.utils import host_is_trusted
 if t.TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
+#: Names of pages in a store, as `PageKey.name` makes them.
+PAGE_NAME = re.compile(r"[0-9a-f]{24}\.[0-9a-f]{64}")
+
 DEFAULT_PORTS = {"http": "80", "https": "443"}
 
 #: Longer keys are not stored: every byte of a key is chosen by the client.

@@ -20,6 +20,7 @@ from .ondemand import PageInfo
 from .ondemand import Result
 from .page import Codec
 from .process import Process
+from .render import current_origin
 from .render import Renderer
 from .respond import Negotiation
 from .respond import respond
@@ -34,7 +35,6 @@ from .store.memory import Entry
 from .store.memory import Target
 from .store.opening import CacheLike
 from .store.opening import opener
-from .visit import current_origin
 from .visit import Visit
 
 if t.TYPE_CHECKING:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 
+from .key import Origin
 from .metadata import declares_page
 from .metadata import Headers
 from .metadata import ISR_HEADERS
@@ -19,6 +20,7 @@ from .metadata import status_code
 from .metadata import without_isr
 from .render import Capture
 from .render import close
+from .render import current_origin
 from .render import Response
 from .respond import PRIVATE
 
@@ -53,6 +55,7 @@ class Passing:
     :param always: marks every answer, whatever it calls itself: its URL is declared.
     :param discover: called with an answer that calls itself a page.
     :param not_a_page: called when an answer shows that its URL is none.
+    :param origin: where the request came in.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class Passing:
         always: bool = False,
         discover: Discover | None = None,
         not_a_page: Callable[[], None] | None = None,
+        origin: Origin | None = None,
     ) -> None:
         self._start_response = start_response
         self._member = member
@@ -70,6 +74,7 @@ class Passing:
         self._always = always
         self._discover = discover
         self._not_a_page = not_a_page
+        self.origin = origin
         self._started = False
         self._capture: Capture | None = None
 
@@ -129,19 +134,26 @@ class _Late:
         return self
 
     def __next__(self) -> bytes:
-        if not self._first:
-            return next(self._iterator)
-        self._first = False
-        chunks = list(itertools.islice(self._iterator, 1))
-        if self._passing.put_aside:
-            aside = _Closing(itertools.chain(chunks, self._iterator), self._iterable)
-            replacement = self._passing.replace(aside, self._limit)
-            self._iterable = replacement
-            self._iterator = iter(replacement)
-            return next(self._iterator)
+        chunks = self._next()
+        if self._first:
+            self._first = False
+            if self._passing.put_aside:
+                aside = _Closing(itertools.chain(chunks, self._iterator), self._iterable)
+                replacement = self._passing.replace(aside, self._limit)
+                self._iterable = replacement
+                self._iterator = iter(replacement)
+                chunks = self._next()
         if not chunks:
             raise StopIteration
         return chunks[0]
+
+    def _next(self) -> list[bytes]:
+        """The app's next block, if there is one; its code may ask where the request came in."""
+        token = current_origin.set(self._passing.origin)
+        try:
+            return list(itertools.islice(self._iterator, 1))
+        finally:
+            current_origin.reset(token)
 
     def close(self) -> None:
         close(self._iterable)

@@ -25,6 +25,7 @@ from .store import PageStore
 from .store.memory import MemoryLevel
 from .store.memory import Target
 from .store.opening import Opener
+from .upkeep import Upkeep
 
 #: Seconds for which a URL counts as "not a page".
 NOT_A_PAGE = 60.0
@@ -120,6 +121,8 @@ class Process:
         self.regeneration = Regeneration(
             self.store, self.attempts, self.pool, site.clock, render_timeout
         )
+        self.upkeep = Upkeep(self.store, self.pool, self.stats, site.build_id)
+        self.store.after = self.upkeep.look
         self.not_pages = NotPages(self.signal)
         #: Mount points that were seen, for paths that are named outside of a request.
         self.mounts: set[str] = {""} if before is None else before.mounts

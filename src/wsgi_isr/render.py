@@ -9,6 +9,7 @@ from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 
+from .key import Origin
 from .key import PageKey
 from .metadata import Headers
 from .metadata import status_code
@@ -20,6 +21,10 @@ if t.TYPE_CHECKING:
 
 logger = logging.getLogger("wsgi_isr")
 
+#: Where the request came in that is being answered in this context.
+current_origin: contextvars.ContextVar[Origin | None] = contextvars.ContextVar(
+    "wsgi_isr.origin", default=None
+)
 #: Keys that are being rendered in this context, so that a page cannot wait for itself.
 rendering: contextvars.ContextVar[tuple[PageKey, ...]] = contextvars.ContextVar(
     "wsgi_isr.rendering", default=()
@@ -175,6 +180,7 @@ class Renderer:
         parents = rendering.get()
         context = contextvars.Context()
         context.run(rendering.set, (*parents, key))
+        context.run(current_origin.set, Origin(key.scheme, key.host, key.mount))
         response: Response = context.run(self._run, environ)
         if response.rest is not None:
             response.rest = _InContext(context, response.rest)

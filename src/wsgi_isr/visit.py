@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextvars
 import typing as t
 from collections.abc import Iterable
 
@@ -22,6 +21,7 @@ from .passing import Discover
 from .passing import Passing
 from .process import Process
 from .render import close
+from .render import current_origin
 from .render import rendering
 from .render import Response
 from .respond import make_answer
@@ -38,12 +38,6 @@ from .store.memory import Target
 if t.TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse
     from _typeshed.wsgi import WSGIEnvironment
-
-#: Where the request came in that is being answered in this context.
-current_origin: contextvars.ContextVar[Origin | None] = contextvars.ContextVar(
-    "wsgi_isr.origin", default=None
-)
-
 
 class Visit:
     """One request: what is known of it so far, and its way to an answer."""
@@ -154,6 +148,7 @@ class Visit:
             or not served.since <= now < served.until
         ):
             served = entry.served = Served(entry, generation, now, self._site.negotiation)
+            process.store.used(entry, now)
         # A target does not tell variants apart.
         if self._target is not None and (self._rule is None or not self._rule.variants):
             process.memory.add_target(entry, self._target)
@@ -163,6 +158,7 @@ class Visit:
     def _serve_stale(self, entry: Entry, now: float) -> Iterable[bytes]:
         self._process.stats.stale_hits += 1
         entry.referenced = True
+        self._process.store.used(entry, now)
         self._process.store.poll()
         self._process.regeneration.behind(entry, self._rule)
         left = seconds_left(entry.page, entry.mark, now)
@@ -245,6 +241,7 @@ class Visit:
             always,
             discover,
             None if discover is None else self._mark_not_a_page,
+            self._origin,
         )
         token = current_origin.set(self._origin)
         try:

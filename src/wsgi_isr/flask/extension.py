@@ -19,10 +19,10 @@ from werkzeug.exceptions import HTTPException
 
 from ..middleware import ISRMiddleware
 from ..ondemand import Result
+from ..render import current_origin
 from ..rules import make_resolver
 from ..rules import Resolver
 from ..rules import Rule
-from ..visit import current_origin
 from . import draft
 from .build import build_digest
 from .fallbacks import Listing

@@ -6,14 +6,16 @@ Invalidations are the exception: one that may be lost is an error for who asked 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 import typing as t
 from collections.abc import Callable
 from collections.abc import Iterator
 
-from ..key import path_digest
+from ..key import PAGE_NAME
 from ..key import PageKey
+from ..key import path_digest
 from ..page import Codec
 from ..page import Page
 from ..page import page_label
@@ -21,17 +23,22 @@ from ..state import Mark
 from ..state import replaces
 from ..state import State
 from ..state import state_of
+from .backend import FileStorage
 from .backend import NullStorage
+from .backend import RECENCY
 from .backend import Storage
 from .breaker import Breaker
 from .coordination import Coordination
 from .coordination import Failure
 from .coordination import Held
+from .coordination import KeepsStats
 from .coordination import Lease
 from .coordination import Number
 from .coordination import StoreError
+from .files import FileCoordination
 from .memory import Entry
 from .memory import MemoryLevel
+from .prune import Pruner
 
 logger = logging.getLogger("wsgi_isr")
 
@@ -56,6 +63,12 @@ class PageStore:
         self.storage = storage
         self.coordination = coordination
         self.memory = memory
+        #: Keeps files within their bounds; ``None`` for stores that have bounds of their own.
+        self.pruner: Pruner | None = None
+        if isinstance(storage, FileStorage) and isinstance(coordination, FileCoordination):
+            self.pruner = Pruner(storage, coordination)
+        #: Called where something happened, while somebody waits for it.
+        self.after: Callable[[], None] = lambda: None
         self._codec = codec
         self._build_id = build_id
         self._breaker = Breaker(on_error)
@@ -93,7 +106,18 @@ class PageStore:
         # Read before the page is, so that any later change is noticed.
         stores = self.coordination.signal[1]
         page = self._read(key.name, key)
-        return None if page is None else self.memory.put(self._entry(page, stores))
+        if page is None:
+            return None
+        if self.pruner is not None:
+            self.pruner.touch(page.name)
+        return self.memory.put(self._entry(page, stores))
+
+    def used(self, entry: Entry, now: float) -> None:
+        """Note that a page is served from memory: what others have not read may be in use."""
+        if not 0 <= now - entry.touched < RECENCY:
+            entry.touched = now
+            if self.pruner is not None:
+                self.pruner.touch(entry.page.name)
 
     def newest(self, key: PageKey) -> Entry | None:
         """The page of the level that has the newer one."""
@@ -202,6 +226,23 @@ class PageStore:
             self._breaker.failed("invalidate", error)
             raise StoreError(f"the store did not take the invalidation: {error}") from error
 
+    def clear(self) -> int:
+        """Remove all pages of the site, of whatever build, and return how many were stored.
+
+        :raises NotImplementedError: where they cannot be listed; by then they have expired.
+        :raises StoreError: if they may not all have.
+        """
+        # First, so that other processes do not serve what they have in memory.
+        self.invalidate(["pattern:/**"], True)
+        for entry in self.memory:
+            self.memory.discard(entry.page.key)
+        names = [name for name in self.storage.names() if PAGE_NAME.fullmatch(name)]
+        for name in names:
+            self.coordination.remove(self.storage, name)
+        if self.pruner is not None:
+            self.pruner.sweep()
+        return len(names)
+
     # Coordination; without it every process is on its own.
 
     def next_number(self) -> Number:
@@ -221,6 +262,7 @@ class PageStore:
         if lease is not None:
             sealed = None if outcome is None else self._codec.seal(outcome)
             self._breaker.call("release", lambda: lease.release(sealed))
+        self.after()
 
     def outcome(self, name: str, token: str) -> bytes | None:
         sealed = self._breaker.call("outcome", lambda: self.coordination.outcome(name, token))
@@ -235,3 +277,23 @@ class PageStore:
 
     def poll(self) -> None:
         self._breaker.call("poll", self.coordination.poll)
+        self.after()
+
+    # Counters of all processes.
+
+    @property
+    def keeps_stats(self) -> bool:
+        """Whether other processes see the counters that this one leaves."""
+        return isinstance(self.coordination, KeepsStats)
+
+    def leave_stats(self, data: bytes) -> None:
+        # Not through the breaker: pages are read even where counters cannot be written.
+        if isinstance(self.coordination, KeepsStats) and not self._breaker.open:
+            with contextlib.suppress(Exception):
+                self.coordination.leave_stats(data)
+
+    def all_stats(self) -> list[bytes]:
+        """
+        :raises Exception: what the store raises.
+        """
+        return self.coordination.all_stats() if isinstance(self.coordination, KeepsStats) else []

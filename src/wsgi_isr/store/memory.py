@@ -32,6 +32,7 @@ class Entry:
         "size",
         "stores",
         "targets",
+        "touched",
     )
 
     def __init__(self, page: Page, mark: Mark, generation: object, stores: object) -> None:
@@ -44,6 +45,8 @@ class Entry:
         #: Seconds since 1970 before which no regeneration is started.
         self.retry_at = 0.0
         self.referenced = True
+        #: Seconds since 1970 at which the shared level was last told that the page is used.
+        self.touched = 0.0
         #: Ready-made answers, which `respond` keeps here.
         self.served: t.Any = None
         #: Request targets by which a hit finds the entry.

@@ -21,6 +21,7 @@ from collections.abc import Iterable
 from collections.abc import Iterator
 from urllib.parse import parse_qsl
 
+from ..key import PAGE_NAME
 from ..page import peek
 from . import shared
 from .coordination import StoreError
@@ -80,7 +81,7 @@ class Bounds(t.NamedTuple):
                 )
             if names[name] in found:
                 raise ValueError(f"{name} is given twice")
-            if not (value.isascii() and value.isdigit() and 0 < int(value) < 2**63):
+            if not re.fullmatch(r"0*[1-9][0-9]{0,17}", value, re.ASCII):
                 raise ValueError(f"{name} takes a whole number, 1 or more, not {value!r}")
             found[names[name]] = int(value)
         return cls(**found)
@@ -187,6 +188,15 @@ class Pruner:
         self._coordination = coordination
         self._bounds = bounds or storage.bounds
 
+    @property
+    def due(self) -> bool:
+        """Whether so much was added that it is time for `behind`."""
+        return self._storage.growth.due
+
+    def touch(self, name: str) -> None:
+        """Note that a page is used; it is one of the last to go."""
+        self._storage.touch(name)
+
     def behind(self) -> Pruned:
         """Make room for what comes until the next time, unless another process is doing it.
 
@@ -225,7 +235,7 @@ class Pruner:
 
     def _files(self) -> Iterator[File]:
         for entry in self._storage.scan():
-            if entry.name.endswith(".tmp"):
+            if not PAGE_NAME.fullmatch(entry.name):
                 continue
             try:
                 status = entry.stat(follow_symlinks=False)
@@ -369,7 +379,7 @@ class Survey:
         )
 
     def cuts(self, part: float) -> dict[bool, tuple[int, int]]:
-        """For real pages (false) and others: how many go, and the last use of the latest of them."""
+        """For real pages (false) and others: how many go, and when the last of them was used."""
         used, sizes = self._used, self._sizes
         gone = len(used[True])
         count = gone + len(used[False])

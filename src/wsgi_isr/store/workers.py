@@ -34,13 +34,10 @@ class WorkerFiles:
         self._folder = folder
         self._descriptor: int | None = None
         self._path = ""
-        self._remove: t.Callable[[], object] = lambda: None
+        self._finalizer: weakref.finalize[..., t.Any] | None = None
 
     def after_fork(self) -> None:
-        if self._descriptor is not None:
-            # The parent's; its lock stays his.
-            os.close(self._descriptor)
-            self._descriptor = None
+        self._close()
 
     def leave(self, data: bytes) -> None:
         """Write the counters; nothing is made where the folder of the site is gone.
@@ -55,8 +52,13 @@ class WorkerFiles:
         os.pwrite(descriptor, line, 0)
         os.ftruncate(descriptor, len(line))
 
+    def _close(self) -> None:
+        if self._finalizer is not None:
+            self._finalizer()
+        self._descriptor = self._finalizer = None
+
     def _open(self) -> int:
-        self._remove()
+        self._close()
         with contextlib.suppress(FileExistsError):
             os.mkdir(self._folder, 0o700)
         self._path = os.path.join(self._folder, f"{os.getpid()}-{secrets.token_hex(8)}")
@@ -64,7 +66,7 @@ class WorkerFiles:
         with contextlib.suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self._descriptor = descriptor
-        self._remove = weakref.finalize(self, _remove, descriptor, self._path, os.getpid())
+        self._finalizer = weakref.finalize(self, _close, descriptor, self._path, os.getpid())
         return descriptor
 
     def all(self) -> list[bytes]:
@@ -82,14 +84,12 @@ class WorkerFiles:
             return []
 
 
-def _remove(descriptor: int, path: str, pid: int) -> None:
-    # A forked child has inherited this, but neither the file nor, after its own first use, the
-    # descriptor.
-    if os.getpid() == pid:
-        with contextlib.suppress(OSError):
+def _close(descriptor: int, path: str, pid: int) -> None:
+    with contextlib.suppress(OSError):
+        os.close(descriptor)
+        # A forked child closes what it inherited; the file and its lock are the parent's.
+        if os.getpid() == pid:
             os.unlink(path)
-        with contextlib.suppress(OSError):
-            os.close(descriptor)
 
 
 def _read_if_alive(path: str) -> bytes | None:
