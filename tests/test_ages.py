@@ -50,6 +50,26 @@ def personal(environ: dict[str, t.Any], start_response: t.Any) -> list[bytes]:
     return [b"hello"]
 
 
+def never_starting(environ: dict[str, t.Any], start_response: t.Any) -> list[bytes]:
+    return [b"a body without a head"]
+
+
+def starting_twice(environ: dict[str, t.Any], start_response: t.Any) -> list[bytes]:
+    for _ in range(2):
+        start_response("200 OK", [("Content-Type", "text/plain"), *page_headers(60)])
+    return [b"twice"]
+
+
+def yielding_text(environ: dict[str, t.Any], start_response: t.Any) -> list[t.Any]:
+    start_response("200 OK", [("Content-Type", "text/plain"), *page_headers(60)])
+    return [b"bytes ", "and text"]
+
+
+def without_a_number(environ: dict[str, t.Any], start_response: t.Any) -> list[bytes]:
+    start_response("OK", [("Content-Type", "text/plain"), *page_headers(60)])
+    return [b"what?"]
+
+
 def raising(environ: dict[str, t.Any], start_response: t.Any) -> list[bytes]:
     raise ZeroDivisionError("the render failed")
 
@@ -236,6 +256,24 @@ class TestTheLastGoodPageStays:
         (page,) = client.isr.pages()
         assert (page.status, page.state) == (200, "stale")
         assert page.last_error
+
+    @pytest.mark.parametrize(
+        "bad",
+        [never_starting, starting_twice, yielding_text, without_a_number],
+        ids=lambda app: app.__name__,
+    )
+    def test_whatever_of_wsgi_an_app_breaks(
+        self, site: t.Any, unchecked: t.Any, clock: t.Any, bad: t.Any
+    ) -> None:
+        site.page("/x", "good")
+        client = unchecked()
+        client.get("/x")
+        site.answers["/x"] = bad
+        clock.advance(61)
+        for _ in range(3):
+            assert client.get("/x").text == "good"
+            client.isr.close()
+        assert next(client.isr.pages()).last_error
 
     def test_a_good_render_heals_it(
         self, site: t.Any, browse: t.Any, clock: t.Any, cache: str

@@ -115,13 +115,25 @@ class TestCodings:
     def test_a_body_that_the_app_has_encoded_is_left_alone(
         self, site: t.Any, browse: t.Any
     ) -> None:
-        packed = gzip.compress(LONG.encode())
+        # Not compressed at all, so that a second coding would be worth it.
+        packed = gzip.compress(LONG.encode(), 0)
         site.answers["/x"] = typed("text/html", ("Content-Encoding", "gzip"), body=packed)
         client = browse()
         for _ in range(2):
             response = client.get("/x", headers={"Accept-Encoding": "gzip"})
             assert response.headers.getlist("Content-Encoding") == ["gzip"]
             assert response.data == packed
+
+    def test_a_large_page_has_it_when_its_first_visitor_has_gone(
+        self, site: t.Any, browse: t.Any
+    ) -> None:
+        site.page("/x", LONG * 1000)
+        client = browse()
+        for _ in range(2):
+            response = client.get("/x", headers={"Accept-Encoding": "gzip"})
+            client.isr.close()
+            assert response.headers["Vary"] == "Accept-Encoding"
+        assert gzip.decompress(response.data).decode() == LONG * 1000
 
     def test_both_answers_tell_caches_that_they_differ(self, client: t.Any) -> None:
         for accepted in ("gzip", "identity"):

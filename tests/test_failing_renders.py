@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import typing as t
 from collections.abc import Callable
 
@@ -23,6 +24,7 @@ from werkzeug.middleware.lint import WSGIWarning
 from wsgi_isr import ISRMiddleware
 from wsgi_isr import page_headers
 from wsgi_isr import Rule
+from wsgi_isr.store.coordination import Held
 
 Browse = Callable[..., Browser]
 Answer = Callable[[t.Any, t.Any], t.Any]
@@ -368,7 +370,19 @@ class TestOfAColdPage:
         one, other = make(files, rules=RULES), make(files, rules=RULES)
         first = start(visit, one)
         steps.wait(1)
+        seen = threading.Event()
+        store = other._here().store
+        acquire = store.acquire
+
+        def acquire_and_tell(*args: t.Any, **kwargs: t.Any) -> t.Any:
+            lease = acquire(*args, **kwargs)
+            if isinstance(lease, Held):
+                seen.set()
+            return lease
+
+        store.acquire = acquire_and_tell  # type: ignore[method-assign]
         waiting = visitors(other, 4)
+        assert seen.wait(10)
         steps.release(1)
         assert {result(visitor).text for visitor in [first, *waiting]} == {"render 1"}
         steps.release()

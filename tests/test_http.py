@@ -140,6 +140,20 @@ class TestCacheStatus:
             (value,) = client.get("/x").headers.getlist("Cache-Status")
             assert value == expected + member
 
+    @pytest.mark.parametrize(
+        ("options", "expected"),
+        [
+            ({"enabled": False}, "inner; hit, isr; fwd=bypass; detail=disabled"),
+            ({"trusted_hosts": ["other.example"]}, "inner; hit, isr; fwd=uri-miss; detail=host"),
+            ({"max_body_size": 1}, "inner; hit, isr; fwd=uri-miss; detail=too-large"),
+        ],
+    )
+    def test_is_appended_to_the_list_of_an_answer_that_is_not_stored(
+        self, site: t.Any, browse: t.Any, options: t.Any, expected: str
+    ) -> None:
+        site.page("/x", headers=[("Cache-Status", "inner; hit")])
+        assert browse(**options).get("/x").headers.getlist("Cache-Status") == [expected]
+
 
 class TestCacheControl:
     YEAR = 31536000

@@ -368,12 +368,12 @@ class TestNoFallback:
 
 
 def until_all_wait(threads: list[threading.Thread]) -> None:
-    """Return when each of the threads waits for an event or a lock of Python's own."""
+    """Return when each of the threads waits for an event."""
     pause = threading.Event()
     for _ in range(5000):
         frames = sys._current_frames()
         at = [frames.get(t.cast(int, thread.ident)) for thread in threads]
-        if all(frame and frame.f_code.co_filename == threading.__file__ for frame in at):
+        if all(frame and frame.f_code is threading.Condition.wait.__code__ for frame in at):
             return
         pause.wait(0.002)
     raise AssertionError("a thread does not wait")

@@ -341,6 +341,18 @@ class TestLargeAnswers:
         assert [body.closed for body in bodies] == [1] * len(bodies)
         assert next(client.isr.pages()).last_error
 
+    def test_that_are_errors_are_closed(
+        self, site: t.Any, browse: t.Any, large: t.Any, bodies: list[Body]
+    ) -> None:
+        def app(environ: dict[str, t.Any], start_response: t.Any) -> t.Any:
+            return large(environ, lambda status, headers: start_response("500 Oops", headers))
+
+        site.answers["/x"] = app
+        client = browse(rules={"/x": Rule()}, max_body_size=1000)
+        with pytest.raises(Exception, match="500 Oops"):
+            client.get("/x")
+        assert [body.closed for body in bodies] == [1]
+
     def test_that_nobody_waits_for_are_closed(
         self, site: t.Any, browse: t.Any, large: t.Any, bodies: list[Body]
     ) -> None:

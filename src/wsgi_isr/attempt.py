@@ -172,7 +172,9 @@ class Attempts:
         code = response.code
         if response.failure or code >= 500 or code < 200:
             # All who wait get this answer: its cookies would be one session for all of them.
-            response.headers = [item for item in response.headers if item[0].lower() != "set-cookie"]
+            response.headers = [
+                item for item in response.headers if item[0].lower() != "set-cookie"
+            ]
             failed = Outcome(Kind.FAILED, detail="status", response=response)
             if response.rest is not None:
                 error = RenderError(f"{response.status}, with more than max_body_size bytes")
@@ -315,9 +317,7 @@ def _title(header: str) -> str:
     return "-".join(part.capitalize() for part in header.split("-"))
 
 
-def _leads_to(
-    key: PageKey, headers: Sequence[tuple[str, str]], declared: tuple[str, ...]
-) -> bool:
+def _leads_to(key: PageKey, headers: Sequence[tuple[str, str]], declared: tuple[str, ...]) -> bool:
     """Whether a redirect leads to the page itself, under whatever scheme and port.
 
     It does where the app behind ProxyFix takes the canonical request for a plain-text one.

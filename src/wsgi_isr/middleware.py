@@ -44,6 +44,7 @@ if t.TYPE_CHECKING:
 
 logger = logging.getLogger("wsgi_isr")
 
+
 class ISRMiddleware:
     """Incremental static regeneration for any WSGI app.
 
@@ -281,6 +282,14 @@ class ISRMiddleware:
     def stats(self) -> dict[str, t.Any]:
         """Counters of this process, and seconds spent in renders."""
         return self._here().stats.as_dict()
+
+    def all_stats(self) -> list[dict[str, t.Any]]:
+        """The same of all processes that share the store, as each left it a moment ago.
+
+        Each has ``pid``, ``host`` and ``build`` besides, and ``began`` and ``left``: when it did,
+        in seconds since 1970. On stores that keep no counters: of this process alone.
+        """
+        return self._here().upkeep.all_stats()
 
     def close(self, timeout: float = 5) -> None:
         """Wait for running regenerations.

@@ -43,12 +43,26 @@ class Result(t.NamedTuple):
 
     :param url: the page's whole URL.
     :param status: status that the app answered with, ``None`` if it did not.
-    :param error: why it was not rendered and stored, ``None`` if it was.
+    :param error: why it was not rendered and stored, ``None`` if it was; a `RefusedError` for
+        an answer that may not be stored.
+    :param rendered: ``False`` for a page that `ISRMiddleware.prerender` found fresh.
     """
 
     url: str
     status: int | None
     error: Exception | None = None
+    rendered: bool = True
+
+
+class RefusedError(RenderError):
+    """The app answered, but not with what may be stored as a page.
+
+    :param detail: why, in the words of ``Cache-Status``.
+    """
+
+    def __init__(self, message: str, detail: str) -> None:
+        super().__init__(message)
+        self.detail = detail
 
 
 class RevalidationError(Exception):
@@ -121,33 +135,45 @@ class OnDemand:
         sender: object,
         mark_only: bool = False,
     ) -> list[Result]:
+        results = []
+        failures: dict[str, Exception] = {}
+        for path, result in self.each(paths, only_generated, origin, sender, mark_only):
+            results.append(result)
+            if result.error is not None:
+                failures.setdefault(path, result.error)
+        if failures:
+            raise RevalidationError(failures, results)
+        return results
+
+    def each(
+        self,
+        paths: Sequence[str],
+        only_generated: bool,
+        origin: Origin | None,
+        sender: object,
+        mark_only: bool = False,
+    ) -> Iterator[tuple[str, Result]]:
+        """The same page by page, with the path that each was asked for by."""
         # All of them before any render: a mistake in the last path renders nothing.
         targets = [self._target(path, only_generated, origin) for path in paths]
         targets = [target for target in targets if target.pages]
         if not targets:
-            return []
+            return
         try:
             number = self._store.invalidate([target.label for target in targets], False)
         except StoreError as error:
             failed = [Result(k.url, None, error) for target in targets for k in target.pages]
             raise RevalidationError({target.path: error for target in targets}, failed) from error
         if mark_only:
-            return []
-        results = []
-        failures: dict[str, Exception] = {}
+            return
         for target in targets:
             for key, rule in target.pages.items():
                 result = self._render(key, rule, number)
-                results.append(result)
-                if result.error is not None:
-                    failures.setdefault(target.path, result.error)
-                else:
+                if result.error is None:
                     signals.send(
                         signals.page_revalidated, sender, url=result.url, status=result.status
                     )
-        if failures:
-            raise RevalidationError(failures, results)
-        return results
+                yield target.path, result
 
     def _render(self, key: PageKey, rule: Rule | None, number: Number) -> Result:
         known = self._store.newest(key) is not None
@@ -238,7 +264,7 @@ class OnDemand:
         try:
             self._store.invalidate(labels, expire)
         except StoreError as error:
-            raise RevalidationError({name: error for name in names}) from error
+            raise RevalidationError(dict.fromkeys(names, error)) from error
 
     # Ahead of the visitors.
 
@@ -276,12 +302,12 @@ class OnDemand:
         key, rule = self._describe(place, full_path.removeprefix(place.mount), query_string)
         entry = self._store.lookup(key, self._clock())
         if entry is not None and self._state(entry) is State.FRESH:
-            return Result(key.url, entry.page.code)
+            return Result(key.url, entry.page.code, rendered=False)
         outcome = self._process.regeneration.cold(key, rule, "prerender", stale_will_do=False)
         outcome.discard()
         if outcome.stored:
             self._process.not_pages.discard(key)
-        return _result(key, outcome)
+        return _result(key, outcome)._replace(rendered=outcome.kind is not Kind.FOUND)
 
     # What there is.
 
@@ -311,5 +337,7 @@ def _result(key: PageKey, outcome: Outcome) -> Result:
     if outcome.stored and outcome.entry is not None:
         return Result(key.url, outcome.entry.page.code)
     error = outcome.error or RenderError(f"not stored: {outcome.detail}")
+    if outcome.kind is not Kind.FAILED and outcome.detail != "store-error":
+        error = RefusedError(str(error), outcome.detail)
     status = outcome.response.code if outcome.response is not None else None
     return Result(key.url, status, error)

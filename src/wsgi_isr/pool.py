@@ -6,6 +6,7 @@ lost is harmless, because the old page stands and its lease lapses.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
@@ -16,6 +17,8 @@ logger = logging.getLogger("wsgi_isr")
 
 #: Jobs in line, at the most; beyond it the next visitor of a page asks again.
 QUEUE_LIMIT = 1000
+#: Seconds after which a thread without work ends.
+IDLE = 10.0
 #: Seconds after which a job that no idle thread takes shows that threads do not run.
 STALLED = 1.0
 #: Threads that stand in for hung ones, per regular thread.
@@ -112,15 +115,19 @@ class WorkerPool:
     def _run(self) -> None:
         thread = threading.current_thread()
         while True:
-            job = self._queue.get()
-            self._threads[thread] = time.monotonic()
-            self._perform(job)
+            job: Callable[[], None] | None = None
+            with contextlib.suppress(queue.Empty):
+                job = self._queue.get(timeout=IDLE)
+            if job is not None:
+                self._threads[thread] = time.monotonic()
+                self._perform(job)
             with self._idle:
-                self._pending -= 1
-                self._idle.notify_all()
-                self._waiting_since = time.monotonic()
-                surplus = len(self._threads) > self._workers and self._queue.empty()
-                if surplus:
+                if job is not None:
+                    self._pending -= 1
+                    self._idle.notify_all()
+                    self._waiting_since = time.monotonic()
+                surplus = len(self._threads) > self._workers
+                if self._queue.empty() and (surplus or job is None):
                     del self._threads[thread]
                     return
                 self._threads[thread] = None

@@ -21,8 +21,8 @@ from .attempt import MAX_BACK_OFF
 from .attempt import Outcome
 from .key import PageKey
 from .pool import WorkerPool
-from .render import rendering
 from .render import RenderError
+from .render import rendering
 from .rules import Rule
 from .state import State
 from .state import state_of
@@ -172,20 +172,27 @@ class Regeneration:
         name = key.name
         deadline = time.monotonic() + self._timeout
         pause = WATCH[0]
+        token = None
         while True:
             lease = self._store.acquire(name, self._timeout)
+            # What the attempt that was waited for has left counts, also where the lease is free
+            # by now: it was over before this visitor could look.
+            if token is not None and (left := self._store.outcome(name, token)) is not None:
+                outcome = Outcome.from_record(left)
+                if outcome is not None:
+                    if not isinstance(lease, Held):
+                        self._store.release(lease)
+                    return None, outcome
             if not isinstance(lease, Held):
                 return lease, None
             if time.monotonic() > deadline:
                 return None, None
+            token = lease.token
             time.sleep(pause)
             pause = min(1.5 * pause, WATCH[1])
             entry = self._store.lookup(key, self._clock())
             if entry is not None and self._state(entry) in wanted:
                 return None, Outcome(Kind.FOUND, entry, collapsed=True)
-            left = self._store.outcome(name, lease.token)
-            if left is not None and (outcome := Outcome.from_record(left)) is not None:
-                return None, outcome
 
     def _state(self, entry: Entry) -> State:
         return state_of(entry.page, entry.mark, self._clock())
@@ -298,7 +305,9 @@ class Regeneration:
         with self._lock:
             lane = self._lanes.setdefault(key, Lane())
             if lane.waiting is not None:
-                lane.waiting.number = max(t.cast(Number, lane.waiting.number), number, key=_sequence)
+                lane.waiting.number = max(
+                    t.cast(Number, lane.waiting.number), number, key=_sequence
+                )
                 return lane.waiting, lane.waiting
             flight = Flight(number)
             if lane.running is not None and not self._overdue(lane.running):

@@ -91,9 +91,7 @@ class Capture:
         self.chunks.append(chunk)
         self.size += len(chunk)
 
-    def collect(
-        self, iterable: Iterable[bytes], limit: int, check_length: bool = True
-    ) -> Response:
+    def collect(self, iterable: Iterable[bytes], limit: int, check_length: bool = True) -> Response:
         """Read a response to its end, or to the limit.
 
         :param check_length: false where the declared length is not that of this body, as in the

@@ -52,9 +52,7 @@ class Site:
             self.build_id,
         )
 
-    def describe(
-        self, origin: Origin, path: str, query_string: str
-    ) -> tuple[PageKey, Rule | None]:
+    def describe(self, origin: Origin, path: str, query_string: str) -> tuple[PageKey, Rule | None]:
         """The key and the rule of a page that is named, not visited."""
         environ = PageKey(*origin, path).to_environ("revalidate", self.middleware)
         environ["QUERY_STRING"] = query_string

@@ -80,6 +80,16 @@ class Upkeep:
         self._store.leave_stats(json.dumps({**self._who, "left": time.time(), **counters}).encode())
         return True
 
+    def all_stats(self) -> list[dict[str, t.Any]]:
+        """What each process left last; of this one alone where the store keeps no counters.
+
+        :raises Exception: what the store raises.
+        """
+        if not self._keeps_stats:
+            return [{**self._who, "left": time.time(), **self._stats.as_dict()}]
+        found = map(_parse, self._store.all_stats())
+        return [counters for counters in found if counters is not None]
+
     def _prune(self) -> None:
         try:
             if self._store.pruner is not None:
@@ -88,3 +98,18 @@ class Upkeep:
             logger.warning("files were not pruned: %s", error)
         finally:
             self._pruning = False
+
+
+def _parse(data: bytes) -> dict[str, t.Any] | None:
+    """Counters of a process; ``None`` for what is none: of another version, or not ours."""
+    try:
+        value = json.loads(data)
+    except ValueError:
+        return None
+    kinds = {"host": str, "build": str, "pid": int, "began": float, "left": float}
+    kinds |= {name: type(count) for name, count in Stats().as_dict().items()}
+    if not isinstance(value, dict) or value.keys() != kinds.keys():
+        return None
+    if any(not isinstance(value[name], kind) for name, kind in kinds.items()):
+        return None
+    return value

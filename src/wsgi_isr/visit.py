@@ -39,6 +39,7 @@ if t.TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse
     from _typeshed.wsgi import WSGIEnvironment
 
+
 class Visit:
     """One request: what is known of it so far, and its way to an answer."""
 

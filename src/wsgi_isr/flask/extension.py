@@ -25,6 +25,7 @@ from ..rules import Resolver
 from ..rules import Rule
 from . import draft
 from .build import build_digest
+from .commands import commands
 from .fallbacks import Listing
 from .fallbacks import with_fallback
 from .pages import declaration_of
@@ -126,6 +127,7 @@ class ISR:
         secret = config.get("ISR_SECRET")
         if secret:
             add_route(app, middleware, secret, config.get("ISR_URL_PREFIX") or "/_isr")
+        app.cli.add_command(commands)
         self._middlewares[app] = middleware
         app.extensions["isr"] = self
         app.wsgi_app = middleware  # type: ignore[method-assign]

@@ -183,7 +183,6 @@ class LocalCoordination:
                 if held.on_demand or not on_demand:
                     return Held(held.token)
             self._leases[name] = lease = LocalLease(self, name, seconds, on_demand)
-            self._outcomes.pop(name, None)
             return lease
 
     def release(self, name: str, lease: LocalLease, outcome: bytes | None) -> None:

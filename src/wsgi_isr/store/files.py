@@ -3,6 +3,7 @@
 ``sequence``  the lineage and the last number given
 ``epochs``    a log of invalidations, a line each; readers follow its end
 ``leases/``   a file per page being rendered, locked by its holder: a killed one frees it at once
+``outcomes/`` what renders without a page left for those who waited
 ``failures/`` a file per page whose renders fail
 ``workers/``  a file per process with its counters
 
@@ -250,14 +251,8 @@ class FileCoordination:
             if is_at(descriptor, path):
                 os.unlink(path)
 
-    def keep_outcome(self, path: str) -> None:
-        """Bound what renders without a page leave: somebody may ask for a million such URLs."""
-        self._outcomes.append(path)
-        while len(self._outcomes) > MAX_OUTCOMES:
-            self.drop_outcome(self._outcomes.popleft())
-
-    def drop_outcome(self, path: str) -> bool:
-        """Remove what is left of a lease, unless somebody has it now."""
+    def drop_dead_lease(self, path: str) -> bool:
+        """Remove the lease of a holder that was killed, unless somebody has it now."""
         with self.exclusive():
             try:
                 descriptor = open_file(path, os.O_RDWR)
@@ -272,12 +267,19 @@ class FileCoordination:
                 os.close(descriptor)
             return True
 
+    def leave_outcome(self, name: str, token: str, outcome: bytes) -> None:
+        path = os.path.join(self.folder, "outcomes", name)
+        write_file(path, format_line([token]) + outcome)
+        # Somebody may ask for a million URLs whose renders leave no page.
+        self._outcomes.append(path)
+        while len(self._outcomes) > MAX_OUTCOMES:
+            with contextlib.suppress(OSError):
+                os.unlink(self._outcomes.popleft())
+
     def outcome(self, name: str, token: str) -> bytes | None:
-        data = read_file(os.path.join(self.folder, "leases", name)) or b""
-        record = _parse_lease(data)
-        if record is None or record.token != token:
-            return None
-        return data.partition(b"\n")[2] or None
+        data = read_file(os.path.join(self.folder, "outcomes", name)) or b""
+        line, _, outcome = data.partition(b"\n")
+        return outcome if parse_line(line) == [token] else None
 
     # Pages.
 
@@ -305,7 +307,6 @@ class FileCoordination:
         else:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
-
 
     # Counters of all processes.
 
@@ -338,24 +339,19 @@ class _FileLease:
         self._owner = owner
         self._path = path
         self._descriptor = descriptor
-        self._record = format_line([self.token, time.time() + seconds, on_demand])
-        self._fill(self._record)
-
-    def _fill(self, data: bytes) -> None:
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, data, 0)
+        record = format_line([self.token, time.time() + seconds, on_demand])
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, record, 0)
 
     def release(self, outcome: bytes | None = None) -> None:
         try:
-            if outcome is None:
-                self._owner.drop_lease(self._path, self._descriptor)
-            else:
-                self._fill(self._record + outcome)
+            # First, so that it is there for whoever finds the lease free.
+            if outcome is not None:
+                self._owner.leave_outcome(os.path.basename(self._path), self.token, outcome)
+            self._owner.drop_lease(self._path, self._descriptor)
         finally:
             fcntl.flock(self._descriptor, fcntl.LOCK_UN)
             os.close(self._descriptor)
-        if outcome is not None:
-            self._owner.keep_outcome(self._path)
 
 
 def _format_number(number: Number) -> bytes:

@@ -54,7 +54,9 @@ def opener(cache: CacheLike, prefix: str) -> Opener:
         return lambda: _open_cache(cache, prefix)
     if callable(cache):
         return lambda: _open_made(cache, prefix)
-    raise TypeError(f"cache takes a cachelib cache, a callable that returns one, or a URL: {cache!r}")
+    raise TypeError(
+        f"cache takes a cachelib cache, a callable that returns one, or a URL: {cache!r}"
+    )
 
 
 def _open_made(make: Callable[[], BaseCache], prefix: str) -> Opened:

@@ -173,20 +173,12 @@ class File(t.NamedTuple):
 
 
 class Pruner:
-    """Prunes the folder of one site.
+    """Prunes the folder of one site."""
 
-    :param bounds: ``None``: those of the storage.
-    """
-
-    def __init__(
-        self,
-        storage: FileStorage,
-        coordination: FileCoordination,
-        bounds: Bounds | None = None,
-    ) -> None:
+    def __init__(self, storage: FileStorage, coordination: FileCoordination) -> None:
+        self.bounds = storage.bounds
         self._storage = storage
         self._coordination = coordination
-        self._bounds = bounds or storage.bounds
 
     @property
     def due(self) -> bool:
@@ -205,7 +197,8 @@ class Pruner:
         with self._storage.growth.pruning(0.0) as mine:
             if not mine:
                 return Pruned()
-            pruned = self._fit(FULL, ROOM, time.monotonic() + PATIENCE)
+            deadline = time.monotonic() + PATIENCE
+            pruned = self._fit(self.bounds, FULL, ROOM, deadline)
             pruned += self.sweep()
         if pruned.pages:
             logger.warning(
@@ -213,12 +206,12 @@ class Pruner:
                 "max_bytes=%d; raise them if those are worth keeping",
                 self._coordination.folder,
                 pruned.pages,
-                *self._bounds,
+                *self.bounds,
             )
         return pruned
 
-    def now(self, keep_builds: int | None = None, build: str = "") -> Pruned:
-        """Prune to the bounds exactly.
+    def now(self, bounds: Bounds, keep_builds: int | None = None, build: str = "") -> Pruned:
+        """Prune to some bounds exactly.
 
         :param keep_builds: remove all pages but those of so many builds: the current one, and
             those that were used last.
@@ -231,7 +224,7 @@ class Pruner:
             pruned = Pruned()
             if keep_builds is not None:
                 pruned = self._drop_builds(keep_builds, build)
-            return pruned + self._fit(1.0, 1.0, float("inf")) + self.sweep()
+            return pruned + self._fit(bounds, 1.0, 1.0, float("inf")) + self.sweep()
 
     def _files(self) -> Iterator[File]:
         for entry in self._storage.scan():
@@ -246,8 +239,8 @@ class Pruner:
 
     # Least recently used.
 
-    def _fit(self, full: float, room: float, deadline: float) -> Pruned:
-        survey = Survey(self._files(), self._bounds)
+    def _fit(self, bounds: Bounds, full: float, room: float, deadline: float) -> Pruned:
+        survey = Survey(self._files(), bounds)
         if not survey.over(full):
             return Pruned()
         cuts = survey.cuts(room)
@@ -321,7 +314,8 @@ class Pruner:
         folder = self._coordination.folder
         count = self._storage.sweep() + self._coordination.sweep_stats() + shared.sweep()
         for path in _old(os.path.join(folder, "leases")):
-            count += self._coordination.drop_outcome(path)
+            count += self._coordination.drop_dead_lease(path)
+        count += sum(map(_unlink, _old(os.path.join(folder, "outcomes"))))
         # What replaces a file as a whole is written beside it first.
         count += sum(_unlink(path) for path in _old(folder) if _TEMPORARY.search(path))
         failures = os.path.join(folder, "failures")

@@ -1,0 +1,347 @@
+"""The command line: the same commands for every WSGI app and, as ``flask isr``, for Flask.
+
+They act on the store that running workers share, and hold in all of them at once. They do so
+also where the library is switched off by the app's configuration: whoever types a command means
+it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import typing as t
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
+from urllib.parse import quote
+from urllib.parse import unquote_to_bytes
+from urllib.parse import urlsplit
+
+import click
+
+from .key import Origin
+from .middleware import ISRMiddleware
+from .ondemand import Result
+from .ondemand import RevalidationError
+from .report import amount
+from .report import number
+from .report import page_rows
+from .report import Report
+from .report import table
+from .report import worker_rows
+from .store import PageStore
+from .store.backend import NullStorage
+from .store.backend import SimpleCacheStorage
+from .store.coordination import LocalCoordination
+from .store.coordination import StoreError
+from .store.prune import Bounds
+
+#: As of a process that SIGINT ended.
+INTERRUPTED = 130
+
+
+class App(t.NamedTuple):
+    """What the commands act on.
+
+    :param paths: gives all paths that can be prerendered, where the app can list them.
+    :param base_url: where pages are if no option says so, with the mount point.
+    """
+
+    middleware: ISRMiddleware
+    paths: Callable[[], Iterable[str]] | None = None
+    base_url: str | None = None
+
+    @property
+    def store(self) -> PageStore:
+        """
+        :raises click.ClickException: for a store that no other process sees.
+        """
+        store = self.middleware._here().store
+        if isinstance(store.storage, NullStorage | SimpleCacheStorage):
+            raise click.ClickException(
+                "pages are kept in the memory of each process, where no command can reach them: "
+                "use files (file:///var/cache/site) or a store on the network"
+            )
+        if isinstance(store.coordination, LocalCoordination):
+            click.echo(
+                "Warning: this store does not tell running workers of changes; what they have "
+                "in memory stays until it is stale",
+                err=True,
+            )
+        return store
+
+    def origin(self, base_url: str | None) -> Origin | None:
+        """Where the pages are that a path names; ``None`` if only the store knows.
+
+        :raises click.ClickException: for a host that has no pages.
+        """
+        if base_url is None:
+            return None if self.base_url is None else self._origin(self.base_url)
+        origin = self._origin(base_url)
+        parts = urlsplit(base_url)
+        if origin is None or parts.query or parts.fragment:
+            raise click.ClickException(
+                "--base-url takes scheme and host of pages, as in https://www.example.com, "
+                f"not {base_url!r}"
+            )
+        if (origin.scheme, origin.host) != (parts.scheme, parts.netloc.lower()):
+            raise click.ClickException(
+                f"the pages of this app are under {origin.scheme}://{origin.host}, "
+                f"not under {base_url}"
+            )
+        return origin
+
+    def _origin(self, base_url: str) -> Origin | None:
+        parts = urlsplit(base_url)
+        return self.middleware.origin_of(
+            {
+                "wsgi.url_scheme": parts.scheme,
+                "HTTP_HOST": parts.netloc,
+                "SCRIPT_NAME": unquote_to_bytes(parts.path.rstrip("/")).decode("latin-1"),
+            }
+        )
+
+
+pass_app = click.make_pass_decorator(App)
+base_url_option = click.option(
+    "--base-url",
+    metavar="URL",
+    help="Scheme and host of the pages, with the mount point if there is one.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="For programs.")
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Let errors of the one who typed the command, or of the store, be read without a traceback."""
+    try:
+        yield
+    except (ValueError, NotImplementedError, StoreError, RevalidationError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _read_paths(paths: Iterable[str]) -> list[str]:
+    """Paths from arguments and, for ``-``, from standard input; each once."""
+    found: dict[str, None] = {}
+    for path in paths:
+        lines = sys.stdin if path == "-" else [path]
+        found.update(dict.fromkeys(line.strip() for line in lines))
+    found.pop("", None)
+    return list(found)
+
+
+def _follow(results: Iterator[tuple[str, Result]], total: int, label: str) -> t.NoReturn:
+    """Show results as they come and end the command; Ctrl-C ends it early, and loses nothing."""
+    report = Report(total)
+    interrupted = False
+    bar: t.Any = None
+    if sys.stdout.isatty():
+        bar = click.progressbar(length=total, label=label, show_pos=True)
+    with contextlib.ExitStack() as stack:
+        try:
+            # Renders that have begun are waited for when the iterator is closed.
+            stack.enter_context(contextlib.closing(t.cast("t.Any", results)))
+            if bar is not None:
+                stack.enter_context(bar)
+            for path, result in results:
+                new = report.add(path, result)
+                if bar is None:
+                    click.echo(report.line(result))
+                elif new:
+                    bar.update(1)
+        except KeyboardInterrupt:
+            interrupted = True
+    for line in report.summary(interrupted):
+        click.echo(line)
+    sys.exit(INTERRUPTED if interrupted else int(report.failed))
+
+
+@click.command()
+@click.argument("paths", nargs=-1)
+@click.option("--workers", type=click.IntRange(1), metavar="N", help="Renders at a time.")
+@base_url_option
+@pass_app
+def prerender(app: App, paths: tuple[str, ...], workers: int | None, base_url: str | None) -> None:
+    """Render PATHS ahead of their visitors, but for pages that are fresh.
+
+    "-" reads paths from standard input, one a line. Without PATHS: all that the app's generators
+    list. Whole URLs are paths, too.
+    """
+    if not paths and app.paths is None:
+        raise click.UsageError("name paths, or - to read them from standard input")
+    app.store  # noqa: B018
+    origin = app.origin(base_url)
+    todo = _read_paths(app.paths() if not paths and app.paths is not None else paths)
+    if origin is None and app.middleware.origin_of(_NO_HOST) is None:
+        for path in todo:
+            if "://" not in path:
+                raise click.ClickException(
+                    f"no host is known for {path!r}: give --base-url or a whole URL, or set base_url"
+                )
+    ondemand = app.middleware._on_demand()
+    results = ondemand.prerender(todo, workers or app.middleware._workers, origin)
+    _follow(((result.url, result) for result in _closing(results)), len(todo), "Prerendering")
+
+
+#: A request that has an origin only where ``base_url`` is set.
+_NO_HOST: dict[str, t.Any] = {"wsgi.url_scheme": "http", "HTTP_HOST": "", "SCRIPT_NAME": ""}
+
+
+def _closing(results: Iterator[Result]) -> Iterator[Result]:
+    with contextlib.closing(t.cast("t.Any", results)):
+        yield from results
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True)
+@click.option("--only-generated", is_flag=True, help="Skip paths that have no page.")
+@base_url_option
+@pass_app
+def revalidate(
+    app: App, paths: tuple[str, ...], only_generated: bool, base_url: str | None
+) -> None:
+    """Render PATHS now and store them.
+
+    Every later visitor gets a page whose render began after this. "-" reads paths from standard
+    input, one a line.
+    """
+    app.store  # noqa: B018
+    origin = app.origin(base_url)
+    todo = _read_paths(paths)
+    ondemand = app.middleware._on_demand()
+    with _told():
+        results = ondemand.each(todo, only_generated, origin, app.middleware)
+        _follow(results, len(todo), "Revalidating")
+
+
+@click.command()
+@click.argument("patterns", nargs=-1)
+@click.option("--tag", "tags", multiple=True, metavar="T", help="Pages that have a tag.")
+@click.option("--expire", is_flag=True, help="The next visitor waits for a new page.")
+@pass_app
+def invalidate(app: App, patterns: tuple[str, ...], tags: tuple[str, ...], expire: bool) -> None:
+    """Make pages stale whose path matches one of PATTERNS, or that have a tag.
+
+    In a pattern * is one segment of a path and ** any number. Nothing is rendered: the next
+    visitor of each page gets the old one, and starts a render.
+    """
+    if not patterns and not tags:
+        raise click.UsageError("name patterns, as in '/blog/*', or a --tag")
+    app.store  # noqa: B018
+    with _told():
+        app.middleware.revalidate_tag(*tags, expire=expire)
+        app.middleware.invalidate(*patterns, expire=expire)
+    names = [*(f"tag {tag}" for tag in tags), *patterns]
+    click.echo(f"{'Expired' if expire else 'Stale'}: {', '.join(names)}")
+
+
+@click.command(name="list")
+@json_option
+@pass_app
+def list_pages(app: App, as_json: bool) -> None:
+    """List what is stored of this build."""
+    app.store  # noqa: B018
+    with _told():
+        if as_json:
+            _echo_array(page._asdict() for page in app.middleware.pages())
+            return
+        rows = page_rows(app.middleware.pages())
+    for line in table(rows):
+        click.echo(line)
+
+
+@click.command()
+@json_option
+@pass_app
+def stats(app: App, as_json: bool) -> None:
+    """Show the counters of all running workers, as each left them a moment ago."""
+    if not app.store.keeps_stats:
+        raise click.ClickException("this store keeps no counters of its workers")
+    with _told():
+        workers = app.middleware.all_stats()
+    if as_json:
+        _echo_array(workers)
+    elif not workers:
+        click.echo("No worker is running, or none has had a visitor.")
+    else:
+        for line in table(worker_rows(workers)):
+            click.echo(line)
+
+
+def _echo_array(items: Iterable[object]) -> None:
+    """A JSON array with an item a line, written as it is made."""
+    start = "["
+    for item in items:
+        click.echo(f"{start}\n{json.dumps(item)}", nl=False)
+        start = ","
+    click.echo("[]" if start == "[" else "\n]")
+
+
+@click.command()
+@pass_app
+def clear(app: App) -> None:
+    """Remove all pages of the site, of whatever build.
+
+    Running workers drop what they have in memory, too.
+    """
+    with _told():
+        click.echo(f"Removed: {number(app.store.clear(), 'page')}")
+
+
+@click.command()
+@click.option(
+    "--keep-builds",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Keep this build and the others used last, N in all.",
+)
+@click.option("--max-pages", type=click.IntRange(1), metavar="N", help="As in the cache URL.")
+@click.option("--max-bytes", type=click.IntRange(1), metavar="N", help="As in the cache URL.")
+@pass_app
+def prune(app: App, keep_builds: int | None, max_pages: int | None, max_bytes: int | None) -> None:
+    """Remove the pages used least, until the others are within the bounds.
+
+    Running workers do the same by themselves. Pages that are gone (404) go first.
+    """
+    pruner = app.store.pruner
+    if pruner is None:
+        raise click.ClickException("only files are pruned; other stores have bounds of their own")
+    bounds = pruner.bounds
+    bounds = Bounds(max_pages or bounds.pages, max_bytes or bounds.size)
+    with _told():
+        pruned = pruner.now(bounds, keep_builds, app.middleware._site.build_id)
+    parts = [number(pruned.pages, "page"), f"{pruned.gone:,} that were gone"]
+    parts += [amount(pruned.size), number(pruned.litter, "left-over file")]
+    click.echo(f"Removed: {', '.join(parts)}")
+
+
+#: What ``flask isr`` and ``python -m wsgi_isr MODULE:APP`` have.
+COMMANDS: list[click.Command] = [
+    prerender,
+    revalidate,
+    invalidate,
+    list_pages,
+    stats,
+    clear,
+    prune,
+]
+
+
+@click.group(commands=COMMANDS)
+@click.argument("app", metavar="MODULE:APP")
+@click.pass_context
+def main(context: click.Context, app: str) -> None:
+    """Act on the pages of an app.
+
+    MODULE:APP is an ISRMiddleware, or has one as its wsgi_app, as in "site:app" or
+    "site:create_app()".
+    """
+    from .loading import load
+
+    context.obj = load(app)
+
+
+def base_url_of(scheme: str, host: str, mount: str) -> str:
+    """A base URL with a mount point, as `App` takes it."""
+    return f"{scheme}://{host}{quote(mount.rstrip('/'))}"

@@ -1,0 +1,207 @@
+"""Signals: what they tell, and that a receiver which raises harms nobody."""
+
+from __future__ import annotations
+
+import typing as t
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import pytest
+from conftest import Browser
+from conftest import Clock
+from conftest import Make
+from conftest import Site
+from conftest import status_of
+from steps import visit
+
+from wsgi_isr import ISRMiddleware
+from wsgi_isr import RevalidationError
+from wsgi_isr import signals
+
+Browse = Callable[..., Browser]
+Told = list[tuple[str, t.Any, dict[str, t.Any]]]
+
+HOME = "http://localhost/"
+NAMES = (
+    "page_stored",
+    "page_rejected",
+    "regeneration_failed",
+    "page_revalidated",
+    "store_failed",
+)
+
+
+@pytest.fixture
+def told() -> t.Iterator[Told]:
+    """What receivers of all signals are told."""
+    heard: Told = []
+
+    def listener(name: str) -> Callable[..., None]:
+        return lambda sender, **extra: heard.append((name, sender, extra))
+
+    with ExitStack() as stack:
+        for name in NAMES:
+            receiver = listener(name)
+            stack.enter_context(getattr(signals, name).connected_to(receiver))
+        yield heard
+
+
+@pytest.fixture
+def raising() -> t.Iterator[None]:
+    """A receiver of every signal, which raises."""
+
+    def receiver(sender: object, **extra: t.Any) -> None:
+        raise ZeroDivisionError("a receiver failed")
+
+    with ExitStack() as stack:
+        for name in NAMES:
+            stack.enter_context(getattr(signals, name).connected_to(receiver))
+        yield
+
+
+def test_a_stored_page_is_told(site: Site, browse: Browse, told: Told) -> None:
+    site.page("/", "body")
+    browser = browse()
+    browser.get("/")
+    assert told == [("page_stored", browser.isr, {"url": HOME, "status": 200, "reason": "miss"})]
+
+
+def test_a_hit_tells_nothing(site: Site, browse: Browse, told: Told) -> None:
+    site.page("/", "body")
+    browser = browse()
+    browser.get("/")
+    told.clear()
+    browser.get("/")
+    assert told == []
+
+
+def test_a_regeneration_is_told_with_its_reason(
+    site: Site, browse: Browse, clock: Clock, told: Told
+) -> None:
+    site.page("/", "body", revalidate=10)
+    browser = browse()
+    browser.get("/")
+    clock.advance(10)
+    browser.get("/")
+    browser.isr.close()
+    assert [extra["reason"] for _, _, extra in told] == ["miss", "stale"]
+
+
+def test_a_refusal_is_told_with_its_reason(site: Site, browse: Browse, told: Told) -> None:
+    site.page("/", "body", headers=[("Set-Cookie", "a=b")])
+    browser = browse(rules={"/": 60})
+    browser.get("/")
+    assert told == [("page_rejected", browser.isr, {"url": HOME, "reason": "set-cookie"})]
+
+
+def test_failures_are_told_and_counted(
+    site: Site, browse: Browse, clock: Clock, told: Told
+) -> None:
+    site.page("/", "body", revalidate=10)
+    browser = browse()
+    browser.get("/")
+    clock.advance(10)
+    site.fail("/")
+    told.clear()
+    for _ in range(2):
+        browser.get("/")
+        browser.isr.close()
+    assert [(name, extra["url"], extra["failures"]) for name, _, extra in told] == [
+        ("regeneration_failed", HOME, 1),
+        ("regeneration_failed", HOME, 2),
+    ]
+    assert all(isinstance(extra["error"], ZeroDivisionError) for _, _, extra in told)
+
+
+def test_a_page_revalidated_on_demand_is_told(site: Site, browse: Browse, told: Told) -> None:
+    site.page("/", "body")
+    isr = browse().isr
+    isr.revalidate(HOME)
+    assert told == [
+        ("page_stored", isr, {"url": HOME, "status": 200, "reason": "revalidate"}),
+        ("page_revalidated", isr, {"url": HOME, "status": 200}),
+    ]
+
+
+def test_one_that_failed_on_demand_is_not_told_as_revalidated(
+    site: Site, browse: Browse, told: Told
+) -> None:
+    site.fail("/")
+    with pytest.raises(RevalidationError):
+        browse().isr.revalidate(HOME)
+    assert [name for name, _, _ in told] == ["regeneration_failed"]
+
+
+def test_a_store_that_fails_is_told(
+    site: Site, make: Make, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: t.Any) -> t.Any:
+        raise OSError("the disk is full")
+
+    site.page("/", "body")
+    isr = make()
+    monkeypatch.setattr(isr._here().store.storage, "set", refuse)
+    assert visit(isr).text == "body"
+    ((name, sender, extra),) = [item for item in told if item[0] == "store_failed"]
+    assert (sender, extra["operation"], str(extra["error"])) == (isr, "set", "the disk is full")
+
+
+def test_receivers_may_listen_to_one_middleware_only(site: Site, make: Make) -> None:
+    site.page("/", "body")
+    one, other = make(), make()
+    heard: list[ISRMiddleware] = []
+
+    def receiver(sender: ISRMiddleware, **extra: t.Any) -> None:
+        heard.append(sender)
+
+    with signals.page_stored.connected_to(receiver, sender=one):
+        visit(one)
+        visit(other)
+    assert heard == [one]
+
+
+class TestAReceiverThatRaises:
+    def test_costs_no_visitor_his_page(
+        self,
+        site: Site,
+        browse: Browse,
+        cache: str,
+        clock: Clock,
+        raising: None,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        site.page("/", "old", revalidate=10)
+        browser = browse(cache)
+        assert browser.get("/").text == "old"
+        assert "a receiver of page-stored failed" in caplog.text
+        site.page("/", "new", revalidate=10)
+        clock.advance(10)
+        assert browser.get("/").text == "old"
+        browser.isr.close()
+        answer = browser.get("/")
+        assert (answer.text, status_of(answer)) == ("new", "isr; hit; ttl=10")
+
+    def test_does_not_make_a_revalidation_fail(
+        self, site: Site, browse: Browse, raising: None
+    ) -> None:
+        site.page("/", "body")
+        assert len(browse().isr.revalidate(HOME)) == 1
+
+    def test_does_not_keep_the_others_from_being_told(
+        self, site: Site, browse: Browse, raising: None, told: Told
+    ) -> None:
+        site.page("/", "body")
+        browse().get("/")
+        assert [name for name, _, _ in told] == ["page_stored"]
+
+    def test_does_not_keep_the_old_page_from_staying(
+        self, site: Site, browse: Browse, clock: Clock, raising: None
+    ) -> None:
+        site.page("/", "old", revalidate=10)
+        browser = browse()
+        browser.get("/")
+        clock.advance(10)
+        site.fail("/")
+        for _ in range(3):
+            assert browser.get("/").text == "old"
+            browser.isr.close()
