@@ -12,7 +12,6 @@ from werkzeug.test import create_environ
 
 from wsgi_isr import ISRMiddleware
 from wsgi_isr import page_headers
-from wsgi_isr import RevalidationError
 from wsgi_isr import Rule
 
 PLAIN = ("Content-Type", "text/plain")
@@ -270,105 +269,6 @@ class TestExcInfo:
 
         with pytest.raises(ZeroDivisionError):
             Server(ISRMiddleware(app, "memory://"))
-
-
-class TestLargeAnswers:
-    """Beyond ``max_body_size`` a page is delivered block by block, never stored."""
-
-    @pytest.fixture
-    def bodies(self) -> list[Body]:
-        return []
-
-    @pytest.fixture
-    def large(self, bodies: list[Body]) -> t.Any:
-        def make() -> Body:
-            bodies.append(Body(*[b"x" * 100] * 20))
-            return bodies[-1]
-
-        return app_of(make, *page_headers(60))
-
-    @pytest.mark.parametrize("rules", [None, {"/x": Rule()}], ids=["undeclared", "declared"])
-    def test_reach_the_visitor_whole(
-        self, site: t.Any, browse: t.Any, large: t.Any, bodies: list[Body], rules: t.Any
-    ) -> None:
-        site.answers["/x"] = large
-        client = browse(rules=rules, max_body_size=1000)
-        for _ in range(3):
-            response = client.get("/x")
-            assert response.data == b"x" * 2000
-            assert status_of(response) == "isr; fwd=uri-miss; detail=too-large"
-        assert list(client.isr.pages()) == []
-        assert [body.closed for body in bodies] == [1] * len(bodies)
-
-    def test_are_not_read_to_their_end_before_they_are_sent(
-        self, large: t.Any, bodies: list[Body]
-    ) -> None:
-        isr = ISRMiddleware(large, "memory://", rules={"/x": Rule()}, max_body_size=1000)
-        server = Server(isr)
-        assert bodies[-1].read < 15
-        assert b"".join(server.result) == b"x" * 2000
-        server.result.close()
-        assert bodies[-1].closed == 1
-
-    def test_of_a_head_request_are_closed(self, large: t.Any, bodies: list[Body]) -> None:
-        isr = ISRMiddleware(large, "memory://", rules={"/x": Rule()}, max_body_size=1000)
-        server = Server(isr, REQUEST_METHOD="HEAD")
-        assert b"".join(server.result) == b""
-        assert bodies[-1].closed == 1
-
-    def test_are_warned_of_once(
-        self, site: t.Any, browse: t.Any, large: t.Any, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        site.answers["/x"] = large
-        client = browse(rules={"/x": Rule()}, max_body_size=1000)
-        for _ in range(3):
-            client.get("/x", base_url="http://example.com")
-        (record,) = caplog.records
-        assert "http://example.com/x" in record.getMessage()
-        assert "max_body_size" in record.getMessage()
-
-    def test_behind_a_stale_page_leave_it_and_are_closed(
-        self, site: t.Any, browse: t.Any, clock: t.Any, large: t.Any, bodies: list[Body]
-    ) -> None:
-        site.page("/x", "small")
-        client = browse(max_body_size=1000)
-        client.get("/x")
-        site.answers["/x"] = large
-        clock.advance(61)
-        for _ in range(2):
-            assert client.get("/x").text == "small"
-            client.isr.close()
-        assert [body.closed for body in bodies] == [1] * len(bodies)
-        assert next(client.isr.pages()).last_error
-
-    def test_that_are_errors_are_closed(
-        self, site: t.Any, browse: t.Any, large: t.Any, bodies: list[Body]
-    ) -> None:
-        def app(environ: dict[str, t.Any], start_response: t.Any) -> t.Any:
-            return large(environ, lambda status, headers: start_response("500 Oops", headers))
-
-        site.answers["/x"] = app
-        client = browse(rules={"/x": Rule()}, max_body_size=1000)
-        with pytest.raises(Exception, match="500 Oops"):
-            client.get("/x")
-        assert [body.closed for body in bodies] == [1]
-
-    def test_that_nobody_waits_for_are_closed(
-        self, site: t.Any, browse: t.Any, large: t.Any, bodies: list[Body]
-    ) -> None:
-        site.answers["/x"] = large
-        client = browse(max_body_size=1000, base_url="http://localhost")
-        (result,) = client.isr.prerender(["/x"])
-        assert "too-large" in str(result.error)
-        with pytest.raises(RevalidationError):
-            client.isr.revalidate("/x")
-        assert [body.closed for body in bodies] == [1, 1]
-
-    def test_a_body_of_exactly_that_size_is_stored(self, site: t.Any, browse: t.Any) -> None:
-        site.page("/x", "x" * 1000)
-        client = browse(max_body_size=1000)
-        client.get("/x")
-        assert status_of(client.get("/x")) == "isr; hit; ttl=60"
 
 
 class TestClosing:

@@ -11,17 +11,13 @@ import contextlib
 import json
 import sys
 import typing as t
-from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
-from urllib.parse import quote
-from urllib.parse import unquote_to_bytes
-from urllib.parse import urlsplit
 
 import click
 
-from .key import Origin
-from .middleware import ISRMiddleware
+from .loading import App
+from .loading import load
 from .ondemand import Result
 from .ondemand import RevalidationError
 from .report import amount
@@ -30,77 +26,11 @@ from .report import page_rows
 from .report import Report
 from .report import table
 from .report import worker_rows
-from .store import PageStore
-from .store.backend import NullStorage
-from .store.backend import SimpleCacheStorage
-from .store.coordination import LocalCoordination
 from .store.coordination import StoreError
 from .store.prune import Bounds
 
 #: As of a process that SIGINT ended.
 INTERRUPTED = 130
-
-
-class App(t.NamedTuple):
-    """What the commands act on.
-
-    :param paths: gives all paths that can be prerendered, where the app can list them.
-    :param base_url: where pages are if no option says so, with the mount point.
-    """
-
-    middleware: ISRMiddleware
-    paths: Callable[[], Iterable[str]] | None = None
-    base_url: str | None = None
-
-    @property
-    def store(self) -> PageStore:
-        """
-        :raises click.ClickException: for a store that no other process sees.
-        """
-        store = self.middleware._here().store
-        if isinstance(store.storage, NullStorage | SimpleCacheStorage):
-            raise click.ClickException(
-                "pages are kept in the memory of each process, where no command can reach them: "
-                "use files (file:///var/cache/site) or a store on the network"
-            )
-        if isinstance(store.coordination, LocalCoordination):
-            click.echo(
-                "Warning: this store does not tell running workers of changes; what they have "
-                "in memory stays until it is stale",
-                err=True,
-            )
-        return store
-
-    def origin(self, base_url: str | None) -> Origin | None:
-        """Where the pages are that a path names; ``None`` if only the store knows.
-
-        :raises click.ClickException: for a host that has no pages.
-        """
-        if base_url is None:
-            return None if self.base_url is None else self._origin(self.base_url)
-        origin = self._origin(base_url)
-        parts = urlsplit(base_url)
-        if origin is None or parts.query or parts.fragment:
-            raise click.ClickException(
-                "--base-url takes scheme and host of pages, as in https://www.example.com, "
-                f"not {base_url!r}"
-            )
-        if (origin.scheme, origin.host) != (parts.scheme, parts.netloc.lower()):
-            raise click.ClickException(
-                f"the pages of this app are under {origin.scheme}://{origin.host}, "
-                f"not under {base_url}"
-            )
-        return origin
-
-    def _origin(self, base_url: str) -> Origin | None:
-        parts = urlsplit(base_url)
-        return self.middleware.origin_of(
-            {
-                "wsgi.url_scheme": parts.scheme,
-                "HTTP_HOST": parts.netloc,
-                "SCRIPT_NAME": unquote_to_bytes(parts.path.rstrip("/")).decode("latin-1"),
-            }
-        )
 
 
 pass_app = click.make_pass_decorator(App)
@@ -117,6 +47,9 @@ def _told() -> Iterator[None]:
     """Let errors of the one who typed the command, or of the store, be read without a traceback."""
     try:
         yield
+    except BrokenPipeError:
+        # click knows what to do when a pager is closed.
+        raise
     except (ValueError, NotImplementedError, StoreError, RevalidationError, OSError) as error:
         raise click.ClickException(str(error)) from error
 
@@ -136,7 +69,7 @@ def _follow(results: Iterator[tuple[str, Result]], total: int, label: str) -> t.
     report = Report(total)
     interrupted = False
     bar: t.Any = None
-    if sys.stdout.isatty():
+    if total and sys.stdout.isatty():
         bar = click.progressbar(length=total, label=label, show_pos=True)
     with contextlib.ExitStack() as stack:
         try:
@@ -170,27 +103,29 @@ def prerender(app: App, paths: tuple[str, ...], workers: int | None, base_url: s
     """
     if not paths and app.paths is None:
         raise click.UsageError("name paths, or - to read them from standard input")
-    app.store  # noqa: B018
+    app.open()
     origin = app.origin(base_url)
     todo = _read_paths(app.paths() if not paths and app.paths is not None else paths)
     if origin is None and app.middleware.origin_of(_NO_HOST) is None:
         for path in todo:
             if "://" not in path:
                 raise click.ClickException(
-                    f"no host is known for {path!r}: give --base-url or a whole URL, or set base_url"
+                    f"no host is known for {path!r}: give --base-url, or whole URLs, "
+                    "or set base_url"
                 )
     ondemand = app.middleware._on_demand()
     results = ondemand.prerender(todo, workers or app.middleware._workers, origin)
-    _follow(((result.url, result) for result in _closing(results)), len(todo), "Prerendering")
+    _follow(_with_urls(results), len(todo), "Prerendering")
 
 
 #: A request that has an origin only where ``base_url`` is set.
 _NO_HOST: dict[str, t.Any] = {"wsgi.url_scheme": "http", "HTTP_HOST": "", "SCRIPT_NAME": ""}
 
 
-def _closing(results: Iterator[Result]) -> Iterator[Result]:
+def _with_urls(results: Iterator[Result]) -> Iterator[tuple[str, Result]]:
     with contextlib.closing(t.cast("t.Any", results)):
-        yield from results
+        for result in results:
+            yield result.url, result
 
 
 @click.command()
@@ -206,7 +141,7 @@ def revalidate(
     Every later visitor gets a page whose render began after this. "-" reads paths from standard
     input, one a line.
     """
-    app.store  # noqa: B018
+    app.open()
     origin = app.origin(base_url)
     todo = _read_paths(paths)
     ondemand = app.middleware._on_demand()
@@ -228,7 +163,7 @@ def invalidate(app: App, patterns: tuple[str, ...], tags: tuple[str, ...], expir
     """
     if not patterns and not tags:
         raise click.UsageError("name patterns, as in '/blog/*', or a --tag")
-    app.store  # noqa: B018
+    app.open()
     with _told():
         app.middleware.revalidate_tag(*tags, expire=expire)
         app.middleware.invalidate(*patterns, expire=expire)
@@ -241,7 +176,7 @@ def invalidate(app: App, patterns: tuple[str, ...], tags: tuple[str, ...], expir
 @pass_app
 def list_pages(app: App, as_json: bool) -> None:
     """List what is stored of this build."""
-    app.store  # noqa: B018
+    app.open()
     with _told():
         if as_json:
             _echo_array(page._asdict() for page in app.middleware.pages())
@@ -256,7 +191,7 @@ def list_pages(app: App, as_json: bool) -> None:
 @pass_app
 def stats(app: App, as_json: bool) -> None:
     """Show the counters of all running workers, as each left them a moment ago."""
-    if not app.store.keeps_stats:
+    if not app.open().keeps_stats:
         raise click.ClickException("this store keeps no counters of its workers")
     with _told():
         workers = app.middleware.all_stats()
@@ -285,8 +220,12 @@ def clear(app: App) -> None:
 
     Running workers drop what they have in memory, too.
     """
+    store = app.open()
     with _told():
-        click.echo(f"Removed: {number(app.store.clear(), 'page')}")
+        try:
+            click.echo(f"Removed: {number(store.clear(), 'page')}")
+        except NotImplementedError as error:
+            click.echo(f"Expired: all pages. None is removed: {error}")
 
 
 @click.command()
@@ -304,7 +243,7 @@ def prune(app: App, keep_builds: int | None, max_pages: int | None, max_bytes: i
 
     Running workers do the same by themselves. Pages that are gone (404) go first.
     """
-    pruner = app.store.pruner
+    pruner = app.open().pruner
     if pruner is None:
         raise click.ClickException("only files are pruned; other stores have bounds of their own")
     bounds = pruner.bounds
@@ -337,11 +276,4 @@ def main(context: click.Context, app: str) -> None:
     MODULE:APP is an ISRMiddleware, or has one as its wsgi_app, as in "site:app" or
     "site:create_app()".
     """
-    from .loading import load
-
     context.obj = load(app)
-
-
-def base_url_of(scheme: str, host: str, mount: str) -> str:
-    """A base URL with a mount point, as `App` takes it."""
-    return f"{scheme}://{host}{quote(mount.rstrip('/'))}"

@@ -190,6 +190,8 @@ class Origins:
         if isinstance(trusted_hosts, str):
             raise TypeError(f"trusted_hosts takes a list of hosts, as in [{trusted_hosts!r}]")
         self.trusted = None if trusted_hosts is None else list(trusted_hosts)
+        if self.trusted is not None and not self.trusted:
+            raise ValueError("trusted_hosts is empty: name a host, or leave it None for any")
         self.base: tuple[str, str] | None = None
         if base_url is not None:
             self.base = _parse_base_url(base_url)

@@ -1,4 +1,4 @@
-"""``MODULE:APP`` on the command line: from a text to an app and the middleware in it."""
+"""What the commands act on, and how ``MODULE:APP`` names it."""
 
 from __future__ import annotations
 
@@ -7,17 +7,92 @@ import importlib
 import os
 import sys
 import typing as t
+from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Iterator
+from urllib.parse import unquote_to_bytes
+from urllib.parse import urlsplit
 
 import click
 
-from .cli import App
+from .key import normalize_host
+from .key import Origin
 from .middleware import ISRMiddleware
+from .store import PageStore
+from .store.backend import NullStorage
+from .store.backend import SimpleCacheStorage
+from .store.coordination import LocalCoordination
 
 #: Where frameworks and middlewares keep the application that they wrap.
 _INNER = ("wsgi_app", "app", "application")
 #: Middlewares around each other that are looked through.
 _MAX_DEPTH = 20
+
+
+class App(t.NamedTuple):
+    """What the commands act on.
+
+    :param paths: gives all paths that can be prerendered, where the app can list them.
+    :param base_url: where pages are if no option says so, with the mount point.
+    """
+
+    middleware: ISRMiddleware
+    paths: Callable[[], Iterable[str]] | None = None
+    base_url: str | None = None
+
+    def open(self) -> PageStore:
+        """The store that running workers share.
+
+        :raises click.ClickException: for one that no other process sees.
+        """
+        store = self.middleware._here().store
+        if isinstance(store.storage, NullStorage | SimpleCacheStorage):
+            raise click.ClickException(
+                "pages are kept in memory only, where no command reaches those of running "
+                "workers: use files (file:///var/cache/site) or a store on the network, and run "
+                "this as the user whose workers write there"
+            )
+        if isinstance(store.coordination, LocalCoordination):
+            click.echo(
+                "Warning: this store does not tell running workers of changes; what they have "
+                "in memory stays until it is stale",
+                err=True,
+            )
+        return store
+
+    def origin(self, base_url: str | None) -> Origin | None:
+        """Where the pages are that a path names; ``None`` if only the store knows.
+
+        :raises click.ClickException: for a host that has no pages.
+        """
+        if base_url is None:
+            return None if self.base_url is None else self._origin(self.base_url)
+        origin = self._origin(base_url)
+        parts = urlsplit(base_url)
+        if origin is None or parts.query or parts.fragment:
+            raise click.ClickException(
+                "--base-url takes scheme and host of pages, as in https://www.example.com, "
+                f"not {base_url!r}"
+            )
+        if (origin.scheme, origin.host) != (
+            parts.scheme,
+            normalize_host(parts.netloc, parts.scheme),
+        ):
+            raise click.ClickException(
+                f"the pages of this app are under {origin.scheme}://{origin.host}, "
+                f"not under {base_url}"
+            )
+        return origin
+
+    def _origin(self, base_url: str) -> Origin | None:
+        parts = urlsplit(base_url)
+        return self.middleware.origin_of(
+            {
+                "wsgi.url_scheme": parts.scheme,
+                "HTTP_HOST": parts.netloc,
+                "SCRIPT_NAME": unquote_to_bytes(parts.path.rstrip("/")).decode("latin-1"),
+            }
+        )
 
 
 def load(text: str) -> App:
@@ -66,6 +141,13 @@ def _evaluate(module: object, expression: str, text: str) -> object:
         except AttributeError:
             raise click.ClickException(f"{text!r}: there is no {name!r}") from None
     return t.cast(t.Any, found)(*arguments, **options) if call is not None else found
+
+
+def _arguments(call: ast.Call | None) -> tuple[list[t.Any], dict[str, t.Any]]:
+    if call is None:
+        return [], {}
+    options = {str(item.arg): ast.literal_eval(item.value) for item in call.keywords}
+    return [ast.literal_eval(item) for item in call.args], options
 
 
 def _names(node: ast.expr) -> list[str]:

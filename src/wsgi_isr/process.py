@@ -22,6 +22,7 @@ from .render import Renderer
 from .site import Site
 from .stats import Stats
 from .store import PageStore
+from .store.memory import MAX_TARGET_LENGTH
 from .store.memory import MemoryLevel
 from .store.memory import Target
 from .store.opening import Opener
@@ -74,6 +75,8 @@ class NotPages:
         self._known[key] = (time.monotonic() + NOT_A_PAGE, self._signal[0], detail)
 
     def add_target(self, target: Target, key: PageKey, origin: Origin) -> None:
+        if sum(map(len, target)) > MAX_TARGET_LENGTH:
+            return
         if target not in self._targets:
             _make_room(self._targets)
         self._targets[target] = (key, origin)

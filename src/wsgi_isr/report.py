@@ -185,7 +185,7 @@ def _fit(cell: str, width: int) -> str:
 
 
 def printable(text: str) -> str:
-    """On one line, and without what a terminal takes for commands: an app chose it, or a visitor."""
+    """On one line, and without what a terminal takes for commands: apps and visitors wrote it."""
     return "".join(char if char.isprintable() else " " for char in text)
 
 
@@ -202,8 +202,8 @@ def span(seconds: float) -> str:
 
 
 def amount(size: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:,.1f} GB"
+    units = iter(("B", "kB", "MB", "GB"))
+    unit = next(units)
+    while size >= 999.5 and (larger := next(units, None)):
+        size, unit = size / 1000, larger
+    return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from urllib.parse import quote
+
 import click
 from flask import current_app
 from flask import Flask
 from flask.cli import with_appcontext
 
-from ..cli import App
-from ..cli import base_url_of
 from ..cli import COMMANDS
 from ..key import Origin
+from ..loading import App
 
 
 @click.group("isr", commands=COMMANDS)
@@ -34,5 +35,5 @@ def app_of(app: Flask) -> App:
         {"wsgi.url_scheme": scheme, "HTTP_HOST": host or "", "SCRIPT_NAME": ""}
     )
     if origin is not None:
-        base_url = base_url_of(origin.scheme, origin.host, mount)
+        base_url = f"{origin.scheme}://{origin.host}{quote(mount.rstrip('/'))}"
     return App(middleware, lambda: extension.prerender_paths(app), base_url)

@@ -14,6 +14,8 @@ from ..state import replaces
 #: A request as it came in, before anything is parsed.
 Target: t.TypeAlias = "tuple[str, str, str, str, str]"
 
+#: A longer target is parsed each time: clients choose it, and nothing counts its bytes.
+MAX_TARGET_LENGTH = 512
 #: Spellings of one page that are found without parsing; undeclared parameters make many.
 MAX_TARGETS = 8
 #: What a page costs beyond its bodies and headers: its objects, and its places in the tables.
@@ -105,6 +107,8 @@ class MemoryLevel:
 
     def add_target(self, entry: Entry, target: Target) -> None:
         """Let a hit find an entry by a request as it came in."""
+        if sum(map(len, target)) > MAX_TARGET_LENGTH:
+            return
         with self._lock:
             if self._entries.get(entry.page.key) is not entry or target in self.targets:
                 return

@@ -1,0 +1,143 @@
+"""Pages beyond ``max_body_size``: delivered block by block, never stored."""
+
+from __future__ import annotations
+
+import contextlib
+import typing as t
+from collections.abc import Iterator
+
+import pytest
+from conftest import status_of
+from werkzeug.test import create_environ
+
+from wsgi_isr import ISRMiddleware
+from wsgi_isr import page_headers
+from wsgi_isr import RevalidationError
+from wsgi_isr import Rule
+from wsgi_isr.render import RenderError
+
+
+class Body:
+    """Twenty blocks, and a note of how many were read and how often it was closed."""
+
+    def __init__(self) -> None:
+        self.read = 0
+        self.closed = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        for _ in range(20):
+            self.read += 1
+            yield b"x" * 100
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def answer_to(app: t.Any, **environ: str) -> t.Any:
+    """What an app returns to a server that has not read it yet."""
+    return app({**create_environ("/x"), **environ}, lambda *args: lambda data: None)
+
+
+@pytest.fixture
+def bodies() -> list[Body]:
+    return []
+
+
+@pytest.fixture
+def large(bodies: list[Body]) -> t.Any:
+    def app(environ: dict[str, t.Any], start_response: t.Any) -> Body:
+        start_response("200 OK", [("Content-Type", "text/plain"), *page_headers(60)])
+        bodies.append(Body())
+        return bodies[-1]
+
+    return app
+
+
+@pytest.mark.parametrize("rules", [None, {"/x": Rule()}], ids=["undeclared", "declared"])
+def test_large_answers_reach_the_visitor_whole(
+    site: t.Any, browse: t.Any, large: t.Any, bodies: list[Body], rules: t.Any
+) -> None:
+    site.answers["/x"] = large
+    client = browse(rules=rules, max_body_size=1000)
+    for _ in range(3):
+        response = client.get("/x")
+        assert response.data == b"x" * 2000
+        assert status_of(response) == "isr; fwd=uri-miss; detail=too-large"
+    assert list(client.isr.pages()) == []
+    assert [body.closed for body in bodies] == [1] * len(bodies)
+
+
+def test_large_answers_are_not_read_to_their_end_before_they_are_sent(
+    large: t.Any, bodies: list[Body]
+) -> None:
+    isr = ISRMiddleware(large, "memory://", rules={"/x": Rule()}, max_body_size=1000)
+    answer = answer_to(isr)
+    assert bodies[-1].read < 15
+    assert b"".join(answer) == b"x" * 2000
+    answer.close()
+    assert bodies[-1].closed == 1
+
+
+def test_large_answers_to_a_head_request_are_closed(large: t.Any, bodies: list[Body]) -> None:
+    isr = ISRMiddleware(large, "memory://", rules={"/x": Rule()}, max_body_size=1000)
+    assert b"".join(answer_to(isr, REQUEST_METHOD="HEAD")) == b""
+    assert bodies[-1].closed == 1
+
+
+def test_large_answers_are_warned_of_once(
+    site: t.Any, browse: t.Any, large: t.Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    site.answers["/x"] = large
+    client = browse(rules={"/x": Rule()}, max_body_size=1000)
+    for _ in range(3):
+        client.get("/x", base_url="http://example.com")
+    (record,) = caplog.records
+    assert "http://example.com/x" in record.getMessage()
+    assert "max_body_size" in record.getMessage()
+
+
+def test_large_answers_behind_a_stale_page_leave_it_and_are_closed(
+    site: t.Any, browse: t.Any, clock: t.Any, large: t.Any, bodies: list[Body]
+) -> None:
+    site.page("/x", "small")
+    client = browse(max_body_size=1000)
+    client.get("/x")
+    site.answers["/x"] = large
+    clock.advance(61)
+    for _ in range(2):
+        assert client.get("/x").text == "small"
+        client.isr.close()
+    assert [body.closed for body in bodies] == [1] * len(bodies)
+    assert next(client.isr.pages()).last_error
+
+
+def test_large_errors_are_closed(
+    site: t.Any, browse: t.Any, large: t.Any, bodies: list[Body]
+) -> None:
+    def app(environ: dict[str, t.Any], start_response: t.Any) -> t.Any:
+        return large(environ, lambda status, headers: start_response("500 Oops", headers))
+
+    site.answers["/x"] = app
+    client = browse(rules={"/x": Rule()}, max_body_size=1000)
+    with contextlib.suppress(RenderError):
+        client.get("/x")
+    assert [body.closed for body in bodies] == [1]
+
+
+def test_large_answers_that_nobody_waits_for_are_closed(
+    site: t.Any, browse: t.Any, large: t.Any, bodies: list[Body]
+) -> None:
+    site.answers["/x"] = large
+    client = browse(max_body_size=1000, base_url="http://localhost")
+    (result,) = client.isr.prerender(["/x"])
+    assert "too-large" in str(result.error)
+    with pytest.raises(RevalidationError):
+        client.isr.revalidate("/x")
+    assert [body.closed for body in bodies] == [1, 1]
+
+
+def test_a_body_of_exactly_that_size_is_stored(site: t.Any, browse: t.Any) -> None:
+    site.page("/x", "x" * 1000)
+    client = browse(max_body_size=1000)
+    client.get("/x")
+    assert status_of(client.get("/x")) == "isr; hit; ttl=60"
