@@ -12,48 +12,29 @@ import pytest
 from conftest import Browser
 from conftest import Clock
 from conftest import status_of
-from conftest import strict
 from flask import Flask
 from flask.views import MethodView
 from flask.views import View
+from flasks import COLD
+from flasks import flask_app
+from flasks import flask_browser
+from flasks import HIT
+from flasks import twice
 
-from wsgi_isr.flask import ISR
 from wsgi_isr.flask import isr_page
-
-COLD = "isr; fwd=uri-miss; stored"
-HIT = "isr; hit"
 
 
 @pytest.fixture
 def app(tmp_path: Path) -> Flask:
-    app = Flask("site", root_path=str(tmp_path), instance_path=str(tmp_path / "instance"))
-    app.secret_key = "not a secret"
-    app.wsgi_app = strict(app.wsgi_app)  # type: ignore[method-assign]
-    return app
+    return flask_app(tmp_path)
 
 
 @pytest.fixture
-def isr(app: Flask, clock: Clock) -> t.Iterator[ISR]:
-    isr = ISR(app, cache="memory://")
-    isr.middleware._clock = clock
-    yield isr
-    isr.middleware.close()
-
-
-@pytest.fixture
-def browser(app: Flask, isr: ISR) -> Browser:
+def browser(app: Flask, clock: Clock) -> t.Iterator[Browser]:
     """A client of the app; views may be added before its first request."""
-    browser = Browser(strict(app))
-    browser.isr = isr.middleware
-    return browser
-
-
-def twice(browser: Browser, url: str, **kwargs: t.Any) -> tuple[str, str]:
-    """What the first and the second visitor are told; both get the same."""
-    first, second = browser.get(url, **kwargs), browser.get(url, **kwargs)
-    assert (first.status, first.data) == (second.status, second.data)
-    assert not [name for name in second.headers.keys() if name.lower().startswith("isr-")]
-    return status_of(first), status_of(second)
+    browser = flask_browser(app, clock)
+    yield browser
+    browser.isr.close()
 
 
 class TestItsForms:
@@ -314,93 +295,3 @@ class TestKeys:
         app.get("/")(isr_page(lambda: flask.url_for("static", filename="x", _external=True)))
         for host in ("a.example", "b.example"):
             assert browser.get("/", base_url=f"https://{host}").text == f"https://{host}/static/x"
-
-
-class TestCurrent:
-    def test_a_view_may_change_its_window(self, app: Flask, browser: Browser) -> None:
-        @app.get("/")
-        @isr_page(revalidate=60)
-        def home() -> str:
-            isr_page.current.revalidate = 5
-            return "home"
-
-        assert twice(browser, "/") == (COLD, "isr; hit; ttl=5")
-
-    def test_a_view_may_make_its_page_one_on_demand(self, app: Flask, browser: Browser) -> None:
-        @app.get("/")
-        @isr_page(revalidate=60)
-        def home() -> str:
-            isr_page.current.revalidate = False
-            return "home"
-
-        assert twice(browser, "/") == (COLD, HIT)
-
-    def test_a_view_may_add_tags_and_an_expiry(self, app: Flask, browser: Browser) -> None:
-        @app.get("/")
-        @isr_page(revalidate=60, tags=["a"])
-        def home() -> str:
-            isr_page.current.tags.add("b")
-            isr_page.current.expire = 120
-            return "home"
-
-        browser.get("/")
-        (page,) = browser.isr.pages()
-        assert sorted(page.tags) == ["a", "b"]
-
-    def test_tags_that_were_added_do_not_stay_for_the_next_render(
-        self, app: Flask, browser: Browser
-    ) -> None:
-        @app.get("/<slug>")
-        @isr_page(tags=["all"])
-        def post(slug: str) -> str:
-            isr_page.current.tags.add(slug)
-            return slug
-
-        browser.get("/a")
-        browser.get("/b")
-        assert sorted(sorted(page.tags) for page in browser.isr.pages()) == [
-            ["a", "all"],
-            ["all", "b"],
-        ]
-
-    def test_a_value_that_cannot_work_is_logged_and_not_stored(
-        self, app: Flask, browser: Browser, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        @app.get("/")
-        @isr_page(revalidate=60)
-        def home() -> str:
-            isr_page.current.revalidate = 0  # type: ignore[assignment]
-            return "home"
-
-        assert browser.get("/").text == "home"
-        assert list(browser.isr.pages()) == []
-        assert "http://localhost/ is not stored: revalidate takes whole seconds" in caplog.text
-
-    def test_a_header_that_the_view_sets_itself_wins(self, app: Flask, browser: Browser) -> None:
-        app.get("/")(isr_page(revalidate=60)(lambda: ("home", {"ISR-Revalidate": "7"})))
-        assert twice(browser, "/") == (COLD, "isr; hit; ttl=7")
-
-    def test_tells_the_reason_of_the_render(
-        self, app: Flask, browser: Browser, clock: Clock
-    ) -> None:
-        app.get("/")(isr_page(revalidate=10)(lambda: str(isr_page.current.reason)))
-        assert browser.get("/").text == "miss"
-        clock.advance(10)
-        browser.get("/")
-        browser.isr.close()
-        assert browser.get("/").text == "stale"
-        browser.isr.revalidate("http://localhost/")
-        assert browser.get("/").text == "revalidate"
-
-    def test_the_reason_is_none_where_a_visitor_gets_his_own_answer(
-        self, app: Flask, browser: Browser
-    ) -> None:
-        app.config["ISR_ENABLED"] = False
-        app.get("/")(isr_page(lambda: str(isr_page.current.reason)))
-        assert browser.get("/").text == "None"
-
-    def test_outside_of_such_a_view_is_an_error(self, app: Flask, browser: Browser) -> None:
-        with pytest.raises(RuntimeError, match="only while a view with @isr_page runs"):
-            _ = isr_page.current
-        with app.test_request_context(), pytest.raises(RuntimeError):
-            _ = isr_page.current

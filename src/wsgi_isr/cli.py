@@ -11,6 +11,8 @@ import contextlib
 import json
 import sys
 import typing as t
+import warnings
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 
@@ -64,6 +66,16 @@ def _read_paths(paths: Iterable[str]) -> list[str]:
     return list(found)
 
 
+def _list_paths(paths: Callable[[], Iterable[str]]) -> list[str]:
+    """All paths that an app lists; its warnings are for whoever typed the command."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        found = list(dict.fromkeys(paths()))
+    for warning in caught:
+        click.echo(f"Warning: {warning.message}", err=True)
+    return found
+
+
 def _follow(results: Iterator[tuple[str, Result]], total: int, label: str) -> t.NoReturn:
     """Show results as they come and end the command; Ctrl-C ends it early, and loses nothing."""
     report = Report(total)
@@ -105,7 +117,7 @@ def prerender(app: App, paths: tuple[str, ...], workers: int | None, base_url: s
         raise click.UsageError("name paths, or - to read them from standard input")
     app.open()
     origin = app.origin(base_url)
-    todo = _read_paths(app.paths() if not paths and app.paths is not None else paths)
+    todo = _read_paths(paths) if paths or app.paths is None else _list_paths(app.paths)
     if origin is None and app.middleware.origin_of(_NO_HOST) is None:
         for path in todo:
             if "://" not in path:
