@@ -24,8 +24,14 @@ Headers: t.TypeAlias = "list[tuple[str, str]]"
 MAX_TAGS = 128
 MAX_TAG_LENGTH = 256
 ISR_HEADERS = frozenset({"isr-revalidate", "isr-expire", "isr-tags"})
-#: As a visitor's environ spells them; they mean nothing and are not passed on.
-ISR_ENVIRON_KEYS = ("HTTP_ISR_REVALIDATE", "HTTP_ISR_EXPIRE", "HTTP_ISR_TAGS")
+#: What an app must not find in a visitor's request: headers that mean nothing there, and the
+#: reason that only a render has.
+ISR_ENVIRON_KEYS = (
+    "HTTP_ISR_REVALIDATE",
+    "HTTP_ISR_EXPIRE",
+    "HTTP_ISR_TAGS",
+    "wsgi_isr.reason",
+)
 
 #: Statuses that are results; 302 and 307 only where the response itself says so (promise 4).
 STORABLE = frozenset({200, 301, 308, 404, 410})

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
+from time import monotonic
 from time import time
 
 from . import options
@@ -19,6 +20,7 @@ from .ondemand import OnDemand
 from .ondemand import PageInfo
 from .ondemand import Result
 from .page import Codec
+from .process import NotPage
 from .process import Process
 from .render import current_origin
 from .render import Renderer
@@ -35,6 +37,7 @@ from .store.memory import Entry
 from .store.memory import Target
 from .store.opening import CacheLike
 from .store.opening import opener
+from .visit import serve_dynamic
 from .visit import Visit
 
 if t.TYPE_CHECKING:
@@ -140,6 +143,7 @@ class ISRMiddleware:
         self._process_lock = threading.Lock()
         self._lock_pid = os.getpid()
         self._targets: dict[Target, Entry] = {}
+        self._not_pages: dict[Target, NotPage] = {}
         self._signal: t.Any = (0, 0)
         self._stats = Stats()
 
@@ -161,7 +165,19 @@ class ISRMiddleware:
             # PEP 3333 and HTTP/1.0 let some be absent.
             return Visit(self._site, self._here(), environ, start_response, None).serve()
         entry = self._targets.get(target)
-        if entry is not None:
+        if entry is None:
+            dynamic = self._not_pages.get(target)
+            if (
+                dynamic is not None
+                and monotonic() < dynamic.until
+                and dynamic.generation == self._signal[0]
+                and environ["REQUEST_METHOD"] in ("GET", "HEAD")
+                and (self._bypass is None or self._bypass(environ) is None)
+            ):
+                return serve_dynamic(
+                    self._site, self._here(), environ, start_response, target, dynamic
+                )
+        else:
             served: Served = entry.served
             if (
                 served.since <= self._clock() < served.until
@@ -197,6 +213,7 @@ class ISRMiddleware:
                 if process is None or process.pid != os.getpid():
                     process = self._start(process)
                     self._targets = process.memory.targets
+                    self._not_pages = process.not_pages.targets
                     self._signal = process.signal
                     self._stats = process.stats
                     self._process = process

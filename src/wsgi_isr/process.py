@@ -36,6 +36,23 @@ MAX_MOUNTS = 16
 MAX_NOT_PAGES = 10_000
 
 
+class NotPage:
+    """A URL that is no page, until a time and as long as nothing is invalidated.
+
+    :param until: by the monotonic clock.
+    :param detail: why; ``""`` where its answer just did not call itself a page.
+    """
+
+    __slots__ = ("detail", "generation", "key", "origin", "until")
+
+    def __init__(self, key: PageKey, until: float, generation: object, detail: str) -> None:
+        self.key = key
+        self.until = until
+        self.generation = generation
+        self.detail = detail
+        self.origin: Origin | None = None
+
+
 class NotPages:
     """URLs whose answers are no pages, for a minute or until something is invalidated.
 
@@ -44,46 +61,42 @@ class NotPages:
 
     def __init__(self, signal: t.Any) -> None:
         self._signal = signal
-        self._known: dict[PageKey, tuple[float, object, str]] = {}
-        #: Requests as they came in, to URLs whose answers just did not call themselves pages.
-        self._targets: dict[Target, tuple[PageKey, Origin]] = {}
+        self._known: dict[PageKey, NotPage] = {}
+        #: By a request as it came in: those whose answers just did not call themselves pages.
+        self.targets: dict[Target, NotPage] = {}
 
     def get(self, key: PageKey) -> str | None:
         """Why a URL is no page; ``""`` where its answer just did not say so."""
         found = self._known.get(key)
         if found is None:
             return None
-        until, generation, detail = found
-        if time.monotonic() >= until or generation != self._signal[0]:
-            self._known.pop(key, None)
+        if time.monotonic() >= found.until or found.generation != self._signal[0]:
+            self.discard(key)
             return None
-        return detail
-
-    def find(self, target: Target | None) -> tuple[PageKey, Origin] | None:
-        """Key and origin of an undeclared URL that is no page, without parsing the request."""
-        found = None if target is None else self._targets.get(target)
-        if found is None:
-            return None
-        if self.get(found[0]) != "":
-            self._targets.pop(t.cast(Target, target), None)
-            return None
-        return found
+        return found.detail
 
     def add(self, key: PageKey, detail: str = "") -> None:
-        if key not in self._known:
-            _make_room(self._known)
-        self._known[key] = (time.monotonic() + NOT_A_PAGE, self._signal[0], detail)
+        # A new object each time, so that no target holds longer, or for another reason.
+        self.discard(key)
+        _make_room(self._known)
+        until = time.monotonic() + NOT_A_PAGE
+        self._known[key] = NotPage(key, until, self._signal[0], detail)
 
     def add_target(self, target: Target, key: PageKey, origin: Origin) -> None:
-        if sum(map(len, target)) > MAX_TARGET_LENGTH:
+        """Let a request be known by what it came in as, as long as its URL is."""
+        found = self._known.get(key)
+        if found is None or sum(map(len, target)) > MAX_TARGET_LENGTH:
             return
-        if target not in self._targets:
-            _make_room(self._targets)
-        self._targets[target] = (key, origin)
+        if target not in self.targets:
+            _make_room(self.targets)
+        found.origin = origin
+        self.targets[target] = found
 
     def discard(self, key: PageKey) -> None:
         """Forget a URL that has become a page."""
-        self._known.pop(key, None)
+        found = self._known.pop(key, None)
+        if found is not None:
+            found.until = 0.0
 
 
 def _make_room(table: dict[t.Any, t.Any]) -> None:

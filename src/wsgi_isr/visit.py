@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typing as t
+from collections.abc import Callable
 from collections.abc import Iterable
 
 from .attempt import Kind
@@ -12,13 +13,16 @@ from .fallback import Shell
 from .key import is_ambiguous
 from .key import MAX_KEY_LENGTH
 from .key import Origin
+from .metadata import Headers
 from .metadata import InvalidMetadata
 from .metadata import ISR_ENVIRON_KEYS
+from .metadata import ISR_HEADERS
 from .metadata import read_metadata
 from .passing import AfterAnswer
 from .passing import deliver
 from .passing import Discover
 from .passing import Passing
+from .process import NotPage
 from .process import Process
 from .render import close
 from .render import current_origin
@@ -36,6 +40,7 @@ from .store.memory import Entry
 from .store.memory import Target
 
 if t.TYPE_CHECKING:
+    from _typeshed import OptExcInfo
     from _typeshed.wsgi import StartResponse
     from _typeshed.wsgi import WSGIEnvironment
 
@@ -64,7 +69,6 @@ class Visit:
         environ = self._environ
         for name in ISR_ENVIRON_KEYS:
             environ.pop(name, None)
-        environ.pop("wsgi_isr.reason", None)
         environ["wsgi_isr.middleware"] = self._site.middleware
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
             self._origin = self._site.origins.of(environ)
@@ -73,10 +77,6 @@ class Visit:
         if bypass is not None and (detail := bypass(environ)) is not None:
             self._origin = self._site.origins.of(environ)
             return self._pass_by(detail)
-        dynamic = self._process.not_pages.find(self._target)
-        if dynamic is not None:
-            self._key, self._origin = dynamic
-            return self._discover()
         self._origin = self._site.origins.of(environ)
         refused = self._identify()
         if refused is not None:
@@ -85,8 +85,6 @@ class Visit:
         if detail:
             return self._serve_refused(detail)
         if detail == "" and self._rule is None:
-            if self._target is not None and self._origin is not None:
-                self._process.not_pages.add_target(self._target, self._key, self._origin)
             return self._discover()
         return self._serve_known()
 
@@ -225,6 +223,8 @@ class Visit:
 
     def _mark_not_a_page(self, detail: str = "") -> None:
         self._process.not_pages.add(self._key, detail)
+        if not detail and self._target is not None and self._origin is not None:
+            self._process.not_pages.add_target(self._target, self._key, self._origin)
 
     # The visitor's own request goes to the app.
 
@@ -277,3 +277,57 @@ class Visit:
         self._process.stats.misses += 1
         member = f"isr; fwd=uri-miss; detail={detail}"
         return deliver(first, self._start_response, member, True, self._head)
+
+    def passing_of(self, dynamic: NotPage) -> Passing:
+        """How the answer of a URL that is no page goes on, should it have become one."""
+        self._key, self._origin = dynamic.key, dynamic.origin
+        member = "isr; fwd=uri-miss; detail=status"
+        return Passing(
+            self._start_response, member, True, False, self._discovered, None, dynamic.origin
+        )
+
+
+def serve_dynamic(
+    site: Site,
+    process: Process,
+    environ: WSGIEnvironment,
+    start_response: StartResponse,
+    target: Target,
+    dynamic: NotPage,
+) -> Iterable[bytes]:
+    """Let a request to a URL that is no page through, watching for the answer of a page.
+
+    As `Visit` would, but without all that a dynamic URL has no use for.
+    """
+    passing: Passing | None = None
+    started = False
+
+    def start(
+        status: str, headers: Headers, exc_info: OptExcInfo | None = None, /
+    ) -> Callable[[bytes], object]:
+        nonlocal passing, started
+        started = True
+        for name, _ in headers:
+            if name[:1] in "Ii" and name.lower() in ISR_HEADERS:
+                if passing is None:
+                    visit = Visit(site, process, environ, start_response, target)
+                    passing = visit.passing_of(dynamic)
+                return passing.start_response(status, headers, exc_info)
+        if exc_info is None:
+            return start_response(status, headers)
+        return start_response(status, headers, exc_info)
+
+    for key in ISR_ENVIRON_KEYS:
+        if key in environ:
+            del environ[key]
+    environ["wsgi_isr.middleware"] = site.middleware
+    token = current_origin.set(dynamic.origin)
+    try:
+        iterable = site.app(environ, start)
+    finally:
+        current_origin.reset(token)
+    if passing is None:
+        if started:
+            return iterable
+        passing = Visit(site, process, environ, start_response, target).passing_of(dynamic)
+    return passing.finish(iterable, site.limit)

@@ -241,7 +241,7 @@ class FileStorage:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             raise
-        self.growth.add(before, len(data), gone)
+        self.growth.add(before, len(data))
 
     def touch(self, name: str) -> None:
         """Note that a page is used, to the minute; where that is not possible, it is not."""

@@ -36,6 +36,9 @@ logger = logging.getLogger("wsgi_isr")
 
 #: Of all pages, one in so many may be gone.
 GONE_SHARE = 10
+#: So much of that is left after pruning. It is refilled fast, and a new look at all files for
+#: every few of them would cost more than their renders.
+GONE_ROOM = 0.4
 #: Thousandths of a bound that are added until somebody prunes.
 DUE = 50
 #: Pruning begins over the first part of a bound and ends under the second, so that what is added
@@ -45,6 +48,8 @@ FULL, ROOM = 0.9, 0.85
 PATIENCE = 30.0
 #: Files removed under one lock, which renders wait for.
 BATCH = 20
+#: Seconds between two looks for what killed processes left.
+SWEEP_INTERVAL = 600.0
 #: Seconds after which nobody waits for an outcome any more, or writes a temporary file.
 LITTER_AGE = 3600.0
 
@@ -99,14 +104,14 @@ class Growth:
         #: Whether it is time to prune.
         self.due = False
 
-    def add(self, before: int | None, after: int, gone: bool) -> None:
+    def add(self, before: int | None, after: int) -> None:
         """Count a file that was written.
 
         :param before: bytes of the file that it took the place of, ``None`` for none.
         """
         part = max(0, after - (before or 0)) / self._bounds.size
         if before is None:
-            part += 1 / (self._bounds.gone if gone else self._bounds.pages)
+            part += 1 / self._bounds.pages
         # Rounded by chance: right on average, without a count that ends with the process.
         thousandths = int(1000 * part + random.random())
         if thousandths:
@@ -179,6 +184,7 @@ class Pruner:
         self.bounds = storage.bounds
         self._storage = storage
         self._coordination = coordination
+        self._sweep_at = 0.0
 
     @property
     def due(self) -> bool:
@@ -198,8 +204,10 @@ class Pruner:
             if not mine:
                 return Pruned()
             deadline = time.monotonic() + PATIENCE
-            pruned = self._fit(self.bounds, FULL, ROOM, deadline)
-            pruned += self.sweep()
+            pruned = self._fit(self.bounds, FULL, ROOM, GONE_ROOM, deadline)
+            if time.monotonic() >= self._sweep_at:
+                self._sweep_at = time.monotonic() + SWEEP_INTERVAL
+                pruned += self.sweep()
         if pruned.pages:
             logger.warning(
                 "%s: the %d pages used least were removed to keep within max_pages=%d and "
@@ -224,7 +232,7 @@ class Pruner:
             pruned = Pruned()
             if keep_builds is not None:
                 pruned = self._drop_builds(keep_builds, build)
-            return pruned + self._fit(bounds, 1.0, 1.0, float("inf")) + self.sweep()
+            return pruned + self._fit(bounds, 1.0, 1.0, 1.0, float("inf")) + self.sweep()
 
     def _files(self) -> Iterator[File]:
         for entry in self._storage.scan():
@@ -239,11 +247,13 @@ class Pruner:
 
     # Least recently used.
 
-    def _fit(self, bounds: Bounds, full: float, room: float, deadline: float) -> Pruned:
+    def _fit(
+        self, bounds: Bounds, full: float, room: float, gone_room: float, deadline: float
+    ) -> Pruned:
         survey = Survey(self._files(), bounds)
-        if not survey.over(full):
+        if not survey.over(full, gone_room):
             return Pruned()
-        cuts = survey.cuts(room)
+        cuts = survey.cuts(room, gone_room)
         left = {gone: count for gone, (count, _) in cuts.items()}
 
         def unused() -> Iterator[File]:
@@ -364,15 +374,15 @@ class Survey:
             self._sizes[file.gone].append(file.size)
             self._bytes += file.size
 
-    def over(self, part: float) -> bool:
+    def over(self, part: float, gone_part: float) -> bool:
         pages, gone = len(self._used[False]), len(self._used[True])
         return (
             pages + gone > part * self._bounds.pages
-            or gone > part * self._bounds.gone
+            or gone > gone_part * self._bounds.gone
             or self._bytes > part * self._bounds.size
         )
 
-    def cuts(self, part: float) -> dict[bool, tuple[int, int]]:
+    def cuts(self, part: float, gone_part: float) -> dict[bool, tuple[int, int]]:
         """For real pages (false) and others: how many go, and when the last of them was used."""
         used, sizes = self._used, self._sizes
         gone = len(used[True])
@@ -387,7 +397,7 @@ class Survey:
                 order.pop()
             for at in order:
                 fits = count <= part * self._bounds.pages and left <= part * self._bounds.size
-                if fits and not (kind and gone > part * self._bounds.gone):
+                if fits and not (kind and gone > gone_part * self._bounds.gone):
                     break
                 cuts[kind] = (cuts[kind][0] + 1, used[kind][at])
                 count -= 1

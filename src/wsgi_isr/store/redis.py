@@ -1,0 +1,374 @@
+"""Pages and coordination on a Redis or Valkey server, for any number of machines.
+
+Whatever has to be one step is a script on the server, in `wsgi_isr.store.scripts`. A process
+learns of changes from a channel that the server publishes them on; looking twice a second is what
+stands behind that. Neither happens while a visitor waits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import threading
+import time
+import typing as t
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Sequence
+
+from cachelib import RedisCache
+from cachelib import ValkeyCache
+
+from ..key import PAGE_NAME
+from ..state import Epochs
+from ..state import Invalidation
+from . import leases
+from . import scripts
+from .backend import CachelibStorage
+from .backend import RETENTION
+from .clients import is_refusal
+from .clients import renew_pool
+from .coordination import Accept
+from .coordination import Failure
+from .coordination import Held
+from .coordination import Lease
+from .coordination import MAX_LABELS
+from .coordination import Number
+from .coordination import StoreError
+from .coordination import WritesRefused
+from .following import Follower
+from .following import POLL
+from .leases import RemoteLease
+from .records import format_line
+from .records import parse_line
+
+if t.TYPE_CHECKING:
+    from .backend import Storage
+
+#: Names of stored pages that a process remembers; beyond it all pages count as stored anew.
+MAX_STORED = 10_000
+#: Comparisons that may fail before a page is given up: each time somebody else has stored it.
+MAX_TRIES = 20
+#: Seconds after which a channel that could not be had is tried again.
+RESUBSCRIBE = 2.0
+
+_GLOB = re.compile(r"[\[\]*?\\]")
+
+
+class RedisStorage(CachelibStorage):
+    """Pages in a `cachelib.RedisCache` or `cachelib.ValkeyCache`, as the bytes they are."""
+
+    def __init__(self, cache: RedisCache | ValkeyCache, prefix: str) -> None:
+        super().__init__(cache, prefix)
+        self.client: t.Any = cache._write_client
+        # Scripts take whole keys. A prefix that is called for each key could change under them.
+        own = cache._get_prefix()
+        self._cache.key_prefix = own  # type: ignore[attr-defined]
+        self.prefix = f"{own}{prefix}"
+        renew_pool(self.client)
+
+    def names(self, path_digest: str | None = None) -> Iterator[str]:
+        # SCAN may tell a key twice; KEYS would stop the server while it looks at all of them.
+        start = _GLOB.sub(r"\\\g<0>", self.prefix + (path_digest or ""))
+        seen = set()
+        for key in self.client.scan_iter(match=f"{start}*", count=1000):
+            name = key.decode(errors="replace").removeprefix(self.prefix)
+            if name not in seen and PAGE_NAME.fullmatch(name):
+                seen.add(name)
+                yield name
+
+    def get(self, name: str) -> bytes | None:
+        try:
+            return super().get(name)
+        except Exception as error:
+            if str(error).startswith("WRONGTYPE"):
+                return b""
+            raise
+
+    def after_fork(self) -> None:
+        renew_pool(self.client)
+
+
+class RedisCoordination:
+    """Coordination of all processes, on whatever machines, that share a server.
+
+    Nothing is connected before it is needed.
+    """
+
+    #: Between two looks at another's render: each is a round trip to the server.
+    watch = (0.005, 0.05)
+
+    def __init__(self, storage: RedisStorage) -> None:
+        self._storage = storage
+        self._client = storage.client
+        self._prefix = storage.prefix
+        self._keys = [f"{self._prefix}clock", f"{self._prefix}labels"]
+        # Channels know no databases.
+        database = self._client.get_connection_kwargs().get("db") or 0
+        self._channel = f"{self._prefix}changes:{database}"
+        self._scripts: dict[str, t.Any] = {}
+        # Not from 0: pages that were in memory before a fork know the parent's numbers.
+        self.signal = [secrets.randbits(62), secrets.randbits(62)]
+        self._epochs = Epochs("")
+        #: The last number seen in this lineage, and the server's run in which that was.
+        self._seen = 0
+        self._run = ""
+        #: Pages that were stored since this process looks, by name; how many there were at all.
+        self._stored: dict[str, int] = {}
+        self._stores = 0
+        self._lock = threading.RLock()
+        self._follower = Follower(self.follow)
+        self._subscription: t.Any = None
+        self._subscribe_at = 0.0
+        self._heart = leases.Heart()
+
+    def after_fork(self) -> None:
+        """There is nothing from before: each process has its own."""
+
+    def _call(self, script: str, keys: Sequence[str], *args: object) -> t.Any:
+        known = self._scripts.get(script)
+        if known is None:
+            # Not sent before it is run; the object knows what to do when the server lost it.
+            known = self._scripts[script] = self._client.register_script(script)
+        with _refusals():
+            return known(keys, args)
+
+    # Renders and invalidations in one order.
+
+    def _order(self, script: str, *args: object) -> Number:
+        """Run one of the scripts on the order, and take in what has changed."""
+        with self._lock:
+            known = (self._epochs.lineage, self._seen, self._run)
+        token = secrets.token_hex(8)
+        answer = self._call(script, self._keys, self._channel, token, *known, *args)
+        lineage, run = answer[0].decode(), answer[1].decode()
+        sequence, stores, floor, hard = map(int, answer[2:6])
+        with self._lock:
+            if lineage != known[0]:
+                epochs = Epochs(lineage)
+            elif lineage == self._epochs.lineage:
+                epochs = self._epochs
+            else:
+                # An answer from before the lineage that another thread has found meanwhile.
+                return Number(lineage, sequence)
+            changed = self._take_in(epochs, Invalidation(floor, hard), answer[6])
+            if epochs is not self._epochs:
+                self._seen = 0
+                self._epochs = epochs
+                changed = True
+            self._seen = epochs.sequence = max(self._seen, sequence)
+            self._run = run
+            if changed:
+                # Only now: who sees the signal change finds the epochs changed.
+                self.signal[0] += 1
+            self._see_stores(stores)
+        self._follower.looked()
+        return Number(lineage, sequence)
+
+    def _take_in(self, epochs: Epochs, floor: Invalidation, entries: list[bytes]) -> bool:
+        changed = bool(entries) or epochs.floor != floor
+        epochs.floor = floor
+        for entry, number in zip(entries[::2], entries[1::2], strict=True):
+            label = entry[1:].decode()
+            epochs.apply(int(float(number)), label, entry[:1] == b"h")
+        if len(epochs) > MAX_LABELS:
+            epochs.forget_oldest(MAX_LABELS // 2)
+        return changed
+
+    def epochs(self) -> Epochs:
+        if not self._epochs.lineage:
+            self._order(scripts.SYNC)
+        self._follower.start()
+        return self._epochs
+
+    def next_number(self) -> Number:
+        return self._order(scripts.NUMBER)
+
+    def invalidate(self, labels: Sequence[str], hard: bool) -> Number:
+        return self._order(scripts.INVALIDATE, MAX_LABELS, int(hard), *labels)
+
+    # What others do.
+
+    def poll(self) -> None:
+        """No round trip, unless the thread that makes it does not run."""
+        self._follower.start()
+        if self._follower.error is not None:
+            raise StoreError(str(self._follower.error)) from self._follower.error
+        if self._follower.is_late:
+            self._order(scripts.SYNC)
+
+    def probe(self) -> None:
+        """Whether the server takes writes and can be followed."""
+        refused = None
+        try:
+            with _refusals():
+                self._client.set(f"{self._prefix}probe", b"1", px=1000)
+        except WritesRefused as error:
+            refused = error
+        self._order(scripts.SYNC)
+        if refused is not None:
+            raise refused
+
+    def follow(self) -> None:
+        """Take in what the server announces, and look for what it did not."""
+        end = time.monotonic() + POLL
+        listening = self._subscribe()
+        self._order(scripts.SYNC)
+        while (left := end - time.monotonic()) > 0:
+            if not listening:
+                time.sleep(left)
+                return
+            try:
+                message = self._subscription.get_message(timeout=left)
+            except Exception:
+                self._unsubscribe()
+                return
+            if message is not None and message["type"] == "message":
+                self._hear(message["data"])
+
+    def _subscribe(self) -> bool:
+        if self._subscription is None and time.monotonic() >= self._subscribe_at:
+            try:
+                # It may be forbidden, or only be another connection too much.
+                subscription = self._client.pubsub()
+                subscription.subscribe(self._channel)
+                self._subscription = subscription
+            except Exception:
+                self._unsubscribe()
+        return self._subscription is not None
+
+    def _unsubscribe(self) -> None:
+        subscription, self._subscription = self._subscription, None
+        self._subscribe_at = time.monotonic() + RESUBSCRIBE
+        with contextlib.suppress(Exception):
+            if subscription is not None:
+                subscription.close()
+
+    def _hear(self, message: bytes) -> None:
+        kind, number, name = message[:1], *message[1:].partition(b" ")[::2]
+        if kind == b"s" and number.isdigit():
+            with self._lock:
+                self._see_stores(int(number), name.decode(errors="replace"))
+        else:
+            self._order(scripts.SYNC)
+
+    def stored(self, name: str) -> object:
+        return self._stored.get(name, self.signal[1])
+
+    def _see_stores(self, stores: int, name: str | None = None) -> None:
+        """Note which page was stored; all of them may have been, where a message is missing."""
+        if stores == self._stores + 1 and name is not None:
+            if len(self._stored) < MAX_STORED:
+                self._stored[name] = self.signal[1] + stores
+                self._stores = stores
+                return
+        elif stores == self._stores or (stores < self._stores and name is not None):
+            # Known already; counters that went back are those of another lineage.
+            return
+        self._stores = stores
+        self._stored = {}
+        self.signal[1] = secrets.randbits(62)
+
+    # One render of a page.
+
+    def acquire(self, name: str, seconds: float, on_demand: bool) -> Lease | Held:
+        lease = RemoteLease(name, seconds, on_demand, self._extend, self._release)
+
+        def acquire(term: float) -> t.Any:
+            demanded = int(on_demand)
+            return self._call(scripts.ACQUIRE, [self._lease(name)], lease.token, _ms(term), demanded)
+
+        held = leases.take(self._heart, lease, seconds, acquire)
+        return lease if held is None else Held(held.decode(errors="replace"))
+
+    def _lease(self, name: str) -> str:
+        return f"{self._prefix}lease:{name}"
+
+    def _outcome(self, token: str) -> str:
+        return f"{self._prefix}outcome:{token}"
+
+    def _extend(self, lease: RemoteLease, term: float) -> bool:
+        keys = [self._lease(lease.name)]
+        return bool(self._call(scripts.EXTEND, keys, _content(lease), _ms(term)))
+
+    def _release(self, lease: RemoteLease, outcome: bytes | None) -> None:
+        keys = [self._lease(lease.name), self._outcome(lease.token)]
+        left = () if outcome is None else (outcome, _ms(leases.OUTCOME))
+        self._call(scripts.RELEASE, keys, _content(lease), *left)
+
+    def outcome(self, name: str, token: str) -> bytes | None:
+        left: bytes | None = self._client.get(self._outcome(token))
+        return left
+
+    # Pages.
+
+    def swap(self, storage: Storage, name: str, data: bytes, accept: Accept) -> bool:
+        if not self._epochs.lineage:
+            self._order(scripts.SYNC)
+        keys = [self._prefix + name, self._keys[0]]
+        for _ in range(MAX_TRIES):
+            lineage = self._epochs.lineage
+            there = self._there(keys[0])
+            # Judged here, because a script can neither check an entry nor tell a forged one.
+            if not accept(there):
+                return False
+            there = there or b""
+            known = (len(there), there[: scripts.HEAD])
+            args = (self._channel, name, lineage, *known, data, RETENTION)
+            stored = self._call(scripts.SWAP, keys, *args)
+            if stored > 0:
+                with self._lock:
+                    self._see_stores(stored, name)
+                return True
+            if stored < 0:
+                self._order(scripts.SYNC)
+        raise StoreError(f"others have stored the page {MAX_TRIES} times meanwhile")
+
+    def _there(self, key: str) -> bytes | None:
+        # Not from a replica that the cache may read from.
+        try:
+            data: bytes | None = self._client.get(key)
+        except Exception as error:
+            if str(error).startswith("WRONGTYPE"):
+                return None
+            raise
+        return data
+
+    def remove(self, storage: Storage, name: str) -> None:
+        keys = [self._prefix + name, self._keys[0]]
+        stored = self._call(scripts.REMOVE, keys, self._channel, name)
+        with self._lock:
+            self._see_stores(stored, name)
+
+    def failure(self, name: str) -> Failure | None:
+        record = parse_line((self._client.get(f"{self._prefix}failure:{name}") or b"").strip())
+        return Failure(*record) if isinstance(record, list) and len(record) == 3 else None
+
+    def set_failure(self, name: str, failure: Failure | None) -> None:
+        key = f"{self._prefix}failure:{name}"
+        with _refusals():
+            if failure is None:
+                self._client.delete(key)
+            else:
+                self._client.set(key, format_line(list(failure)), ex=leases.FAILURE)
+
+
+def _ms(seconds: float) -> int:
+    return max(1, int(1000 * seconds))
+
+
+def _content(lease: RemoteLease) -> str:
+    return f"{lease.token}|{int(lease.on_demand)}"
+
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    """Tell a server that takes no writes from one that does not answer."""
+    try:
+        yield
+    except Exception as error:
+        if is_refusal(error):
+            raise WritesRefused(str(error)) from error
+        raise

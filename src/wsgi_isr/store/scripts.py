@@ -1,0 +1,150 @@
+"""What has to be one step on a Redis or Valkey server, in the language of its scripts.
+
+The order of renders and invalidations is in two keys, which are lost together or not at all:
+
+``clock``   a hash: lineage, the last number given, how many pages were stored, the floor below
+            which labels were forgotten, and how many entries ``labels`` has to have
+``labels``  a sorted set: the number of the last invalidation of each label, once as ``s`` and the
+            label (any), once as ``h`` and the label (hard)
+
+Neither has a time to live, so that ``volatile-*`` policies spare them. Under ``allkeys-*`` either
+may be evicted; the count of entries shows that, and a new lineage begins.
+
+A server that was restarted may have lost its last seconds or minutes, and so may a replica that
+takes over; both have another ``run_id``. Numbers then go on far above those that may have been
+given before, and the first process that had seen a later number than the server came back with
+begins a new lineage: nobody knows what was invalidated in between.
+"""
+
+from __future__ import annotations
+
+#: Entries are compared by their length and this many bytes: checksum and nearly always the head.
+HEAD = 4096
+
+# KEYS: clock, labels. ARGV: channel, a token for a new lineage, then what the caller knows:
+# lineage, the last number he has seen, the server's run.
+_OPENING = """
+local clock, labels = KEYS[1], KEYS[2]
+local channel, token, lineage, seen, run = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
+
+local function begin(now)
+    redis.call('DEL', clock, labels)
+    redis.call('HSET', clock, 'lineage', token, 'run', now, 'before', '', 'resumed', 0,
+        'sequence', 0, 'stores', 0, 'floor', 0, 'hard', 0, 'entries', 0)
+    redis.pcall('PUBLISH', channel, 'i')
+end
+
+-- A user who may not ask has an error here, and does without.
+local info = redis.pcall('INFO', 'server')
+local now = type(info) == 'string' and string.match(info, 'run_id:(%x+)') or ''
+local state = redis.call('HMGET', clock, 'lineage', 'entries', 'run', 'before', 'resumed',
+    'sequence')
+if not (state[1] and state[6]) or tonumber(state[2]) ~= redis.call('ZCARD', labels) then
+    begin(now)
+else
+    if state[3] ~= now then
+        -- On a replica that takes no writes this fails, and what it says has to do.
+        local noted = redis.pcall('HSET', clock, 'run', now, 'before', state[3],
+            'resumed', state[6])
+        if type(noted) == 'number' then
+            redis.call('HINCRBY', clock, 'sequence', 4294967296)
+            state = redis.call('HMGET', clock, 'lineage', 'entries', 'run', 'before', 'resumed',
+                'sequence')
+        end
+    end
+    if state[1] == lineage then
+        local missed = run ~= state[3] and (run ~= state[4] or seen > tonumber(state[5]))
+        if missed or seen > tonumber(state[6]) then begin(now) end
+    end
+end
+"""
+
+# What has changed since the caller last asked; all there is, if that was in another lineage.
+_CHANGES = """
+state = redis.call('HMGET', clock, 'lineage', 'run', 'sequence', 'stores', 'floor', 'hard')
+local from = state[1] == lineage and string.format('(%.0f', seen) or '-inf'
+state[7] = redis.call('ZRANGEBYSCORE', labels, from, '+inf', 'WITHSCORES')
+return state
+"""
+
+SYNC = _OPENING + _CHANGES
+
+#: The number that was taken is the ``sequence`` of the answer.
+NUMBER = _OPENING + "redis.call('HINCRBY', clock, 'sequence', 1)" + _CHANGES
+
+# More ARGV: entries at the most, 1 for a hard invalidation, then the labels.
+INVALIDATE = (
+    _OPENING
+    + """
+local number = redis.call('HINCRBY', clock, 'sequence', 1)
+for index = 8, #ARGV do
+    redis.call('ZADD', labels, number, 's' .. ARGV[index])
+    if ARGV[7] == '1' then redis.call('ZADD', labels, number, 'h' .. ARGV[index]) end
+end
+if redis.call('ZCARD', labels) > tonumber(ARGV[6]) then
+    -- What is forgotten counts as invalidated, never as valid.
+    local last = math.floor(tonumber(ARGV[6]) / 2)
+    local oldest = redis.call('ZRANGE', labels, 0, last, 'WITHSCORES')
+    redis.call('HSET', clock, 'floor', oldest[#oldest])
+    for index = 1, #oldest, 2 do
+        if string.sub(oldest[index], 1, 1) == 'h' then
+            redis.call('HSET', clock, 'hard', oldest[index + 1])
+        end
+    end
+    redis.call('ZREMRANGEBYRANK', labels, 0, last)
+end
+redis.call('HSET', clock, 'entries', redis.call('ZCARD', labels))
+redis.pcall('PUBLISH', channel, 'i')
+"""
+    + _CHANGES
+)
+
+# A page in place of the very bytes that the caller has judged. Not WATCH and MULTI, which take
+# two round trips more and a connection of their own.
+# KEYS: page, clock. ARGV: channel, name, lineage, length and first bytes of what is there, what
+# shall be there, seconds to keep it. -1: the lineage is another one. 0: other bytes are there.
+SWAP = """
+local kind = redis.call('TYPE', KEYS[1]).ok
+if kind ~= 'string' and kind ~= 'none' then redis.call('DEL', KEYS[1]) end
+if redis.call('HGET', KEYS[2], 'lineage') ~= ARGV[3] then return -1 end
+if redis.call('STRLEN', KEYS[1]) ~= tonumber(ARGV[4])
+    or redis.call('GETRANGE', KEYS[1], 0, %d) ~= ARGV[5] then return 0 end
+redis.call('SET', KEYS[1], ARGV[6], 'EX', ARGV[7])
+local stored = redis.call('HINCRBY', KEYS[2], 'stores', 1)
+redis.pcall('PUBLISH', ARGV[1], string.format('s%%.0f %%s', stored, ARGV[2]))
+return stored
+""" % (HEAD - 1)
+
+# KEYS: page, clock. ARGV: channel, name.
+REMOVE = """
+redis.call('DEL', KEYS[1])
+local stored = redis.call('HINCRBY', KEYS[2], 'stores', 1)
+redis.pcall('PUBLISH', ARGV[1], string.format('s%.0f %s', stored, ARGV[2]))
+return stored
+"""
+
+# KEYS: lease. ARGV: token, milliseconds, 1 for a demanded render. The token of who has it, or nil.
+ACQUIRE = """
+local held = redis.call('GET', KEYS[1])
+-- A lease of ours lapses; whatever does not is none.
+if held and redis.call('PTTL', KEYS[1]) > 0
+    and (ARGV[3] == '0' or string.sub(held, -1) == '1') then
+    return string.match(held, '^[^|]*')
+end
+redis.call('SET', KEYS[1], ARGV[1] .. '|' .. ARGV[3], 'PX', ARGV[2])
+return false
+"""
+
+# KEYS: lease. ARGV: what it holds if it is still the caller's, milliseconds.
+EXTEND = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+return redis.call('PEXPIRE', KEYS[1], ARGV[2])
+"""
+
+# KEYS: lease, outcome. ARGV: what the lease holds if it is still the caller's, then if there is
+# an outcome for those who waited: its bytes, milliseconds.
+RELEASE = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+if ARGV[2] then redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3]) end
+return redis.call('DEL', KEYS[1])
+"""

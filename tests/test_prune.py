@@ -1,0 +1,578 @@
+"""Files stay within their bounds: made-up URLs go first, then what was not used for longest."""
+
+from __future__ import annotations
+
+import os
+import time
+import typing as t
+from collections.abc import Callable
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import Browser
+from conftest import Clock
+from conftest import Make
+from conftest import Site
+from conftest import status_of
+
+from wsgi_isr import ISRMiddleware
+from wsgi_isr.key import PageKey
+from wsgi_isr.metadata import Metadata
+from wsgi_isr.page import Codec
+from wsgi_isr.page import Page
+from wsgi_isr.store import shared
+from wsgi_isr.store.backend import FileStorage
+from wsgi_isr.store.coordination import Failure
+from wsgi_isr.store.coordination import Held
+from wsgi_isr.store.files import FileCoordination
+from wsgi_isr.store.prune import Bounds
+from wsgi_isr.store.prune import Growth
+from wsgi_isr.store.prune import Pruned
+from wsgi_isr.store.prune import Pruner
+
+Browse = Callable[..., Browser]
+
+GONE = "404 Not Found"
+
+
+class Folder:
+    """The folder of a site, with pages whose last use the test sets."""
+
+    def __init__(self, path: Path, bounds: Bounds | None = None) -> None:
+        path.mkdir(exist_ok=True)
+        self.path = path
+        self.storage = FileStorage(str(path / "pages"), bounds)
+        self.coordination = FileCoordination(str(path))
+        self.pruner = Pruner(self.storage, self.coordination)
+        self._codec = Codec()
+
+    def page(self, path: str, size: int = 10, status: str = "200 OK", build: str = "") -> Page:
+        key = PageKey("http", "localhost", "", path, build=build)
+        return Page(key, status, (), {"identity": b"x" * size}, Metadata(60, None, ()), 0.0)
+
+    def put(
+        self,
+        path: str,
+        used: float | None = None,
+        size: int = 10,
+        status: str = "200 OK",
+        **more: str,
+    ) -> str:
+        """Store a page that was used so many seconds after some day; its name."""
+        page = self.page(path, size, status, **more)
+        self.storage.set(page.name, self._codec.encode(page))
+        if used is not None:
+            os.utime(self.storage.path(page.name), (1_000_000 + used, 1_000_000 + used))
+        return page.name
+
+    def names(self) -> set[str]:
+        return set(self.storage.names())
+
+    def prune(self, pages: int = 10**6, size: int = 10**12, **more: t.Any) -> Pruned:
+        return self.pruner.now(Bounds(pages, size), **more)
+
+
+@pytest.fixture(autouse=True)
+def own_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "shm").mkdir()
+    monkeypatch.setattr(shared, "SHARED_MEMORY", str(tmp_path / "shm"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    return Folder(tmp_path / "site")
+
+
+def paths_of(isr: ISRMiddleware) -> set[str]:
+    return {page.url.removeprefix("http://localhost") for page in isr.pages()}
+
+
+class TestOptions:
+    def test_by_default_there_are_bounds(self, make: Make, files: str) -> None:
+        pruner = make(files)._here().store.pruner
+        assert pruner is not None
+        assert pruner.bounds == Bounds(pages=100_000, size=2 * 2**30)
+
+    def test_bounds_stand_in_the_url(self, make: Make, files: str) -> None:
+        pruner = make(f"{files}?max_pages=1000&max_bytes=1000000")._here().store.pruner
+        assert pruner is not None
+        assert pruner.bounds == Bounds(1000, 1_000_000)
+
+    @pytest.mark.parametrize(
+        "query",
+        [
+            "max_page=1",
+            "max_pages=0",
+            "max_pages=-1",
+            "max_pages=1.5",
+            "max_pages=many",
+            "max_pages=",
+            "max_pages",
+            "max_pages=1&max_pages=2",
+            "max_bytes=1e9",
+            "max_bytes=10000000000000000000000",
+            "max_bytes=٣",
+            "site",
+        ],
+    )
+    def test_a_mistake_is_told_when_the_middleware_is_made(
+        self, make: Make, files: str, query: str
+    ) -> None:
+        with pytest.raises(ValueError, match="max_pages|max_bytes"):
+            make(f"{files}?{query}")
+
+    def test_a_number_sign_in_a_folder_is_told_from_a_fragment(
+        self, make: Make, tmp_path: Path
+    ) -> None:
+        with pytest.raises(ValueError, match="%23"):
+            make(f"file://{tmp_path}/c#1")
+
+
+class TestLeastRecentlyUsed:
+    def test_within_the_bounds_nothing_goes(self, folder: Folder) -> None:
+        names = {folder.put(f"/{number}", number) for number in range(10)}
+        assert folder.prune(pages=10) == Pruned()
+        assert folder.names() == names
+
+    def test_the_pages_used_least_go(self, folder: Folder) -> None:
+        names = [folder.put(f"/{number}", used) for number, used in enumerate([5, 1, 4, 2, 3])]
+        assert folder.prune(pages=2).pages == 3
+        assert folder.names() == {names[0], names[2]}
+
+    def test_until_the_bytes_are_within_their_bound(self, folder: Folder) -> None:
+        names = [folder.put(f"/{number}", number, size=1000) for number in range(10)]
+        pruned = folder.prune(size=5000)
+        assert folder.names() == set(names[6:])
+        assert pruned.size == 6 * os.stat(folder.storage.path(names[9])).st_size
+
+    def test_never_the_newest(self, folder: Folder) -> None:
+        folder.put("/small", 1)
+        newest = folder.put("/large", 2, size=10_000)
+        folder.prune(size=100)
+        assert folder.names() == {newest}
+
+    def test_restored_files_with_one_time_for_all_are_bounded_too(self, folder: Folder) -> None:
+        for number in range(20):
+            folder.put(f"/{number}", 0)
+        folder.prune(pages=5)
+        assert len(folder.names()) == 5
+
+    def test_what_is_no_page_stays(self, folder: Folder) -> None:
+        name = folder.put("/1", 1)
+        folder.put("/2", 2)
+        note = Path(folder.storage.path(name)).with_name("README")
+        note.write_text("not ours")
+        os.utime(note, (0, 0))
+        folder.prune(pages=1)
+        assert note.exists()
+
+
+class TestGone:
+    def test_what_is_gone_makes_room_first(self, folder: Folder) -> None:
+        real = {folder.put(f"/{number}", number) for number in range(5)}
+        for number in range(5):
+            folder.put(f"/gone/{number}", 100 + number, status=GONE)
+        newest = folder.put("/newest", 200)
+        pruned = folder.prune(pages=6)
+        assert folder.names() == {*real, newest}
+        assert (pruned.pages, pruned.gone) == (0, 5)
+
+    @pytest.mark.parametrize("status", [GONE, "410 Gone"])
+    def test_it_has_a_bound_of_its_own(self, folder: Folder, status: str) -> None:
+        real = {folder.put(f"/{number}", number) for number in range(5)}
+        gone = [folder.put(f"/gone/{number}", number, status=status) for number in range(50)]
+        folder.prune(pages=100)
+        assert folder.names() == {*real, *gone[40:]}
+
+    def test_a_page_that_comes_back_is_as_real_as_others(self, folder: Folder) -> None:
+        folder.put("/a", status=GONE)
+        name = folder.put("/a", 1)
+        gone = [folder.put(f"/gone/{number}", 10 + number, status=GONE) for number in range(5)]
+        folder.prune(pages=2)
+        assert folder.names() == {name, gone[-1]}
+
+    def test_a_page_with_a_signature_is_known_as_gone(self, tmp_path: Path) -> None:
+        folder = Folder(tmp_path / "signed")
+        folder._codec = Codec(b"a key of 16 bytes or more")
+        real = folder.put("/", 1)
+        newest = [folder.put(f"/{number}", 2 + number, status=GONE) for number in range(3)][-1]
+        folder.prune(pages=2)
+        assert folder.names() == {real, newest}
+
+
+class TestWhileOthersWork:
+    def test_a_page_that_was_rendered_meanwhile_stays(self, folder: Folder) -> None:
+        folder.put("/a", 1)
+        files = list(folder.pruner._files())
+        name = folder.put("/a")
+        assert folder.pruner._remove_batch(files) == Pruned()
+        assert folder.names() == {name}
+
+    def test_a_page_that_was_visited_meanwhile_stays(self, folder: Folder) -> None:
+        name = folder.put("/a", 1)
+        files = list(folder.pruner._files())
+        folder.storage.touch(name)
+        folder.pruner._remove_batch(files)
+        assert folder.names() == {name}
+
+    def test_a_page_that_vanished_meanwhile_is_none_of_ours(self, folder: Folder) -> None:
+        name = folder.put("/a", 1)
+        files = list(folder.pruner._files())
+        folder.storage.delete(name)
+        assert folder.pruner._remove_batch(files) == Pruned()
+
+    def test_one_process_at_a_time(self, tmp_path: Path) -> None:
+        one, other = Folder(tmp_path / "site", Bounds(10)), Folder(tmp_path / "site", Bounds(10))
+        for number in range(20):
+            one.put(f"/{number}", number)
+        with one.storage.growth.pruning(0.0) as mine:
+            assert mine
+            assert other.pruner.behind() == Pruned()
+        assert other.pruner.behind().pages > 0
+
+    def test_a_folder_that_is_gone_is_no_error(self, folder: Folder) -> None:
+        folder.put("/a")
+        os.rename(folder.path, folder.path.with_name("elsewhere"))
+        with pytest.raises(OSError):
+            folder.pruner.behind()
+
+    def test_it_ends_in_time_and_goes_on_later(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder = Folder(tmp_path / "site", Bounds(10))
+        for number in range(100):
+            folder.put(f"/{number}", number)
+        monkeypatch.setattr("wsgi_isr.store.prune.PATIENCE", -1.0)
+        assert 0 < folder.pruner.behind().pages < 90
+        assert folder.pruner.due
+        while folder.pruner.due:
+            folder.pruner.behind()
+        assert len(folder.names()) <= 10
+
+
+class TestGrowth:
+    @pytest.fixture
+    def growth(self, tmp_path: Path) -> Callable[..., Growth]:
+        return lambda pages=1000, size=10**9: Growth(str(tmp_path / "growth"), Bounds(pages, size))
+
+    def test_a_twentieth_of_the_pages_is_due(self, growth: t.Any) -> None:
+        process = growth()
+        for _ in range(49):
+            process.add(None, 0)
+        assert not process.due
+        process.add(None, 0)
+        assert process.due
+
+    def test_and_of_the_bytes(self, growth: t.Any) -> None:
+        process = growth(10**9, 1000)
+        process.add(None, 49)
+        assert not process.due
+        process.add(1000, 1005)
+        assert process.due
+
+    def test_a_page_in_place_of_another_adds_nothing(self, growth: t.Any, tmp_path: Path) -> None:
+        process = growth()
+        for _ in range(1000):
+            process.add(100, 100)
+        assert not process.due
+
+    def test_all_processes_count_together(self, growth: t.Any) -> None:
+        one, other = growth(), growth()
+        for _ in range(25):
+            one.add(None, 0)
+            other.add(None, 0)
+        assert other.due
+
+    def test_processes_that_store_one_page_each_count_too(self, growth: t.Any) -> None:
+        # Each adds a hundredth of what is told in one byte.
+        processes = [growth(100_000) for _ in range(20_000)]
+        for process in processes:
+            process.add(None, 0)
+        assert any(process.due for process in processes)
+
+    def test_pruning_begins_to_count_anew(self, growth: t.Any) -> None:
+        process = growth()
+        for _ in range(60):
+            process.add(None, 0)
+        with process.pruning(0.0):
+            pass
+        assert not process.due
+        process.add(None, 0)
+        assert not process.due
+
+
+class TestBehindVisitors:
+    def crawl(self, browser: Browser, site: Site, real: int, invented: int) -> None:
+        for number in range(real):
+            site.page(f"/{number}")
+            browser.get(f"/{number}")
+        for number in range(invented):
+            site.page(f"/invented/{number}", status=GONE)
+            assert browser.get(f"/invented/{number}").status_code == 404
+            browser.isr.close()
+
+    def test_invented_addresses_do_not_push_real_pages_out(
+        self, site: Site, browse: Browse, files: str
+    ) -> None:
+        browser = browse(f"{files}?max_pages=100")
+        self.crawl(browser, site, 50, 150)
+        stored = paths_of(browse(files).isr)
+        assert len(stored) <= 60
+        assert {f"/{number}" for number in range(50)} <= stored
+
+    def test_the_bound_holds_at_every_moment(self, site: Site, browse: Browse, files: str) -> None:
+        browser = browse(f"{files}?max_pages=40", memory_size=0)
+        for number in range(120):
+            site.page(f"/{number}")
+            browser.get(f"/{number}")
+            browser.isr.close()
+            assert len(paths_of(browser.isr)) <= 40
+        # Served although its file was removed long ago: it is just not there.
+        assert status_of(browser.get("/0")) == "isr; fwd=uri-miss; stored"
+
+    def test_when_real_pages_go_the_site_is_told_how_to_keep_them(
+        self, site: Site, browse: Browse, files: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        browser = browse(f"{files}?max_pages=20")
+        for number in range(30):
+            site.page(f"/{number}")
+            browser.get(f"/{number}")
+            browser.isr.close()
+        assert "raise them" in caplog.text
+
+    def test_made_up_pages_go_without_a_word(
+        self, site: Site, browse: Browse, files: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        self.crawl(browse(f"{files}?max_pages=20"), site, 0, 30)
+        assert not caplog.records
+
+    def test_a_folder_in_a_bad_state_is_one_line_in_the_log(
+        self,
+        site: Site,
+        browse: Browse,
+        files: str,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        def broken(self: Pruner) -> Pruned:
+            raise OSError("the disk is gone")
+
+        monkeypatch.setattr(Pruner, "behind", broken)
+        self.crawl(browse(f"{files}?max_pages=1"), site, 2, 0)
+        assert "files were not pruned: the disk is gone" in caplog.text
+        assert "Traceback" not in caplog.text
+
+    def test_ten_thousand_of_them(self, tmp_path: Path) -> None:
+        folder = Folder(tmp_path / "site", Bounds(500))
+        real = {folder.put(f"/{number}") for number in range(400)}
+        data = folder._codec.encode(folder.page("/invented", status=GONE))
+        most = 0
+        for number in range(10_000):
+            folder.storage.set(f"{number:024x}.{number:064x}", data)
+            if folder.pruner.due:
+                most = max(most, len(folder.names()))
+                folder.pruner.behind()
+        assert most <= 500
+        assert real <= folder.names()
+
+
+class TestRecency:
+    @pytest.fixture
+    def age(self, site: Site, browse: Browse, files: str) -> Iterator[t.Any]:
+        """Seconds since a page's last use as its file tells; it may be set."""
+
+        def age(isr: ISRMiddleware, seconds: float | None = None) -> float:
+            storage = isr._here().store.storage
+            assert isinstance(storage, FileStorage)
+            (path,) = (storage.path(name) for name in storage.names())
+            if seconds is not None:
+                os.utime(path, (time.time() - seconds,) * 2)
+            return time.time() - os.stat(path).st_mtime
+
+        site.page("/", revalidate=1000)
+        yield age
+
+    def test_a_page_read_from_its_file_is_used(
+        self, browse: Browse, files: str, age: t.Any
+    ) -> None:
+        browse(files).get("/")
+        other = browse(files)
+        age(other.isr, 7200)
+        other.get("/")
+        assert age(other.isr) < 60
+
+    def test_a_page_served_from_memory_is_used(
+        self, browse: Browse, files: str, age: t.Any, clock: Clock
+    ) -> None:
+        browser = browse(files)
+        browser.get("/")
+        age(browser.isr, 7200)
+        clock.advance(61)
+        browser.get("/")
+        assert age(browser.isr) < 60
+
+    def test_which_is_noted_once_a_minute(
+        self, browse: Browse, files: str, age: t.Any, clock: Clock
+    ) -> None:
+        browser = browse(files)
+        browser.get("/")
+        browser.get("/")
+        age(browser.isr, 7200)
+        for _ in range(29):
+            clock.advance(2)
+            browser.get("/")
+        assert age(browser.isr) > 7000
+
+    def test_a_stale_page_is_used_too(
+        self, site: Site, browse: Browse, files: str, age: t.Any, clock: Clock
+    ) -> None:
+        browser = browse(files)
+        browser.get("/")
+        site.fail("/")
+        age(browser.isr, 7200)
+        clock.advance(2000)
+        browser.get("/")
+        browser.isr.close()
+        assert age(browser.isr) < 60
+
+    def test_a_clock_that_was_set_back_does_not_make_a_page_look_unused(
+        self, browse: Browse, files: str, age: t.Any
+    ) -> None:
+        browse(files).get("/")
+        other = browse(files)
+        age(other.isr, -7200)
+        other.get("/")
+        assert age(other.isr) > -60
+
+    def test_to_be_listed_is_no_use(self, browse: Browse, files: str, age: t.Any) -> None:
+        browser = browse(files)
+        browser.get("/")
+        age(browser.isr, 7200)
+        assert len(list(browser.isr.pages())) == 1
+        assert age(browser.isr) > 7000
+
+    def test_a_file_that_cannot_be_touched_is_served_all_the_same(
+        self, site: Site, browse: Browse, files: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        site.page("/")
+        browse(files).get("/")
+        monkeypatch.setattr(os, "utime", lambda *args: (_ for _ in ()).throw(PermissionError()))
+        other = browse(files)
+        for _ in range(10):
+            assert status_of(other.get("/")).startswith("isr; hit")
+
+
+class TestBuilds:
+    @pytest.fixture
+    def builds(self, folder: Folder) -> dict[str, set[str]]:
+        return {
+            build: {folder.put(f"/{number}", used + number, build=build) for number in range(3)}
+            for build, used in (("one", 10), ("two", 30), ("three", 20))
+        }
+
+    def test_those_used_last_are_kept(self, folder: Folder, builds: dict[str, set[str]]) -> None:
+        assert folder.prune(keep_builds=2, build="two").pages == 3
+        assert folder.names() == builds["two"] | builds["three"]
+
+    def test_the_current_one_is_kept_however_old(
+        self, folder: Folder, builds: dict[str, set[str]]
+    ) -> None:
+        folder.prune(keep_builds=1, build="one")
+        assert folder.names() == builds["one"]
+
+    def test_the_current_one_counts_before_it_has_pages(
+        self, folder: Folder, builds: dict[str, set[str]]
+    ) -> None:
+        folder.prune(keep_builds=2, build="four")
+        assert folder.names() == builds["two"]
+
+    def test_more_than_there_are_keep_all(
+        self, folder: Folder, builds: dict[str, set[str]]
+    ) -> None:
+        assert folder.prune(keep_builds=4, build="four") == Pruned()
+
+    def test_a_page_with_a_long_head_has_a_build_too(
+        self, folder: Folder, builds: dict[str, set[str]]
+    ) -> None:
+        folder.put("/" + "x" * 10_000, 100, build="one")
+        folder.prune(keep_builds=1, build="two")
+        assert folder.names() == builds["two"]
+
+    def test_an_entry_that_is_damaged_has_none_and_stays(
+        self, folder: Folder, builds: dict[str, set[str]]
+    ) -> None:
+        (name,) = list(builds["one"])[:1]
+        folder.storage.set(name, b"ISR\x01c")
+        folder.prune(keep_builds=1, build="two")
+        assert folder.names() == builds["two"] | {name}
+
+
+def old(path: str | Path) -> None:
+    os.utime(path, (0, 0))
+
+
+class TestLitter:
+    def test_an_outcome_that_nobody_waits_for_goes(self, folder: Folder) -> None:
+        lease = folder.coordination.acquire("a", 60, False)
+        assert not isinstance(lease, Held)
+        lease.release(b"an outcome")
+        folder.pruner.sweep()
+        assert folder.coordination.outcome("a", lease.token) is not None
+        old(folder.path / "outcomes" / "a")
+        assert folder.pruner.sweep() == Pruned(litter=1)
+        assert folder.coordination.outcome("a", lease.token) is None
+
+    def test_a_lease_of_a_killed_process_goes(self, folder: Folder) -> None:
+        lease = folder.coordination.acquire("a", 60, False)
+        path = folder.path / "leases" / "a"
+        path.with_name("b").touch()
+        for each in (path, path.with_name("b")):
+            old(each)
+        folder.pruner.sweep()
+        assert os.listdir(path.parent) == ["a"]
+        lease.release()  # type: ignore[union-attr]
+
+    def test_failures_go_with_their_pages(self, folder: Folder) -> None:
+        kept, dropped = folder.put("/a"), folder.put("/b")
+        for name in (kept, dropped):
+            folder.coordination.set_failure(name, Failure(1, 0.0, "it failed"))
+        folder.storage.delete(dropped)
+        folder.pruner.sweep()
+        assert folder.coordination.failure(kept) is not None
+        assert folder.coordination.failure(dropped) is None
+
+    def test_what_killed_writers_left_goes(self, folder: Folder) -> None:
+        page = Path(folder.storage.path(folder.put("/a")))
+        left = [page.with_name("x.tmp"), folder.path / "epochs.0123456789abcdef"]
+        for path in left:
+            path.touch()
+        folder.pruner.sweep()
+        assert all(path.exists() for path in left)
+        for path in left:
+            old(path)
+        folder.pruner.sweep()
+        assert not any(path.exists() for path in left)
+
+    def test_the_files_that_count_stay_however_old(self, folder: Folder) -> None:
+        folder.coordination.invalidate(["tag:a"], False)
+        folder.put("/a")
+        before = sorted(os.listdir(folder.path))
+        for name in before:
+            old(folder.path / name)
+        folder.pruner.sweep()
+        assert sorted(os.listdir(folder.path)) == before
+
+    def test_counters_of_a_folder_that_is_gone_go(self, folder: Folder, tmp_path: Path) -> None:
+        other = Folder(tmp_path / "other")
+        assert len(os.listdir(tmp_path / "shm")) == 2
+        os.rename(other.path, tmp_path / "renamed")
+        assert folder.pruner.sweep() == Pruned(litter=1)
+        assert len(os.listdir(tmp_path / "shm")) == 1
+
+    def test_counters_are_shared_as_before(self, folder: Folder, tmp_path: Path) -> None:
+        folder.coordination.invalidate(["tag:a"], False)
+        folder.pruner.sweep()
+        other = Folder(folder.path)
+        other.coordination.invalidate(["tag:b"], False)
+        assert folder.coordination.signal[0] == other.coordination.signal[0] >= 2
