@@ -178,6 +178,7 @@ def minute(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
     ours = types.SimpleNamespace(monotonic=lambda: monotonic() + ahead[0])
     monkeypatch.setattr("wsgi_isr.process.time", ours)
+    monkeypatch.setattr("wsgi_isr.middleware.monotonic", ours.monotonic)
 
     def pass_by() -> None:
         ahead[0] += 61

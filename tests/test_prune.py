@@ -23,11 +23,11 @@ from wsgi_isr.page import Codec
 from wsgi_isr.page import Page
 from wsgi_isr.store import shared
 from wsgi_isr.store.backend import FileStorage
+from wsgi_isr.store.bounds import Bounds
+from wsgi_isr.store.bounds import Growth
 from wsgi_isr.store.coordination import Failure
 from wsgi_isr.store.coordination import Held
 from wsgi_isr.store.files import FileCoordination
-from wsgi_isr.store.prune import Bounds
-from wsgi_isr.store.prune import Growth
 from wsgi_isr.store.prune import Pruned
 from wsgi_isr.store.prune import Pruner
 
@@ -184,6 +184,16 @@ class TestGone:
         gone = [folder.put(f"/gone/{number}", number, status=status) for number in range(50)]
         folder.prune(pages=100)
         assert folder.names() == {*real, *gone[40:]}
+
+    def test_it_does_not_push_out_real_pages_that_nearly_fill_the_folder(
+        self, tmp_path: Path
+    ) -> None:
+        folder = Folder(tmp_path / "nearly full", Bounds(100))
+        real = {folder.put(f"/{number}", number) for number in range(89)}
+        for number in range(10):
+            folder.put(f"/gone/{number}", 100 + number, status=GONE)
+        folder.pruner.behind()
+        assert real <= folder.names()
 
     def test_a_page_that_comes_back_is_as_real_as_others(self, folder: Folder) -> None:
         folder.put("/a", status=GONE)

@@ -28,8 +28,8 @@ from .report import page_rows
 from .report import Report
 from .report import table
 from .report import worker_rows
+from .store.bounds import Bounds
 from .store.coordination import StoreError
-from .store.prune import Bounds
 
 #: As of a process that SIGINT ended.
 INTERRUPTED = 130

@@ -25,10 +25,10 @@ from cachelib import SimpleCache
 from ..metadata import GONE
 from ..metadata import status_code
 from ..page import peek
+from .bounds import Bounds
+from .bounds import Growth
 from .coordination import StoreError
-from .prune import Bounds
-from .prune import Growth
-from .prune import LITTER_AGE
+from .records import LITTER_AGE
 
 logger = logging.getLogger("wsgi_isr")
 

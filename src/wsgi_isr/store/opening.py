@@ -22,10 +22,10 @@ from .backend import adapt
 from .backend import FileStorage
 from .backend import NullStorage
 from .backend import Storage
+from .bounds import Bounds
 from .coordination import Coordination
 from .coordination import LocalCoordination
 from .files import FileCoordination
-from .prune import Bounds
 
 logger = logging.getLogger("wsgi_isr")
 

@@ -9,24 +9,22 @@ that file is long enough one of them prunes, on a thread behind the visitors.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
+import math
 import os
-import random
 import re
 import time
 import typing as t
 from array import array
 from collections.abc import Iterable
 from collections.abc import Iterator
-from urllib.parse import parse_qsl
 
 from ..key import PAGE_NAME
 from ..page import peek
 from . import shared
+from .bounds import Bounds
 from .coordination import StoreError
-from .records import lock_within
-from .records import open_file
+from .records import LITTER_AGE
 
 if t.TYPE_CHECKING:
     from .backend import FileStorage
@@ -34,120 +32,31 @@ if t.TYPE_CHECKING:
 
 logger = logging.getLogger("wsgi_isr")
 
-#: Of all pages, one in so many may be gone.
-GONE_SHARE = 10
-#: So much of that is left after pruning. It is refilled fast, and a new look at all files for
-#: every few of them would cost more than their renders.
-GONE_ROOM = 0.4
-#: Thousandths of a bound that are added until somebody prunes.
-DUE = 50
-#: Pruning begins over the first part of a bound and ends under the second, so that what is added
-#: until the next time fits in.
-FULL, ROOM = 0.9, 0.85
 #: Seconds after which pruning behind the visitors leaves the rest to the next time.
 PATIENCE = 30.0
 #: Files removed under one lock, which renders wait for.
 BATCH = 20
 #: Seconds between two looks for what killed processes left.
 SWEEP_INTERVAL = 600.0
-#: Seconds after which nobody waits for an outcome any more, or writes a temporary file.
-LITTER_AGE = 3600.0
 
 _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\Z")
 
 
-class Bounds(t.NamedTuple):
-    """What the files of a site may be, at the most.
+class Limits(t.NamedTuple):
+    """Parts of the bounds: over ``full`` pages go until ``room`` is left of the bound.
 
-    :param pages: files, of all builds.
-    :param size: bytes in them.
+    :param gone: what is left of those that are gone.
     """
 
-    pages: int = 100_000
-    size: int = 2 * 2**30
-
-    @property
-    def gone(self) -> int:
-        """Pages that are 404 or 410."""
-        return max(1, self.pages // GONE_SHARE)
-
-    @classmethod
-    def from_query(cls, query: str) -> Bounds:
-        """
-        :raises ValueError: for what is no option of a file URL, with the remedy.
-        """
-        names = {"max_pages": "pages", "max_bytes": "size"}
-        found: dict[str, int] = {}
-        for name, value in parse_qsl(query, keep_blank_values=True):
-            if name not in names:
-                raise ValueError(
-                    f"files have the options max_pages and max_bytes, not {name!r}; "
-                    "a ? in a folder's name is written %3F"
-                )
-            if names[name] in found:
-                raise ValueError(f"{name} is given twice")
-            if not re.fullmatch(r"0*[1-9][0-9]{0,17}", value, re.ASCII):
-                raise ValueError(f"{name} takes a whole number, 1 or more, not {value!r}")
-            found[names[name]] = int(value)
-        return cls(**found)
+    full: float
+    room: float
+    gone: float
 
 
-class Growth:
-    """What all processes have added since the last pruning, in thousandths of a bound.
-
-    :param path: a file that has a byte for each of them, and is locked by who prunes.
-    """
-
-    def __init__(self, path: str, bounds: Bounds) -> None:
-        self._path = path
-        self._bounds = bounds
-        #: Whether it is time to prune.
-        self.due = False
-
-    def add(self, before: int | None, after: int) -> None:
-        """Count a file that was written.
-
-        :param before: bytes of the file that it took the place of, ``None`` for none.
-        """
-        part = max(0, after - (before or 0)) / self._bounds.size
-        if before is None:
-            part += 1 / self._bounds.pages
-        # Rounded by chance: right on average, without a count that ends with the process.
-        thousandths = int(1000 * part + random.random())
-        if thousandths:
-            with contextlib.suppress(OSError):
-                self._tell(min(thousandths, DUE))
-
-    def _tell(self, thousandths: int) -> None:
-        descriptor = open_file(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        try:
-            os.write(descriptor, b"+" * thousandths)
-            if os.fstat(descriptor).st_size >= DUE:
-                self.due = True
-        finally:
-            os.close(descriptor)
-
-    @contextlib.contextmanager
-    def pruning(self, wait: float) -> Iterator[bool]:
-        """Whether this process is the one that prunes; it counts anew from now on.
-
-        :param wait: seconds to wait for another one that does.
-        """
-        self.due = False
-        descriptor = open_file(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        try:
-            try:
-                lock_within(descriptor, wait)
-            except StoreError:
-                yield False
-                return
-            os.ftruncate(descriptor, 0)
-            try:
-                yield True
-            finally:
-                fcntl.flock(descriptor, fcntl.LOCK_UN)
-        finally:
-            os.close(descriptor)
+#: Leaves room for what is added until the next time; of what is gone that may be half the bound,
+#: because a look at all files for every few of them would cost more than their renders.
+BEHIND = Limits(full=0.9, room=0.85, gone=0.4)
+EXACT = Limits(1, 1, 1)
 
 
 class Pruned(t.NamedTuple):
@@ -204,7 +113,7 @@ class Pruner:
             if not mine:
                 return Pruned()
             deadline = time.monotonic() + PATIENCE
-            pruned = self._fit(self.bounds, FULL, ROOM, GONE_ROOM, deadline)
+            pruned = self._fit(self.bounds, BEHIND, deadline)
             if time.monotonic() >= self._sweep_at:
                 self._sweep_at = time.monotonic() + SWEEP_INTERVAL
                 pruned += self.sweep()
@@ -232,7 +141,7 @@ class Pruner:
             pruned = Pruned()
             if keep_builds is not None:
                 pruned = self._drop_builds(keep_builds, build)
-            return pruned + self._fit(bounds, 1.0, 1.0, 1.0, float("inf")) + self.sweep()
+            return pruned + self._fit(bounds, EXACT, math.inf) + self.sweep()
 
     def _files(self) -> Iterator[File]:
         for entry in self._storage.scan():
@@ -247,14 +156,11 @@ class Pruner:
 
     # Least recently used.
 
-    def _fit(
-        self, bounds: Bounds, full: float, room: float, gone_room: float, deadline: float
-    ) -> Pruned:
-        survey = Survey(self._files(), bounds)
-        if not survey.over(full, gone_room):
-            return Pruned()
-        cuts = survey.cuts(room, gone_room)
+    def _fit(self, bounds: Bounds, limits: Limits, deadline: float) -> Pruned:
+        cuts = Survey(self._files(), bounds).cuts(limits)
         left = {gone: count for gone, (count, _) in cuts.items()}
+        if not any(left.values()):
+            return Pruned()
 
         def unused() -> Iterator[File]:
             for file in self._files():
@@ -304,7 +210,7 @@ class Pruner:
         if not dropped:
             return Pruned()
         files = (file for file in self._files() if self._build_of(file) in dropped)
-        return self._remove(files, float("inf"))
+        return self._remove(files, math.inf)
 
     def _build_of(self, file: File) -> str | None:
         try:
@@ -368,39 +274,35 @@ class Survey:
         self._bounds = bounds
         self._used = {False: array("q"), True: array("q")}
         self._sizes = {False: array("q"), True: array("q")}
-        self._bytes = 0
         for file in files:
             self._used[file.gone].append(file.used)
             self._sizes[file.gone].append(file.size)
-            self._bytes += file.size
+        self._count = sum(map(len, self._used.values()))
+        self._bytes = sum(map(sum, self._sizes.values()))
 
-    def over(self, part: float, gone_part: float) -> bool:
-        pages, gone = len(self._used[False]), len(self._used[True])
-        return (
-            pages + gone > part * self._bounds.pages
-            or gone > gone_part * self._bounds.gone
-            or self._bytes > part * self._bounds.size
-        )
+    def _within(self, part: float) -> bool:
+        fits = self._count <= part * self._bounds.pages
+        return fits and self._bytes <= part * self._bounds.size
 
-    def cuts(self, part: float, gone_part: float) -> dict[bool, tuple[int, int]]:
+    def cuts(self, limits: Limits) -> dict[bool, tuple[int, int]]:
         """For real pages (false) and others: how many go, and when the last of them was used."""
-        used, sizes = self._used, self._sizes
-        gone = len(used[True])
-        count = gone + len(used[False])
-        left = self._bytes
-        newest = max((max(times) for times in used.values() if times), default=0)
+        newest = max((max(times) for times in self._used.values() if times), default=0)
+        gone = len(self._used[True])
         cuts = {False: (0, 0), True: (0, 0)}
         for kind in (True, False):
-            order = sorted(range(len(used[kind])), key=used[kind].__getitem__)
-            if order and used[kind][order[-1]] == newest:
+            # What is gone may be all the room that is needed: then no real page goes.
+            part = limits.room if not self._within(limits.full) else math.inf
+            used, sizes = self._used[kind], self._sizes[kind]
+            order = sorted(range(len(used)), key=used.__getitem__)
+            if order and used[order[-1]] == newest:
                 # Never the newest, whatever its size.
                 order.pop()
-            for at in order:
-                fits = count <= part * self._bounds.pages and left <= part * self._bounds.size
-                if fits and not (kind and gone > gone_part * self._bounds.gone):
+            for number, at in enumerate(order, 1):
+                too_many = kind and gone > limits.gone * self._bounds.gone
+                if self._within(part) and not too_many:
                     break
-                cuts[kind] = (cuts[kind][0] + 1, used[kind][at])
-                count -= 1
+                cuts[kind] = (number, used[at])
+                self._count -= 1
+                self._bytes -= sizes[at]
                 gone -= kind
-                left -= sizes[kind][at]
         return cuts

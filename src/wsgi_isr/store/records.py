@@ -16,6 +16,9 @@ import zlib
 
 from .coordination import StoreError
 
+#: Seconds after which nobody waits for an outcome any more, or writes a temporary file.
+LITTER_AGE = 3600.0
+
 
 def open_file(path: str, flags: int) -> int:
     """Open a file of ours; a folder that was deleted meanwhile is made again."""

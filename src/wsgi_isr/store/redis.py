@@ -8,13 +8,12 @@ stands behind that. Neither happens while a visitor waits.
 from __future__ import annotations
 
 import contextlib
-import os
+import itertools
 import re
 import secrets
 import threading
 import time
 import typing as t
-from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
 
@@ -106,18 +105,20 @@ class RedisCoordination:
         self._prefix = storage.prefix
         self._keys = [f"{self._prefix}clock", f"{self._prefix}labels"]
         # Channels know no databases.
-        database = self._client.get_connection_kwargs().get("db") or 0
+        database = self._client.connection_pool.connection_kwargs.get("db") or 0
         self._channel = f"{self._prefix}changes:{database}"
         self._scripts: dict[str, t.Any] = {}
         # Not from 0: pages that were in memory before a fork know the parent's numbers.
-        self.signal = [secrets.randbits(62), secrets.randbits(62)]
+        self._marks = itertools.count(secrets.randbits(62))
+        self.signal = [next(self._marks), next(self._marks)]
         self._epochs = Epochs("")
         #: The last number seen in this lineage, and the server's run in which that was.
         self._seen = 0
         self._run = ""
-        #: Pages that were stored since this process looks, by name; how many there were at all.
+        #: Marks of the pages that were stored while this process looked.
         self._stored: dict[str, int] = {}
-        self._stores = 0
+        #: How many stored pages it was told of, and how many there were when it last asked.
+        self._told = self._stores = 0
         self._lock = threading.RLock()
         self._follower = Follower(self.follow)
         self._subscription: t.Any = None
@@ -146,24 +147,24 @@ class RedisCoordination:
         lineage, run = answer[0].decode(), answer[1].decode()
         sequence, stores, floor, hard = map(int, answer[2:6])
         with self._lock:
-            if lineage != known[0]:
+            epochs = self._epochs
+            if lineage != epochs.lineage:
+                if lineage == known[0]:
+                    # From before a new lineage, which another thread has found meanwhile.
+                    return Number(lineage, sequence)
                 epochs = Epochs(lineage)
-            elif lineage == self._epochs.lineage:
-                epochs = self._epochs
-            else:
-                # An answer from before the lineage that another thread has found meanwhile.
-                return Number(lineage, sequence)
             changed = self._take_in(epochs, Invalidation(floor, hard), answer[6])
             if epochs is not self._epochs:
-                self._seen = 0
-                self._epochs = epochs
+                self._epochs, self._seen, self._told = epochs, 0, stores
+                self._all_stored()
                 changed = True
-            self._seen = epochs.sequence = max(self._seen, sequence)
-            self._run = run
+            if sequence >= self._seen:
+                # Answers may overtake each other.
+                self._seen = epochs.sequence = sequence
+                self._run, self._stores = run, stores
             if changed:
                 # Only now: who sees the signal change finds the epochs changed.
-                self.signal[0] += 1
-            self._see_stores(stores)
+                self.signal[0] = next(self._marks)
         self._follower.looked()
         return Number(lineage, sequence)
 
@@ -171,7 +172,7 @@ class RedisCoordination:
         changed = bool(entries) or epochs.floor != floor
         epochs.floor = floor
         for entry, number in zip(entries[::2], entries[1::2], strict=True):
-            label = entry[1:].decode()
+            label = entry[1:].decode(errors="replace")
             epochs.apply(int(float(number)), label, entry[:1] == b"h")
         if len(epochs) > MAX_LABELS:
             epochs.forget_oldest(MAX_LABELS // 2)
@@ -198,6 +199,7 @@ class RedisCoordination:
             raise StoreError(str(self._follower.error)) from self._follower.error
         if self._follower.is_late:
             self._order(scripts.SYNC)
+            self._catch_up(self._stores)
 
     def probe(self) -> None:
         """Whether the server takes writes and can be followed."""
@@ -216,17 +218,21 @@ class RedisCoordination:
         end = time.monotonic() + POLL
         listening = self._subscribe()
         self._order(scripts.SYNC)
+        stores = self._stores
         while (left := end - time.monotonic()) > 0:
             if not listening:
+                self._catch_up(stores)
                 time.sleep(left)
                 return
             try:
                 message = self._subscription.get_message(timeout=left)
             except Exception:
                 self._unsubscribe()
-                return
+                break
             if message is not None and message["type"] == "message":
                 self._hear(message["data"])
+        # What has not been announced by now was announced to nobody here.
+        self._catch_up(stores)
 
     def _subscribe(self) -> bool:
         if self._subscription is None and time.monotonic() >= self._subscribe_at:
@@ -248,28 +254,35 @@ class RedisCoordination:
 
     def _hear(self, message: bytes) -> None:
         kind, number, name = message[:1], *message[1:].partition(b" ")[::2]
-        if kind == b"s" and number.isdigit():
-            with self._lock:
-                self._see_stores(int(number), name.decode(errors="replace"))
-        else:
+        if kind != b"s" or not number.isdigit():
             self._order(scripts.SYNC)
+            return
+        with self._lock:
+            missing = int(number) > self._told + 1
+            self._told = max(self._told, int(number))
+            if missing:
+                self._all_stored()
+            else:
+                self._is_stored(name.decode(errors="replace"))
 
     def stored(self, name: str) -> object:
         return self._stored.get(name, self.signal[1])
 
-    def _see_stores(self, stores: int, name: str | None = None) -> None:
-        """Note which page was stored; all of them may have been, where a message is missing."""
-        if stores == self._stores + 1 and name is not None:
-            if len(self._stored) < MAX_STORED:
-                self._stored[name] = self.signal[1] + stores
-                self._stores = stores
-                return
-        elif stores == self._stores or (stores < self._stores and name is not None):
-            # Known already; counters that went back are those of another lineage.
-            return
-        self._stores = stores
+    def _is_stored(self, name: str) -> None:
+        if len(self._stored) >= MAX_STORED:
+            self._all_stored()
+        self._stored[name] = next(self._marks)
+
+    def _all_stored(self) -> None:
+        """Any page may have been stored anew."""
         self._stored = {}
-        self.signal[1] = secrets.randbits(62)
+        self.signal[1] = next(self._marks)
+
+    def _catch_up(self, stores: int) -> None:
+        with self._lock:
+            if stores > self._told:
+                self._told = stores
+                self._all_stored()
 
     # One render of a page.
 
@@ -320,7 +333,7 @@ class RedisCoordination:
             stored = self._call(scripts.SWAP, keys, *args)
             if stored > 0:
                 with self._lock:
-                    self._see_stores(stored, name)
+                    self._is_stored(name)
                 return True
             if stored < 0:
                 self._order(scripts.SYNC)
@@ -338,9 +351,9 @@ class RedisCoordination:
 
     def remove(self, storage: Storage, name: str) -> None:
         keys = [self._prefix + name, self._keys[0]]
-        stored = self._call(scripts.REMOVE, keys, self._channel, name)
+        self._call(scripts.REMOVE, keys, self._channel, name)
         with self._lock:
-            self._see_stores(stored, name)
+            self._is_stored(name)
 
     def failure(self, name: str) -> Failure | None:
         record = parse_line((self._client.get(f"{self._prefix}failure:{name}") or b"").strip())
