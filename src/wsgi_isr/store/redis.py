@@ -291,7 +291,9 @@ class RedisCoordination:
 
         def acquire(term: float) -> t.Any:
             demanded = int(on_demand)
-            return self._call(scripts.ACQUIRE, [self._lease(name)], lease.token, _ms(term), demanded)
+            return self._call(
+                scripts.ACQUIRE, [self._lease(name)], lease.token, _ms(term), demanded
+            )
 
         held = leases.take(self._heart, lease, seconds, acquire)
         return lease if held is None else Held(held.decode(errors="replace"))
