@@ -45,15 +45,19 @@ json_option = click.option("--json", "as_json", is_flag=True, help="For programs
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[None]:
-    """Let errors of the one who typed the command, or of the store, be read without a traceback."""
+def _told(where: str = "") -> Iterator[None]:
+    """Let errors of the one who typed the command, or of the store, be read without a traceback.
+
+    :param where: how to say on the command line where pages are.
+    """
     try:
         yield
     except BrokenPipeError:
         # click knows what to do when a pager is closed.
         raise
     except (ValueError, NotImplementedError, StoreError, RevalidationError, OSError) as error:
-        raise click.ClickException(str(error)) from error
+        hint = where if "base_url" in str(error) else ""
+        raise click.ClickException(f"{error}{hint}") from error
 
 
 def _read_paths(paths: Iterable[str]) -> list[str]:
@@ -157,7 +161,7 @@ def revalidate(
     origin = app.origin(base_url)
     todo = _read_paths(paths)
     ondemand = app.middleware._on_demand()
-    with _told():
+    with _told(" (here: give --base-url)"):
         results = ondemand.each(todo, only_generated, origin, app.middleware)
         _follow(results, len(todo), "Revalidating")
 
@@ -262,9 +266,9 @@ def prune(app: App, keep_builds: int | None, max_pages: int | None, max_bytes: i
     bounds = Bounds(max_pages or bounds.pages, max_bytes or bounds.size)
     with _told():
         pruned = pruner.now(bounds, keep_builds, app.middleware._site.build_id)
-    parts = [number(pruned.pages, "page"), f"{pruned.gone:,} that were gone"]
-    parts += [amount(pruned.size), number(pruned.litter, "left-over file")]
-    click.echo(f"Removed: {', '.join(parts)}")
+    pages = f"{number(pruned.pages, 'page')} and {pruned.gone:,} that were gone"
+    litter = number(pruned.litter, "left-over file")
+    click.echo(f"Removed: {pages}, {amount(pruned.size)}; {litter}")
 
 
 #: What ``flask isr`` and ``python -m wsgi_isr MODULE:APP`` have.

@@ -236,7 +236,7 @@ REMEDIES = {
     "redirect": "the page redirects to itself; put ProxyFix outside of ISRMiddleware, "
     "or set base_url",
     "metadata": "correct the ISR header",
-    "too-large": "raise max_body_size, or do not make a page of it",
+    "too-large": "raise max_body_size, or memcached's -I; or do not make a page of it",
     "not-a-page": "the answer to a request without cookies carries no ISR-Revalidate header",
 }
 

@@ -57,7 +57,8 @@ class ISRMiddleware:
 
     :param app: any WSGI application. While pages are rendered it is called from several threads.
     :param cache: a cachelib cache; a callable that returns one, called once in each process; a
-        URL (``memory://``, ``file:///var/cache/site``); ``None``: files in ``.isr-cache`` under
+        URL (``memory://``, ``file:///var/cache/site?max_pages=100000&max_bytes=2147483648``,
+        where the two bounds are the default); ``None``: files in ``.isr-cache`` under
         the working directory, which all workers of the machine share.
     :param rules: what is known of URLs before the app is asked: a mapping of path patterns to
         `Rule` or seconds, or a callable that takes an environ and returns a `Rule` or ``None``.

@@ -32,8 +32,6 @@ from .store.coordination import Lease
 from .store.coordination import Number
 from .store.memory import Entry
 
-#: Pauses between two looks at another process's render, in seconds: from, to.
-WATCH = (0.001, 0.005)
 #: Seconds before a page whose lease another process holds is tried again.
 ELSEWHERE = 0.05
 
@@ -171,7 +169,7 @@ class Regeneration:
         """The lease of a page, or what came of the attempt of the one who had it."""
         name = key.name
         deadline = time.monotonic() + self._timeout
-        pause = WATCH[0]
+        pause, longest = self._store.coordination.watch
         token = None
         while True:
             lease = self._store.acquire(name, self._timeout)
@@ -189,7 +187,7 @@ class Regeneration:
                 return None, None
             token = lease.token
             time.sleep(pause)
-            pause = min(1.5 * pause, WATCH[1])
+            pause = min(1.5 * pause, longest)
             entry = self._store.lookup(key, self._clock())
             if entry is not None and self._state(entry) in wanted:
                 return None, Outcome(Kind.FOUND, entry, collapsed=True)
@@ -330,13 +328,13 @@ class Regeneration:
 
     def _render_after(self, key: PageKey, rule: Rule | None, number: Number) -> Outcome:
         deadline = time.monotonic() + self._timeout
-        pause = WATCH[0]
+        pause, longest = self._store.coordination.watch
         while True:
             lease = self._store.acquire(key.name, self._timeout, on_demand=True)
             if not isinstance(lease, Held) or time.monotonic() > deadline:
                 break
             time.sleep(pause)
-            pause = min(1.5 * pause, WATCH[1])
+            pause = min(1.5 * pause, longest)
         lease = None if isinstance(lease, Held) else lease
         try:
             previous = self._store.newest(key)

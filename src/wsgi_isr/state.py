@@ -58,12 +58,19 @@ def seconds_left(page: Page, mark: Mark, now: float) -> int | None:
     return math.ceil(left) if state_of(page, mark, now) is State.FRESH else 0
 
 
-def replaces(new: Page, old: Page | None) -> bool:
+def replaces(new: Page, old: Page | None, lineage: str | None = None) -> bool:
     """Whether a finished render may take the place of what is stored.
 
-    An older render never overwrites a newer page, however late it ends (promise 5).
+    An older render never overwrites a newer page, however late it ends (promise 5). One without
+    a lineage was made while the store did not answer; nobody knows when.
+
+    :param lineage: the one of the store now, if it is known.
     """
-    return old is None or old.lineage != new.lineage or old.sequence <= new.sequence
+    if old is None:
+        return True
+    if old.lineage == new.lineage:
+        return old.sequence <= new.sequence
+    return new.lineage != "" and old.lineage != lineage
 
 
 class Invalidation(t.NamedTuple):
@@ -119,7 +126,8 @@ class Epochs:
         for label in page.labels:
             if (found := self.labels.get(label)) is not None:
                 yield found
-        for pattern, found in self._patterns.values():
+        # A copy, because other threads add to it meanwhile.
+        for pattern, found in tuple(self._patterns.values()):
             if pattern.fullmatch(page.key.full_path or "/"):
                 yield found
 
@@ -131,12 +139,15 @@ class Epochs:
     def forget_oldest(self, keep: int) -> None:
         """Bound the table: what is forgotten counts as invalidated, never as valid."""
         ordered = sorted(self.items(), key=lambda item: item[1].last)
-        for label, (last, hard) in ordered[: max(0, len(ordered) - keep)]:
+        forgotten = ordered[: max(0, len(ordered) - keep)]
+        # First, for other threads look up labels meanwhile.
+        for _, (last, hard) in forgotten:
+            self.floor = Invalidation(max(self.floor.last, last), max(self.floor.hard, hard))
+        for label, _ in forgotten:
             if label.startswith("pattern:"):
                 del self._patterns[label.removeprefix("pattern:")]
             else:
                 del self.labels[label]
-            self.floor = Invalidation(max(self.floor.last, last), max(self.floor.hard, hard))
 
 
 def _later(old: Invalidation, number: int, hard: bool) -> Invalidation:

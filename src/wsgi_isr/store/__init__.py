@@ -34,8 +34,11 @@ from .coordination import Held
 from .coordination import KeepsStats
 from .coordination import Lease
 from .coordination import Number
+from .coordination import Remote
 from .coordination import StoreError
+from .coordination import TooLarge
 from .files import FileCoordination
+from .leases import RemoteLease
 from .memory import Entry
 from .memory import MemoryLevel
 from .prune import Pruner
@@ -71,8 +74,11 @@ class PageStore:
         self.after: Callable[[], None] = lambda: None
         self._codec = codec
         self._build_id = build_id
-        self._breaker = Breaker(on_error)
+        probe = coordination.probe if isinstance(coordination, Remote) else None
+        self._breaker = Breaker(on_error, probe)
         self._damaged: dict[str, float] = {}
+        #: The last number this process knows of.
+        self._last = Number("", 0)
 
     # Reading.
 
@@ -81,10 +87,12 @@ class PageStore:
         entry = self.memory.get(key)
         if entry is None:
             return self.load(key)
+        # Before it is confirmed: where nothing else tells of changes this is when they are found.
+        self._breaker.call("poll", self.coordination.poll)
         self.confirm(entry)
         if state_of(entry.page, entry.mark, now) is State.FRESH:
             return entry
-        if entry.stores == self.coordination.signal[1]:
+        if entry.stores == self.coordination.stored(entry.page.name):
             return entry
         return self.newest(key)
 
@@ -94,23 +102,35 @@ class PageStore:
         if entry.confirmed[0] != generation:
             epochs = self._breaker.call("epochs", self.coordination.epochs)
             if epochs is not None:
+                self.memory.lineage = epochs.lineage
+                self._note(Number(epochs.lineage, epochs.sequence))
                 entry.confirmed = (generation, epochs.mark(entry.page))
 
-    def _entry(self, page: Page, stores: object) -> Entry:
-        entry = Entry(page, Mark.NONE, None, stores)
+    def _note(self, number: Number) -> None:
+        if number.lineage != self._last.lineage or number.sequence > self._last.sequence:
+            self._last = number
+
+    def _entry(self, page: Page, stores: object, unconfirmed: Mark = Mark.NONE) -> Entry:
+        """
+        :param unconfirmed: what counts while the invalidations cannot be had.
+        """
+        entry = Entry(page, unconfirmed, None, stores)
         self.confirm(entry)
         return entry
 
     def load(self, key: PageKey) -> Entry | None:
         """The page of the shared level."""
         # Read before the page is, so that any later change is noticed.
-        stores = self.coordination.signal[1]
+        stores = self.coordination.stored(key.name)
         page = self._read(key.name, key)
         if page is None:
             return None
         if self.pruner is not None:
             self.pruner.touch(page.name)
-        return self.memory.put(self._entry(page, stores))
+        entry = self.memory.put(self._entry(page, stores, Mark.SOFT))
+        if self._last.lineage in ("", page.lineage):
+            self._note(Number(page.lineage, page.sequence))
+        return entry
 
     def used(self, entry: Entry, now: float) -> None:
         """Note that a page is served from memory: what others have not read may be in use."""
@@ -122,12 +142,13 @@ class PageStore:
     def newest(self, key: PageKey) -> Entry | None:
         """The page of the level that has the newer one."""
         known = self.memory.get(key)
-        stores = self.coordination.signal[1]
+        stores = self.coordination.stored(key.name)
         loaded = self.load(key)
         if known is None or loaded is None:
             entry = loaded or known
         else:
-            entry = loaded if replaces(loaded.page, known.page) else known
+            newer = replaces(loaded.page, known.page, self.memory.lineage)
+            entry = loaded if newer else known
         if entry is not None:
             entry.stores = stores
             self.confirm(entry)
@@ -190,15 +211,19 @@ class PageStore:
 
         Returns the page that counts from now on, and why it was not stored if it was not.
         """
-        stores = self.coordination.signal[1]
+        stores = self.coordination.stored(page.name)
 
         def accept(data: bytes | None) -> bool:
-            return data is None or replaces(page, self._codec.decode(data, page.key))
+            old = None if data is None else self._codec.decode(data, page.key)
+            return replaces(page, old, self._lineage(page, old))
 
         data = self._codec.encode(page)
-        stored = self._breaker.call(
-            "set", lambda: self.coordination.swap(self.storage, page.name, data, accept)
-        )
+        try:
+            stored = self._breaker.call(
+                "set", lambda: self.coordination.swap(self.storage, page.name, data, accept), True
+            )
+        except TooLarge:
+            return self.memory.put(self._entry(page, stores)), "too-large"
         if stored is False and (newer := self.newest(page.key)) is not None:
             return newer, None
         kept = self.memory.put(self._entry(page, stores))
@@ -208,11 +233,18 @@ class PageStore:
             return kept, "too-large"
         return kept, None
 
+    def _lineage(self, page: Page, old: Page | None) -> str | None:
+        """The lineage of the store now, where a page and what it may replace have two."""
+        if old is not None and old.lineage != page.lineage:
+            with contextlib.suppress(Exception):
+                return self.coordination.epochs().lineage
+        return None
+
     def drop(self, key: PageKey) -> None:
         """Forget a page everywhere: its URL is no page any more."""
-        name = key.name
-        self._breaker.call("drop", lambda: self.coordination.invalidate([page_label(name)], True))
-        self._breaker.call("drop", lambda: self.coordination.remove(self.storage, name))
+        labels = [page_label(key.name)]
+        self._breaker.call("drop", lambda: self.coordination.invalidate(labels, True), True)
+        self._breaker.call("drop", lambda: self.coordination.remove(self.storage, key.name), True)
         self.memory.discard(key)
 
     def invalidate(self, labels: list[str], hard: bool) -> Number:
@@ -246,22 +278,26 @@ class PageStore:
     # Coordination; without it every process is on its own.
 
     def next_number(self) -> Number:
-        number = self._breaker.call("number", self.coordination.next_number)
+        number = self._breaker.call("number", self.coordination.next_number, True)
         if number is not None:
-            return number
-        epochs = self._breaker.call("epochs", self.coordination.epochs)
-        return Number("", 0) if epochs is None else Number(epochs.lineage, epochs.sequence)
+            self._note(number)
+        # Without one the last that is known: it replaces what this process has, and whatever is
+        # numbered later replaces it.
+        return number or self._last
 
     def acquire(self, name: str, seconds: float, on_demand: bool = False) -> Lease | Held | None:
         """The lease of a page, who has it, or ``None`` where there is no agreement to be had."""
         return self._breaker.call(
-            "lease", lambda: self.coordination.acquire(name, seconds, on_demand)
+            "lease", lambda: self.coordination.acquire(name, seconds, on_demand), True
         )
 
     def release(self, lease: Lease | None, outcome: bytes | None = None) -> None:
         if lease is not None:
+            if isinstance(lease, RemoteLease):
+                # Also while the store is left alone: afterwards nobody would stop extending it.
+                lease.let_go()
             sealed = None if outcome is None else self._codec.seal(outcome)
-            self._breaker.call("release", lambda: lease.release(sealed))
+            self._breaker.call("release", lambda: lease.release(sealed), True)
         self.after()
 
     def outcome(self, name: str, token: str) -> bytes | None:
@@ -273,7 +309,7 @@ class PageStore:
         return self._breaker.call("failure", lambda: self.coordination.failure(name))
 
     def set_failure(self, name: str, failure: Failure | None) -> None:
-        self._breaker.call("failure", lambda: self.coordination.set_failure(name, failure))
+        self._breaker.call("failure", lambda: self.coordination.set_failure(name, failure), True)
 
     def poll(self) -> None:
         self._breaker.call("poll", self.coordination.poll)

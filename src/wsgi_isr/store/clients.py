@@ -137,13 +137,14 @@ def check(cache: BaseCache) -> None:
         _warn_if_slow(cache, waits, getattr(options.get("retry"), "_retries", 0))
     elif isinstance(cache, MemcachedCache):
         client = cache._client
-        if not _is_plain(client):
+        if _is_refused(client):
             raise ValueError(
-                "this MemcachedCache executes what it reads (pickle): use "
-                "'memcached://host:11211', or MemcachedCache(PooledClient(...)) with pymemcache's "
-                "client and no serde of its own"
+                f"MemcachedCache over {type(client).__module__} executes what it reads (pickle), "
+                "or is not safe in threads: use 'memcached://host:11211', or "
+                "MemcachedCache(PooledClient(...)) with the client of pymemcache, without a serde"
             )
-        _warn_if_slow(cache, (client.timeout, client.connect_timeout), 0)
+        if _is_pooled(client):
+            _warn_if_slow(cache, (client.timeout, client.connect_timeout), 0)
 
 
 def _warn_if_slow(cache: BaseCache, waits: tuple[t.Any, t.Any], retries: int) -> None:
@@ -156,22 +157,30 @@ def _warn_if_slow(cache: BaseCache, waits: tuple[t.Any, t.Any], retries: int) ->
         )
 
 
-def _is_plain(client: t.Any) -> bool:
-    """Whether a memcached client is one of pymemcache that returns bytes as they are."""
-    if not type(client).__module__.startswith("pymemcache.") or not hasattr(client, "client_pool"):
-        return False
+def _is_refused(client: t.Any) -> bool:
+    package = type(client).__module__.partition(".")[0]
+    if package != "pymemcache":
+        return package in ("pylibmc", "memcache", "libmc", "google")
+    if not _is_pooled(client):
+        return True
     decode = getattr(client.serde, "deserialize", None)
-    return getattr(decode, "__name__", "") == "_default_deserialize"
+    return getattr(decode, "__name__", "") != "_default_deserialize"
+
+
+def _is_pooled(client: t.Any) -> bool:
+    return type(client).__module__.startswith("pymemcache.") and hasattr(client, "client_pool")
 
 
 def own_client(cache: MemcachedCache) -> MemcachedCache:
     """The same cache over connections of this process: those of another would mix up pages."""
+    if not _is_pooled(cache._client):
+        return cache
     mine = copy.copy(cache)
     client = copy.copy(cache._client)
     client.default_noreply = False
     client.client_pool = LivePool(client._create_client)
     mine._client = client
-    mine._client_context = lambda: contextlib.nullcontext(client)  # type: ignore[assignment]
+    mine._client_context = lambda: contextlib.nullcontext(client)
     return mine
 
 

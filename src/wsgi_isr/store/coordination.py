@@ -21,12 +21,22 @@ if t.TYPE_CHECKING:
 
 #: Labels that a store remembers; beyond it the oldest half counts as invalidated.
 MAX_LABELS = 100_000
+#: Seconds between two looks at another process's render, where looking costs microseconds.
+WATCH = (0.001, 0.005)
 
 Accept: t.TypeAlias = "Callable[[bytes | None], bool]"
 
 
 class StoreError(Exception):
     """The shared store could not do what was asked; the message says why."""
+
+
+class TooLarge(StoreError):
+    """The entry is larger than the store takes; what was there before still is."""
+
+
+class WritesRefused(StoreError):
+    """The store answers, but takes no writes: it is full, or a replica."""
 
 
 class Number(t.NamedTuple):
@@ -75,6 +85,11 @@ class Coordination(t.Protocol):
     #: ``[0]`` changes with every invalidation, ``[1]`` with every stored page. Reading it is what
     #: a hit costs, so it is a plain index into memory wherever that is possible.
     signal: t.Any
+    #: Seconds between two looks at the render of another process: at first, and at the most.
+    watch: tuple[float, float]
+
+    def stored(self, name: str) -> object:
+        """What changes when a page is stored; as with ``signal[1]``, other pages may do it too."""
 
     def epochs(self) -> Epochs:
         """The invalidations up to now."""
@@ -113,6 +128,17 @@ class Coordination(t.Protocol):
 
 
 @t.runtime_checkable
+class Remote(t.Protocol):
+    """What a coordination over the network does besides."""
+
+    def probe(self) -> None:
+        """Find out whether the store is there, and catch up with it.
+
+        :raises WritesRefused: if it is there but takes no writes.
+        """
+
+
+@t.runtime_checkable
 class KeepsStats(t.Protocol):
     """What a coordination of several processes may do besides: keep the counters of each."""
 
@@ -140,6 +166,7 @@ class LocalCoordination:
 
     #: Outcomes and failures that are kept, at the most.
     MAX_RECORDS = 10_000
+    watch = WATCH
 
     def __init__(self) -> None:
         self.signal = [0, 0]
@@ -157,6 +184,9 @@ class LocalCoordination:
             self._pid = os.getpid()
             self._lock = threading.RLock()
             self._leases.clear()
+
+    def stored(self, name: str) -> object:
+        return self.signal[1]
 
     def epochs(self) -> Epochs:
         return self._epochs

@@ -34,6 +34,7 @@ from .coordination import Lease
 from .coordination import MAX_LABELS
 from .coordination import Number
 from .coordination import StoreError
+from .coordination import WATCH
 from .records import format_line
 from .records import is_at
 from .records import lock_within
@@ -62,6 +63,8 @@ class FileCoordination:
 
     :param folder: it exists, and nobody else writes to it.
     """
+
+    watch = WATCH
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
@@ -135,6 +138,9 @@ class FileCoordination:
             if last > hard:
                 lines.append(format_line([last, label, False]))
         write_file(self._log, b"".join(lines))
+
+    def stored(self, name: str) -> object:
+        return self.signal[1]
 
     # Renders and invalidations in one order.
 

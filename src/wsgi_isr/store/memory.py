@@ -75,6 +75,8 @@ class MemoryLevel:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.size = 0
+        #: The lineage of the store, as far as it is known.
+        self.lineage: str | None = None
         #: Entries by request target: what a hit looks up.
         self.targets: dict[Target, Entry] = {}
         self._entries: dict[PageKey, Entry] = {}
@@ -95,7 +97,8 @@ class MemoryLevel:
         with self._lock:
             old = self._entries.get(key)
             if old is not None:
-                if not replaces(entry.page, old.page) or _same_render(entry.page, old.page):
+                newer = replaces(entry.page, old.page, self.lineage)
+                if not newer or _same_render(entry.page, old.page):
                     return old
                 self._remove(old)
             if entry.size <= self.limit:

@@ -16,8 +16,17 @@ from urllib.parse import unquote
 from urllib.parse import urlsplit
 
 from cachelib import BaseCache
+from cachelib import DynamoDbCache
 from cachelib import FileSystemCache
+from cachelib import MemcachedCache
+from cachelib import MongoDbCache
+from cachelib import NullCache
+from cachelib import RedisCache
+from cachelib import SimpleCache
+from cachelib import UWSGICache
+from cachelib import ValkeyCache
 
+from . import clients
 from .backend import adapt
 from .backend import FileStorage
 from .backend import NullStorage
@@ -26,6 +35,10 @@ from .bounds import Bounds
 from .coordination import Coordination
 from .coordination import LocalCoordination
 from .files import FileCoordination
+from .plain import PlainCoordination
+from .plain import PlainStorage
+from .redis import RedisCoordination
+from .redis import RedisStorage
 
 logger = logging.getLogger("wsgi_isr")
 
@@ -37,13 +50,16 @@ CacheLike: t.TypeAlias = "BaseCache | Callable[[], BaseCache] | str | None"
 
 #: Two middlewares over one cache of this process agree with each other.
 _local: weakref.WeakKeyDictionary[BaseCache, LocalCoordination] = weakref.WeakKeyDictionary()
+#: Kinds of caches whose limits this process has told.
+_told: set[str] = set()
 
 
 def opener(cache: CacheLike, prefix: str) -> Opener:
     """How to open a store, later and once in each process.
 
     :raises TypeError: for what is no cache.
-    :raises ValueError: for a URL that names none, with the remedy.
+    :raises ValueError: for a URL that names none, or a cache that will not do, with the remedy.
+    :raises ImportError: for a URL whose client is not installed, with the remedy.
     """
     if cache is None:
         folder = os.path.abspath(DEFAULT_FOLDER)
@@ -51,6 +67,8 @@ def opener(cache: CacheLike, prefix: str) -> Opener:
     if isinstance(cache, str):
         return _from_url(cache, prefix)
     if isinstance(cache, BaseCache):
+        clients.check(cache)
+        _tell_limits(cache)
         return lambda: _open_cache(cache, prefix)
     if callable(cache):
         return lambda: _open_made(cache, prefix)
@@ -65,12 +83,14 @@ def _open_made(make: Callable[[], BaseCache], prefix: str) -> Opened:
         cache = make()
         if not isinstance(cache, BaseCache):
             raise TypeError(f"it returned no cachelib cache but {cache!r}")
+        clients.check(cache)
+        _tell_limits(cache)
+        return _open_cache(cache, prefix)
     except Exception:
         logger.exception(
             "the callable given as cache failed: pages are kept in the memory of each process only"
         )
         return NullStorage(), LocalCoordination()
-    return _open_cache(cache, prefix)
 
 
 def _from_url(url: str, prefix: str) -> Opener:
@@ -88,7 +108,15 @@ def _from_url(url: str, prefix: str) -> Opener:
             raise ValueError(f"a # in a folder's name is written %23: {url!r}")
         bounds = Bounds.from_query(parts.query)
         return lambda: _open_folder(folder, prefix, bounds)
-    raise ValueError(f"cache URLs are memory:// and file:///path, not {url!r}")
+    if parts.scheme in clients.SCHEMES:
+        make = clients.from_url(url)
+        _tell_limits(make())
+        return lambda: _open_cache(make(), prefix)
+    # Not the whole URL: it may have a password.
+    raise ValueError(
+        "cache URLs are memory://, file:///path, redis://host, rediss://host, valkey://host and "
+        f"memcached://host, not {parts.scheme + '://' if parts.scheme else url!r}"
+    )
 
 
 def _open_folder(folder: str, prefix: str, bounds: Bounds) -> Opened:
@@ -113,7 +141,35 @@ def _refuse_foreign(folder: str) -> None:
         raise PermissionError(f"it belongs to user {owner}; run as that user")
 
 
+def _tell_limits(cache: BaseCache) -> None:
+    """Say once what a cache cannot do; docs/stores.md says it of all of them."""
+    kind = type(cache).__name__
+    if _is_plain(cache) and kind not in _told:
+        _told.add(kind)
+        logger.warning(
+            "%s: pages cannot be listed, it may lose invalidations (pages then count as stale), "
+            "and one render per page is best effort; files and Redis have no such limits",
+            kind,
+        )
+
+
+def _is_plain(cache: BaseCache) -> bool:
+    """Whether all there is to coordinate the processes that share a cache is the cache."""
+    if isinstance(cache, MemcachedCache | UWSGICache | MongoDbCache | DynamoDbCache):
+        return True
+    if isinstance(cache, RedisCache | ValkeyCache | FileSystemCache | SimpleCache | NullCache):
+        return False
+    # Of somebody else's making: one that keeps what it is given in a dict shares it with nobody.
+    return not any(isinstance(value, dict) for value in vars(cache).values())
+
+
 def _open_cache(cache: BaseCache, prefix: str) -> Opened:
+    if isinstance(cache, RedisCache | ValkeyCache):
+        pages = RedisStorage(cache, prefix)
+        return pages, RedisCoordination(pages)
+    if _is_plain(cache):
+        plain = PlainStorage(cache, prefix)
+        return plain, PlainCoordination(plain)
     storage = adapt(cache, prefix)
     if isinstance(cache, FileSystemCache):
         # cachelib leaves names with this ending alone, whatever it clears or prunes.

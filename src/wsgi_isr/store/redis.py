@@ -42,6 +42,7 @@ from .following import POLL
 from .leases import RemoteLease
 from .records import format_line
 from .records import parse_line
+from .workers import WorkerKeys
 
 if t.TYPE_CHECKING:
     from .backend import Storage
@@ -124,6 +125,8 @@ class RedisCoordination:
         self._subscription: t.Any = None
         self._subscribe_at = 0.0
         self._heart = leases.Heart()
+        workers = WorkerKeys(self._client, f"{self._prefix}worker:")
+        self.leave_stats, self.all_stats = workers.leave, workers.all
 
     def after_fork(self) -> None:
         """There is nothing from before: each process has its own."""
@@ -254,8 +257,14 @@ class RedisCoordination:
 
     def _hear(self, message: bytes) -> None:
         kind, number, name = message[:1], *message[1:].partition(b" ")[::2]
-        if kind != b"s" or not number.isdigit():
+        if not number.isdigit():
             self._order(scripts.SYNC)
+            return
+        with self._lock:
+            known = kind == b"i" and int(number) <= self._seen
+        if kind == b"i" and not known:
+            self._order(scripts.SYNC)
+        if kind != b"s":
             return
         with self._lock:
             missing = int(number) > self._told + 1

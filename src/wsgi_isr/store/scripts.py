@@ -94,7 +94,7 @@ if redis.call('ZCARD', labels) > tonumber(ARGV[6]) then
     redis.call('ZREMRANGEBYRANK', labels, 0, last)
 end
 redis.call('HSET', clock, 'entries', redis.call('ZCARD', labels))
-redis.pcall('PUBLISH', channel, 'i')
+redis.pcall('PUBLISH', channel, string.format('i%.0f', number))
 """
     + _CHANGES
 )
@@ -108,12 +108,12 @@ local kind = redis.call('TYPE', KEYS[1]).ok
 if kind ~= 'string' and kind ~= 'none' then redis.call('DEL', KEYS[1]) end
 if redis.call('HGET', KEYS[2], 'lineage') ~= ARGV[3] then return -1 end
 if redis.call('STRLEN', KEYS[1]) ~= tonumber(ARGV[4])
-    or redis.call('GETRANGE', KEYS[1], 0, %d) ~= ARGV[5] then return 0 end
+    or redis.call('GETRANGE', KEYS[1], 0, #ARGV[5] - 1) ~= ARGV[5] then return 0 end
 redis.call('SET', KEYS[1], ARGV[6], 'EX', ARGV[7])
 local stored = redis.call('HINCRBY', KEYS[2], 'stores', 1)
-redis.pcall('PUBLISH', ARGV[1], string.format('s%%.0f %%s', stored, ARGV[2]))
+redis.pcall('PUBLISH', ARGV[1], string.format('s%.0f %s', stored, ARGV[2]))
 return stored
-""" % (HEAD - 1)
+"""
 
 # KEYS: page, clock. ARGV: channel, name.
 REMOVE = """

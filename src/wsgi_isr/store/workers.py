@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import secrets
 import time
 import typing as t
@@ -22,6 +23,8 @@ from .records import open_file
 YOUNG = 10.0
 #: Seconds after which a file is old where locks do not work at all, as on some networks.
 OLD = 24 * 3600.0
+#: Seconds for which a server has counters that nobody leaves anew: nothing tells who is alive.
+FORGOTTEN = 600
 
 
 class WorkerFiles:
@@ -82,6 +85,26 @@ class WorkerFiles:
             return [os.path.join(self._folder, name) for name in sorted(os.listdir(self._folder))]
         except FileNotFoundError:
             return []
+
+
+class WorkerKeys:
+    """The same on a Redis server, which forgets a process that had no visitor for a while.
+
+    :param prefix: of its keys.
+    """
+
+    def __init__(self, client: t.Any, prefix: str) -> None:
+        self._client = client
+        self._prefix = prefix
+        self._key = prefix + secrets.token_hex(8)
+
+    def leave(self, data: bytes) -> None:
+        self._client.set(self._key, data, ex=FORGOTTEN)
+
+    def all(self) -> list[bytes]:
+        pattern = re.sub(r"[\[\]*?\\]", r"\\\g<0>", self._prefix) + "*"
+        keys = set(self._client.scan_iter(match=pattern, count=1000))
+        return [data for key in sorted(keys) if (data := self._client.get(key)) is not None]
 
 
 def _close(descriptor: int, path: str, pid: int) -> None:
