@@ -168,13 +168,14 @@ class Server:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=3 * PATIENCE)
         try:
             connection.request(method, path, body, {"Connection": "close", "Host": HOST})
-            response = connection.getresponse()
-            try:
-                text = response.read().decode()
-            except http.client.IncompleteRead as error:
-                raise ConnectionResetError("the answer broke off") from error
-            told = response.headers.get("Cache-Status", "")
-            return Answer(response.status, told, text, int(response.headers["X-Worker"]))
+            # It takes the socket over, since the connection is not kept.
+            with connection.getresponse() as response:
+                try:
+                    text = response.read().decode()
+                except http.client.IncompleteRead as error:
+                    raise ConnectionResetError("the answer broke off") from error
+                told = response.headers.get("Cache-Status", "")
+                return Answer(response.status, told, text, int(response.headers["X-Worker"]))
         except http.client.RemoteDisconnected as error:
             raise ConnectionResetError("no answer") from error
         finally:
