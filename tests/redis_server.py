@@ -149,12 +149,13 @@ class SlowNetwork:
     """A way to a server that each message takes a while for.
 
     :param delay: seconds, one way.
+    :param listen: port of the near end.
     """
 
-    def __init__(self, port: int, delay: float) -> None:
+    def __init__(self, port: int, delay: float, listen: int = 0) -> None:
         self._target = port
         self.delay = delay
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server(("127.0.0.1", listen))
         self.port = int(self._listener.getsockname()[1])
         self._sockets: list[socket.socket] = [self._listener]
         threading.Thread(target=self._accept, daemon=True).start()
@@ -177,6 +178,12 @@ class SlowNetwork:
                 target.sendall(data)
         with contextlib.suppress(OSError):
             target.shutdown(socket.SHUT_WR)
+
+    def __enter__(self) -> SlowNetwork:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def close(self) -> None:
         for sock in self._sockets:

@@ -11,6 +11,7 @@ import json
 import os
 import time
 import typing as t
+from collections.abc import Callable
 from pathlib import Path
 
 from wsgi_isr import ISRMiddleware
@@ -69,7 +70,7 @@ def note(name: str, line: str) -> None:
         os.close(descriptor)
 
 
-def wait_while(condition: t.Callable[[], bool]) -> None:
+def wait_while(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + HOLD
     while condition() and time.monotonic() < deadline:
         time.sleep(0.002)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import typing as t
+from collections.abc import Callable
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,7 +72,7 @@ class Folder:
             path.unlink()
 
     @contextlib.contextmanager
-    def stalled(self, where: str) -> Iterator[t.Callable[[], int]]:
+    def stalled(self, where: str) -> Iterator[Callable[[], int]]:
         """The next process that stores a page stops there: ``"half"`` or ``"before-rename"``.
 
         Gives a function that waits until one has, and returns its id.
@@ -97,7 +98,7 @@ class Server:
 
     def __init__(
         self,
-        command: t.Callable[[int, Path], list[str]],
+        command: Callable[[int, Path], list[str]],
         folder: Folder,
         workers: int,
         **environ: str,
@@ -236,7 +237,7 @@ def gunicorn(
             f"worker_class = {worker_class!r}\n"
             f"threads = {1 if worker_class == 'sync' else 16}\n"
             f"preload_app = {preload}\n"
-            "graceful_timeout = 5\n"
+            "graceful_timeout = 30\n"
             # Later versions open one in the home directory, for all servers of the user.
             "control_socket_disable = True\n"
         )

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from conftest import client_of
+from conftest import Clock
 
 from wsgi_isr import ISRMiddleware
 
@@ -29,6 +30,7 @@ class Steps:
         self.begun = 0
         self._released: set[int] = set()
         self._all = False
+        self._only: int | None = None
         self._changed = threading.Condition()
 
     def __call__(self, environ: dict[str, t.Any]) -> str:
@@ -38,9 +40,18 @@ class Steps:
             self.begun += 1
             number = self.begun
             self._changed.notify_all()
-            released = self._changed.wait_for(lambda: self._all or number in self._released, HOLD)
+            released = self._changed.wait_for(lambda: self._may_end(number), HOLD)
         assert released, f"render {number} was never released"
         return f"render {number}"
+
+    def _may_end(self, number: int) -> bool:
+        return self._all or number in self._released or self._only not in (None, number)
+
+    def hang(self, number: int) -> None:
+        """Hold this render only."""
+        with self._changed:
+            self._only = number
+            self._changed.notify_all()
 
     def wait(self, number: int) -> None:
         """Wait until a render has begun."""
@@ -86,7 +97,18 @@ def visit(isr: ISRMiddleware, path: str = "/", **kwargs: t.Any) -> t.Any:
     return client_of(isr).get(path, **kwargs)
 
 
-def visitors(isr: ISRMiddleware, number: int, path: str = "/") -> list[Future[t.Any]]:
+def later(isr: ISRMiddleware, clock: Clock) -> t.Any:
+    """A visitor a moment later: who finds that a page is being rendered pauses for one."""
+    clock.advance(0.1)
+    return visit(isr)
+
+
+def number(answer: t.Any) -> int:
+    """Which render it was whose page came."""
+    return int(answer.text.removeprefix("render "))
+
+
+def visitors(isr: ISRMiddleware, count: int, path: str = "/") -> list[Future[t.Any]]:
     """Visitors of a page that is being rendered; when this returns all of them wait for it."""
     regeneration = isr._here().regeneration
     joined = threading.Semaphore(0)
@@ -98,14 +120,14 @@ def visitors(isr: ISRMiddleware, number: int, path: str = "/") -> list[Future[t.
         return flight
 
     regeneration._join = counted  # type: ignore[method-assign]
-    barrier = threading.Barrier(number)
+    barrier = threading.Barrier(count)
 
     def come() -> t.Any:
         barrier.wait(PATIENCE)
         return visit(isr, path)
 
-    futures = [start(come) for _ in range(number)]
-    for _ in range(number):
+    futures = [start(come) for _ in range(count)]
+    for _ in range(count):
         assert joined.acquire(timeout=PATIENCE)
     regeneration._join = join  # type: ignore[method-assign]
     return futures

@@ -18,7 +18,6 @@ from conftest import Clock
 from conftest import Make
 from conftest import Site
 from conftest import status_of
-from redis_server import Memcached
 from redis_server import Redis
 
 Browse = Callable[..., Browser]
@@ -221,10 +220,24 @@ class TestPrune:
         assert "only files are pruned" in result.output
 
 
-@pytest.mark.servers
-class TestServers:
-    """The same on stores on the network, as far as they can."""
+class TestOtherStores:
+    """The same on other stores, as far as they can."""
 
+    def test_one_that_cannot_list(
+        self, site: Site, command: Command, make: Make, tmp_path: Path
+    ) -> None:
+        site.page("/a")
+        cache = FileSystemCache(str(tmp_path / "cachelib"), threshold=0)
+        command.module.app = make(cache, base_url=BASE)  # type: ignore[attr-defined]
+        assert command("prerender", "/a").exit_code == 0
+        result = command("clear")
+        assert result.exit_code == 0
+        assert result.output.startswith("Expired: all pages. None is removed: ")
+        assert command("prerender", "/a").output.startswith("rendered")
+        result = command("list")
+        assert (result.exit_code, result.output[:7]) == (1, "Error: ")
+
+    @pytest.mark.servers
     def test_redis(self, site: Site, command: Command, make: Make, tmp_path: Path) -> None:
         site.page("/a")
         server = Redis(tmp_path)
@@ -240,20 +253,15 @@ class TestServers:
         finally:
             server.kill()
 
-    def test_memcached(self, site: Site, command: Command, make: Make, clock: Clock) -> None:
-        pytest.importorskip("pymemcache")
-        site.page("/a")
-        server = Memcached()
-        try:
-            isr = make(server.url, base_url=BASE)
-            command.module.app = isr  # type: ignore[attr-defined]
-            assert command("prerender", "/a").exit_code == 0
-            result = command("clear")
-            assert result.exit_code == 0
-            assert result.output.startswith("Expired: all pages. None is removed: ")
-            assert command("prerender", "/a").output.startswith("rendered")
-            for name in ("list", "stats"):
-                result = command(name)
-                assert (result.exit_code, result.output[:7]) == (1, "Error: ")
-        finally:
-            server.kill()
+    @pytest.mark.servers
+    @pytest.mark.parametrize("name", ["list", "stats", "clear"])
+    def test_a_server_that_is_down_is_told(
+        self, command: Command, make: Make, tmp_path: Path, name: str
+    ) -> None:
+        server = Redis(tmp_path)
+        server.kill()
+        command.module.app = make(server.url, base_url=BASE)  # type: ignore[attr-defined]
+        result = command(name)
+        assert result.exit_code == 1
+        assert "Connection refused" in result.output
+        assert "Traceback" not in result.output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import threading
@@ -24,6 +25,7 @@ from werkzeug.middleware.lint import WSGIWarning
 from wsgi_isr import ISRMiddleware
 from wsgi_isr import page_headers
 from wsgi_isr import Rule
+from wsgi_isr.render import RenderError
 from wsgi_isr.store.coordination import Held
 
 Browse = Callable[..., Browser]
@@ -317,10 +319,8 @@ class TestOfAColdPage:
     ) -> None:
         site.answers["/"] = failure
         browser = browse(cache, rules=RULES, max_body_size=LIMIT)
-        try:
+        with contextlib.suppress(ZeroDivisionError, RenderError):
             browser.get("/")
-        except Exception:
-            pass
         assert list(browser.isr.pages()) == []
         assert browser.isr.stats()["hits"] == 0
 
@@ -331,10 +331,8 @@ class TestOfAColdPage:
         browser = browse(cache, rules=RULES)
         site.answers["/"] = failure
         for _ in range(5):
-            try:
+            with contextlib.suppress(ZeroDivisionError):
                 assert browser.get("/").status_code == 500
-            except ZeroDivisionError:
-                pass
         assert site.renders("/") == 5
         site.page("/", "the page")
         assert browser.get("/").text == "the page"

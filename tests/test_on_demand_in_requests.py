@@ -157,7 +157,7 @@ class TestWhileAPageIsRendered:
     def test_itself_is_a_clear_error(self, site: Site, browser: Browser) -> None:
         errors: list[Exception] = []
         self.parent(site, HOME + "parent", errors=errors)
-        browser.isr.revalidate(HOME + "parent")
+        result(start(browser.isr.revalidate, HOME + "parent"))
         (error,) = errors
         assert isinstance(error, RevalidationError)
         assert "a page cannot be revalidated by its own render" in str(error)

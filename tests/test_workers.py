@@ -246,6 +246,28 @@ class TestAWorkerThatIsKilled:
 
 
 class TestARestartOfAllWorkers:
+    def test_does_not_wait_for_regenerations(
+        self, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        folder = Folder(tmp_path_factory.mktemp("site"))
+        server = gunicorn(folder)
+        try:
+            server.start()
+            stored(server, "post", "old")
+            server.do("invalidate", "/post")
+            with folder.held("post"):
+                assert server.get("post").body == "old"
+                wait_until(lambda: len(folder.renders("post")) == 2)
+                # It would take half a minute if a worker had to be killed.
+                server.stop()
+            folder.write("post", "new")
+            server.start()
+            # The old page stands, and the first visitor has it renewed.
+            assert server.get("post").body == "old"
+            wait_until(lambda: server.get("post").body == "new")
+        finally:
+            server.kill()
+
     @pytest.mark.parametrize("how", ["stop", "kill"])
     def test_loses_nothing(self, tmp_path_factory: pytest.TempPathFactory, how: str) -> None:
         folder = Folder(tmp_path_factory.mktemp("site"))

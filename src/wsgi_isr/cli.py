@@ -52,12 +52,15 @@ def _told(where: str = "") -> Iterator[None]:
     """
     try:
         yield
-    except BrokenPipeError:
+    except (BrokenPipeError, click.ClickException):
         # click knows what to do when a pager is closed.
         raise
-    except (ValueError, NotImplementedError, StoreError, RevalidationError, OSError) as error:
+    except (ValueError, NotImplementedError, StoreError, RevalidationError) as error:
         hint = where if "base_url" in str(error) else ""
         raise click.ClickException(f"{error}{hint}") from error
+    except Exception as error:
+        # Each store's client has errors of its own.
+        raise click.ClickException(f"{type(error).__name__}: {error}") from error
 
 
 def _read_paths(paths: Iterable[str]) -> list[str]:

@@ -47,7 +47,10 @@ class Upkeep:
         """See whether there is something to do; called about once a second, and by visitors."""
         pruner = self._store.pruner
         if pruner is not None and pruner.due and not self._pruning:
-            self._pruning = self._pool.submit(self._prune)
+            # Before the job runs: it may have ended when submit returns.
+            self._pruning = True
+            if not self._pool.submit(self._prune):
+                self._pruning = False
         if not self._keeps_stats:
             return
         if not self._running:
@@ -104,7 +107,7 @@ def _parse(data: bytes) -> dict[str, t.Any] | None:
     """Counters of a process; ``None`` for what is none: of another version, or not ours."""
     try:
         value = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     kinds = {"host": str, "build": str, "pid": int, "began": float, "left": float}
     kinds |= {name: type(count) for name, count in Stats().as_dict().items()}

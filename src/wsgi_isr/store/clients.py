@@ -249,6 +249,9 @@ class LivePool:
     def destroy(self, client: t.Any, silent: bool = True) -> None:
         client.close()
 
+    def __del__(self) -> None:
+        self.clear()
+
     def clear(self) -> None:
         with contextlib.suppress(IndexError):
             while True:

@@ -8,6 +8,7 @@ stands behind that. Neither happens while a visitor waits.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import re
 import secrets
@@ -25,6 +26,8 @@ from ..state import Epochs
 from ..state import Invalidation
 from . import leases
 from . import scripts
+from .announcements import Channel
+from .announcements import StoredPages
 from .backend import CachelibStorage
 from .backend import RETENTION
 from .clients import is_refusal
@@ -47,12 +50,8 @@ from .workers import WorkerKeys
 if t.TYPE_CHECKING:
     from .backend import Storage
 
-#: Names of stored pages that a process remembers; beyond it all pages count as stored anew.
-MAX_STORED = 10_000
 #: Comparisons that may fail before a page is given up: each time somebody else has stored it.
 MAX_TRIES = 20
-#: Seconds after which a channel that could not be had is tried again.
-RESUBSCRIBE = 2.0
 
 _GLOB = re.compile(r"[\[\]*?\\]")
 
@@ -107,8 +106,9 @@ class RedisCoordination:
         self._keys = [f"{self._prefix}clock", f"{self._prefix}labels"]
         # Channels know no databases.
         database = self._client.connection_pool.connection_kwargs.get("db") or 0
-        self._channel = f"{self._prefix}changes:{database}"
-        self._scripts: dict[str, t.Any] = {}
+        self._channel = Channel(self._client, f"{self._prefix}changes:{database}")
+        #: Digests of the scripts that the server has got.
+        self._digests: dict[str, str] = {}
         # Not from 0: pages that were in memory before a fork know the parent's numbers.
         self._marks = itertools.count(secrets.randbits(62))
         self.signal = [next(self._marks), next(self._marks)]
@@ -116,14 +116,11 @@ class RedisCoordination:
         #: The last number seen in this lineage, and the server's run in which that was.
         self._seen = 0
         self._run = ""
-        #: Marks of the pages that were stored while this process looked.
-        self._stored: dict[str, int] = {}
-        #: How many stored pages it was told of, and how many there were when it last asked.
-        self._told = self._stores = 0
+        #: How many pages were stored, when the server was last asked.
+        self._stores = 0
+        self._pages = StoredPages(self.signal, self._marks)
         self._lock = threading.RLock()
         self._follower = Follower(self.follow)
-        self._subscription: t.Any = None
-        self._subscribe_at = 0.0
         self._heart = leases.Heart()
         workers = WorkerKeys(self._client, f"{self._prefix}worker:")
         self.leave_stats, self.all_stats = workers.leave, workers.all
@@ -132,12 +129,18 @@ class RedisCoordination:
         """There is nothing from before: each process has its own."""
 
     def _call(self, script: str, keys: Sequence[str], *args: object) -> t.Any:
-        known = self._scripts.get(script)
-        if known is None:
-            # Not sent before it is run; the object knows what to do when the server lost it.
-            known = self._scripts[script] = self._client.register_script(script)
+        # Not by register_script, which takes three round trips where the server has not got it.
+        digest = self._digests.get(script)
         with _refusals():
-            return known(keys, args)
+            if digest is not None:
+                try:
+                    return self._client.evalsha(digest, len(keys), *keys, *args)
+                except Exception as error:
+                    if type(error).__name__ != "NoScriptError":
+                        raise
+            answer = self._client.eval(script, len(keys), *keys, *args)
+        self._digests[script] = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
+        return answer
 
     # Renders and invalidations in one order.
 
@@ -146,7 +149,7 @@ class RedisCoordination:
         with self._lock:
             known = (self._epochs.lineage, self._seen, self._run)
         token = secrets.token_hex(8)
-        answer = self._call(script, self._keys, self._channel, token, *known, *args)
+        answer = self._call(script, self._keys, self._channel.name, token, *known, *args)
         lineage, run = answer[0].decode(), answer[1].decode()
         sequence, stores, floor, hard = map(int, answer[2:6])
         with self._lock:
@@ -158,8 +161,8 @@ class RedisCoordination:
                 epochs = Epochs(lineage)
             changed = self._take_in(epochs, Invalidation(floor, hard), answer[6])
             if epochs is not self._epochs:
-                self._epochs, self._seen, self._told = epochs, 0, stores
-                self._all_stored()
+                self._epochs, self._seen = epochs, 0
+                self._pages.begin(stores)
                 changed = True
             if sequence >= self._seen:
                 # Answers may overtake each other.
@@ -202,7 +205,7 @@ class RedisCoordination:
             raise StoreError(str(self._follower.error)) from self._follower.error
         if self._follower.is_late:
             self._order(scripts.SYNC)
-            self._catch_up(self._stores)
+            self._pages.catch_up(self._stores)
 
     def probe(self) -> None:
         """Whether the server takes writes and can be followed."""
@@ -219,79 +222,30 @@ class RedisCoordination:
     def follow(self) -> None:
         """Take in what the server announces, and look for what it did not."""
         end = time.monotonic() + POLL
-        listening = self._subscribe()
+        self._follower.connecting = time.monotonic()
+        listening = self._channel.open()
+        self._follower.connecting = 0.0
         self._order(scripts.SYNC)
         stores = self._stores
+        if not listening:
+            self._pages.catch_up(stores)
         while (left := end - time.monotonic()) > 0:
-            if not listening:
-                self._catch_up(stores)
-                time.sleep(left)
-                return
-            try:
-                message = self._subscription.get_message(timeout=left)
-            except Exception:
-                self._unsubscribe()
-                break
-            if message is not None and message["type"] == "message":
-                self._hear(message["data"])
+            announcement = self._channel.next(left)
+            if announcement is not None:
+                self._hear(announcement)
         # What has not been announced by now was announced to nobody here.
-        self._catch_up(stores)
+        self._pages.catch_up(stores)
 
-    def _subscribe(self) -> bool:
-        if self._subscription is None and time.monotonic() >= self._subscribe_at:
-            try:
-                # It may be forbidden, or only be another connection too much.
-                subscription = self._client.pubsub()
-                subscription.subscribe(self._channel)
-                self._subscription = subscription
-            except Exception:
-                self._unsubscribe()
-        return self._subscription is not None
-
-    def _unsubscribe(self) -> None:
-        subscription, self._subscription = self._subscription, None
-        self._subscribe_at = time.monotonic() + RESUBSCRIBE
-        with contextlib.suppress(Exception):
-            if subscription is not None:
-                subscription.close()
-
-    def _hear(self, message: bytes) -> None:
-        kind, number, name = message[:1], *message[1:].partition(b" ")[::2]
-        if not number.isdigit():
+    def _hear(self, announcement: bytes) -> None:
+        """Take in ``i`` and the number of an invalidation, or ``s``, count, process and page."""
+        kind, words = announcement[:1], announcement[1:].decode(errors="replace").split(" ")
+        if kind == b"s" and len(words) == 3 and words[0].isdecimal():
+            self._pages.announced(int(words[0]), words[1], words[2])
+        elif not words[0].isdecimal() or int(words[0]) > self._seen:
             self._order(scripts.SYNC)
-            return
-        with self._lock:
-            known = kind == b"i" and int(number) <= self._seen
-        if kind == b"i" and not known:
-            self._order(scripts.SYNC)
-        if kind != b"s":
-            return
-        with self._lock:
-            missing = int(number) > self._told + 1
-            self._told = max(self._told, int(number))
-            if missing:
-                self._all_stored()
-            else:
-                self._is_stored(name.decode(errors="replace"))
 
     def stored(self, name: str) -> object:
-        return self._stored.get(name, self.signal[1])
-
-    def _is_stored(self, name: str) -> None:
-        if len(self._stored) >= MAX_STORED:
-            self._all_stored()
-        self._stored[name] = next(self._marks)
-
-    def _all_stored(self) -> None:
-        """Any page may have been stored anew."""
-        self._stored = {}
-        self.signal[1] = next(self._marks)
-
-    def _catch_up(self, stores: int) -> None:
-        with self._lock:
-            if stores > self._told:
-                self._told = stores
-                self._all_stored()
+        return self._pages.mark(name)
 
     # One render of a page.
 
@@ -340,11 +294,10 @@ class RedisCoordination:
                 return False
             there = there or b""
             known = (len(there), there[: scripts.HEAD])
-            args = (self._channel, name, lineage, *known, data, RETENTION)
-            stored = self._call(scripts.SWAP, keys, *args)
+            news = (self._channel.name, f"{self._pages.me} {name}")
+            stored = self._call(scripts.SWAP, keys, *news, lineage, *known, data, RETENTION)
             if stored > 0:
-                with self._lock:
-                    self._is_stored(name)
+                self._pages.here(stored)
                 return True
             if stored < 0:
                 self._order(scripts.SYNC)
@@ -362,9 +315,8 @@ class RedisCoordination:
 
     def remove(self, storage: Storage, name: str) -> None:
         keys = [self._prefix + name, self._keys[0]]
-        self._call(scripts.REMOVE, keys, self._channel, name)
-        with self._lock:
-            self._is_stored(name)
+        news = (self._channel.name, f"{self._pages.me} {name}")
+        self._pages.here(self._call(scripts.REMOVE, keys, *news))
 
     def failure(self, name: str) -> Failure | None:
         record = parse_line((self._client.get(f"{self._prefix}failure:{name}") or b"").strip())

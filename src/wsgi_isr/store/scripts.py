@@ -101,8 +101,8 @@ redis.pcall('PUBLISH', channel, string.format('i%.0f', number))
 
 # A page in place of the very bytes that the caller has judged. Not WATCH and MULTI, which take
 # two round trips more and a connection of their own.
-# KEYS: page, clock. ARGV: channel, name, lineage, length and first bytes of what is there, what
-# shall be there, seconds to keep it. -1: the lineage is another one. 0: other bytes are there.
+# KEYS: page, clock. ARGV: channel, who and the page's name, lineage, length and first bytes of what
+# is there, what shall be there, seconds to keep it. -1: the lineage is another one. 0: other bytes.
 SWAP = """
 local kind = redis.call('TYPE', KEYS[1]).ok
 if kind ~= 'string' and kind ~= 'none' then redis.call('DEL', KEYS[1]) end
@@ -115,7 +115,7 @@ redis.pcall('PUBLISH', ARGV[1], string.format('s%.0f %s', stored, ARGV[2]))
 return stored
 """
 
-# KEYS: page, clock. ARGV: channel, name.
+# KEYS: page, clock. ARGV: channel, who and the page's name.
 REMOVE = """
 redis.call('DEL', KEYS[1])
 local stored = redis.call('HINCRBY', KEYS[2], 'stores', 1)

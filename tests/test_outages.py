@@ -1,0 +1,413 @@
+"""A store on the network that is stopped, killed, frozen, emptied, full, read-only or far away.
+
+Visitors never see an error and never wait for it twice; nobody is told that an invalidation holds
+when it may not; and all of it ends by itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import typing as t
+from collections.abc import Callable
+from collections.abc import Iterator
+
+import pytest
+from conftest import Clock
+from conftest import Make
+from conftest import Site
+from conftest import status_of
+from redis_server import Memcached
+from redis_server import Redis
+from redis_server import running
+from redis_server import Server
+from redis_server import SlowNetwork
+from steps import result
+from steps import start
+from steps import Steps
+from steps import visit
+from steps import wait_until
+
+from wsgi_isr import ISRMiddleware
+from wsgi_isr import RevalidationError
+from wsgi_isr import Rule
+from wsgi_isr.signals import store_failed
+from wsgi_isr.store.breaker import PROBE
+from wsgi_isr.store.clients import TIMEOUT
+
+pytestmark = pytest.mark.servers
+
+HOME = "http://localhost/"
+RULES = {"/**": Rule()}
+#: Seconds that whoever meets the failure first may wait: for a connection and for an answer.
+#: Nobody after him waits at all, which on a busy machine takes some milliseconds.
+FIRST, OTHERS = 2 * TIMEOUT + 0.1, 0.1
+#: Seconds until all is as before: the longest pause between two probes, and one that fails.
+RECOVERY = PROBE[1] + FIRST + 0.5
+
+
+class Outage(t.NamedTuple):
+    begin: Callable[[Server], None]
+    end: Callable[[Server], None]
+    #: Whether the store can still be read.
+    readable: bool = False
+
+
+def fill_up(server: Server) -> None:
+    assert isinstance(server, Redis)
+    server.do("CONFIG", "SET", "maxmemory-policy", "noeviction")
+    server.do("CONFIG", "SET", "maxmemory", "1")
+
+
+def make_room(server: Server) -> None:
+    assert isinstance(server, Redis)
+    server.do("CONFIG", "SET", "maxmemory", "0")
+
+
+def demote(server: Server) -> None:
+    assert isinstance(server, Redis)
+    # Of a primary that is not there: it keeps what it has and takes no writes.
+    server.do("REPLICAOF", "127.0.0.1", "1")
+
+
+def promote(server: Server) -> None:
+    assert isinstance(server, Redis)
+    server.do("REPLICAOF", "NO", "ONE")
+
+
+OUTAGES = {
+    "stopped": Outage(Server.stop, Server.start),
+    "killed": Outage(Server.kill, Server.start),
+    "frozen": Outage(Server.freeze, Server.thaw),
+    "full": Outage(fill_up, make_room, readable=True),
+    "read-only": Outage(demote, promote, readable=True),
+}
+CASES = [("redis", name) for name in OUTAGES] + [
+    ("memcached", name) for name in ("stopped", "killed", "frozen")
+]
+
+
+@pytest.fixture(params=CASES, ids=lambda case: f"{case[0]} {case[1]}")
+def case(request: pytest.FixtureRequest) -> tuple[str, str]:
+    found: tuple[str, str] = request.param
+    return found
+
+
+@pytest.fixture
+def server(case: tuple[str, str], tmp_path: t.Any) -> Iterator[Server]:
+    if case[0] == "memcached":
+        pytest.importorskip("pymemcache")
+    with running(Memcached() if case[0] == "memcached" else Redis(tmp_path)) as server:
+        yield server
+
+
+@pytest.fixture
+def outage(case: tuple[str, str]) -> Outage:
+    return OUTAGES[case[1]]
+
+
+@pytest.fixture
+def failures() -> Iterator[list[t.Any]]:
+    seen: list[t.Any] = []
+
+    def receive(sender: object, **extra: t.Any) -> None:
+        seen.append((sender, extra["operation"]))
+
+    with store_failed.connected_to(receive):
+        yield seen
+
+
+def timed(isr: ISRMiddleware, path: str = "/") -> tuple[float, t.Any]:
+    began = time.monotonic()
+    answer = visit(isr, path)
+    return time.monotonic() - began, answer
+
+
+def url_of(server: Server) -> str:
+    assert isinstance(server, Redis | Memcached)
+    return server.url
+
+
+class TestAnOutage:
+    def test_costs_pages_in_memory_nothing(
+        self, server: Server, outage: Outage, site: Site, make: Make
+    ) -> None:
+        site.page("/", "body")
+        isr = make(url_of(server))
+        visit(isr)
+        outage.begin(server)
+        end = time.monotonic() + 2.5
+        while time.monotonic() < end:
+            took, answer = timed(isr)
+            assert (answer.text, status_of(answer)) == ("body", "isr; hit; ttl=60")
+            assert took < OTHERS
+            time.sleep(0.01)
+
+    def test_costs_one_visitor_a_timeout_and_the_others_nothing(
+        self, server: Server, outage: Outage, site: Site, make: Make
+    ) -> None:
+        for number in range(20):
+            site.page(f"/{number}", "body")
+        isr = make(url_of(server), rules=RULES)
+        visit(isr, "/0")
+        outage.begin(server)
+        times = []
+        for number in range(1, 20):
+            took, answer = timed(isr, f"/{number}")
+            assert answer.text == "body"
+            assert status_of(answer) == "isr; fwd=uri-miss; detail=store-error"
+            times.append(took)
+        assert times.pop(0) < FIRST
+        assert max(times) < OTHERS
+        # By now they are in memory.
+        assert status_of(visit(isr, "/5")) == "isr; hit; ttl=60"
+
+    def test_keeps_nobody_from_regenerating(
+        self, server: Server, outage: Outage, site: Site, make: Make, clock: Clock
+    ) -> None:
+        site.page("/", lambda environ: f"render {site.renders('/')}", revalidate=10)
+        isr = make(url_of(server))
+        visit(isr)
+        outage.begin(server)
+        for number in range(1, 4):
+            clock.advance(10)
+            assert visit(isr).text == f"render {number}"
+            isr.close()
+            answer = visit(isr)
+            assert (answer.text, status_of(answer)) == (f"render {number + 1}", "isr; hit; ttl=10")
+
+    def test_fails_those_who_invalidate(
+        self, server: Server, outage: Outage, site: Site, make: Make
+    ) -> None:
+        site.page("/", "body", tags=["tag"])
+        isr = make(url_of(server))
+        visit(isr)
+        outage.begin(server)
+        calls: list[Callable[[], object]] = [
+            lambda: isr.revalidate(HOME),
+            lambda: isr.revalidate_tag("tag"),
+            lambda: isr.invalidate("/**"),
+        ]
+        for call in calls * 2:
+            began = time.monotonic()
+            with pytest.raises(RevalidationError):
+                call()
+            assert time.monotonic() - began < 2 * FIRST
+
+    def test_is_told_once_when_it_begins_and_when_it_ends(
+        self,
+        server: Server,
+        outage: Outage,
+        site: Site,
+        make: Make,
+        failures: list[t.Any],
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        for number in range(10):
+            site.page(f"/{number}", "body")
+        isr = make(url_of(server), rules=RULES)
+        visit(isr, "/0")
+        caplog.clear()
+        outage.begin(server)
+        for number in range(1, 10):
+            visit(isr, f"/{number}")
+            time.sleep(0.05)
+        begun = "the store takes no writes" if outage.readable else "the store failed"
+        assert [record.message[: len(begun)] for record in caplog.records] == [begun]
+        assert isr.stats()["store_errors"] >= 1
+        assert failures and all(sender is isr for sender, _ in failures)
+        outage.end(server)
+        wait_until(lambda: len(caplog.records) > 1)
+        assert [record.message for record in caplog.records[1:]] == ["the store answers again"]
+        assert {record.levelno for record in caplog.records} == {logging.WARNING}
+
+    def test_ends_by_itself(self, server: Server, outage: Outage, site: Site, make: Make) -> None:
+        site.page("/", "body")
+        site.page("/later", "body")
+        isr = make(url_of(server), rules=RULES)
+        visit(isr)
+        outage.begin(server)
+        visit(isr, "/during")
+        time.sleep(1)
+        outage.end(server)
+        ended = time.monotonic()
+        wait_until(lambda: not isr._here().store._breaker._level)
+        assert time.monotonic() - ended < RECOVERY
+        assert status_of(visit(isr, "/later")) == "isr; fwd=uri-miss; stored"
+        assert status_of(visit(make(url_of(server)), "/later")) == "isr; hit; ttl=60"
+        isr.invalidate("/later")
+        assert status_of(visit(isr, "/later")) == "isr; hit; ttl=0"
+
+    def test_that_a_process_begins_in_costs_it_the_same(
+        self, server: Server, outage: Outage, site: Site, make: Make
+    ) -> None:
+        site.page("/", "body")
+        site.page("/other", "body")
+        outage.begin(server)
+        isr = make(url_of(server), rules=RULES)
+        took, answer = timed(isr)
+        assert answer.text == "body" and took < 2 * FIRST
+        for path in ("/", "/other"):
+            took, answer = timed(isr, path)
+            assert answer.text == "body" and took < OTHERS
+        outage.end(server)
+        wait_until(lambda: not isr._here().store._breaker._level)
+        # Nobody knows what was invalidated when they were rendered.
+        wait_until(lambda: status_of(visit(isr)) == "isr; hit; ttl=0" or site.renders("/") > 1)
+
+
+class TestARenderDuringAnOutage:
+    @pytest.fixture
+    def redis(self, tmp_path: t.Any) -> Iterator[Redis]:
+        with running(Redis(tmp_path)) as server:
+            assert isinstance(server, Redis)
+            yield server
+
+    @pytest.fixture
+    def steps(self, site: Site, make: Make) -> Iterator[Steps]:
+        steps = Steps()
+        site.page("/", steps, revalidate=False)
+        yield steps
+        steps.release()
+
+    @pytest.mark.parametrize("known", [True, False], ids=["page known", "page unknown"])
+    def test_does_not_overwrite_a_newer_page_afterwards(
+        self, known: bool, redis: Redis, steps: Steps, make: Make, clock: Clock
+    ) -> None:
+        """It has no number of its own, or none at all, and ends when the store is back."""
+        isr, slow = make(redis.url, rules=RULES), 2 if known else 1
+        if known:
+            steps.release(1)
+            visit(isr)
+            isr.invalidate("/**", expire=True)
+        redis.freeze()
+        late = start(visit, isr)
+        steps.wait(slow)
+        redis.thaw()
+        wait_until(lambda: not isr._here().store._breaker.open)
+        other = make(redis.url, rules=RULES)
+        steps.release(slow + 1)
+        other.revalidate(HOME)
+        newest = f"render {slow + 1}"
+        steps.release(slow)
+        result(late)
+        for there in (other, make(redis.url)):
+            assert visit(there).text == newest
+        wait_until(lambda: visit(isr).text == newest)
+        assert steps.begun == slow + 1
+
+    def test_is_stale_when_it_missed_an_invalidation(
+        self, redis: Redis, site: Site, make: Make
+    ) -> None:
+        """Only this process was cut off; the others went on."""
+        site.page("/", lambda environ: f"render {site.renders('/')}", revalidate=False)
+        with SlowNetwork(redis.port, 0) as network:
+            isr = make(f"redis://127.0.0.1:{network.port}/0", rules=RULES)
+            visit(isr)
+        visit(isr, "/unknown")
+        other = make(redis.url, rules=RULES)
+        other.revalidate(HOME)
+        assert visit(isr).text == "render 1"
+        with SlowNetwork(redis.port, 0, network.port):
+            wait_until(lambda: visit(isr).text == "render 2")
+
+
+class TestOneThatIsEmptiedWhileItIsDown:
+    def test_has_all_pages_rendered_again_behind_their_visitors(
+        self, site: Site, make: Make, tmp_path: t.Any
+    ) -> None:
+        site.page("/", lambda environ: f"render {site.renders('/')}", revalidate=False)
+        with running(Redis(tmp_path)) as server:
+            isr = make(url_of(server))
+            visit(isr)
+            server.kill()
+            server.start()
+            answers = []
+            wait_until(lambda: answers.append(visit(isr)) or answers[-1].text == "render 2")
+            waited = [status_of(answer) for answer in answers]
+            assert set(waited) <= {"isr; hit", "isr; hit; ttl=0"}
+            assert visit(make(url_of(server))).text == "render 2"
+
+
+class TestADistantServer:
+    """200 milliseconds for an answer."""
+
+    #: Answers that a visitor of a cold page waits for: the page, the lease, the page again, a
+    #: number, what is there now, storing it, giving the lease back. And a connection is made.
+    ANSWERS = 7
+
+    @pytest.fixture
+    def far(self, tmp_path: t.Any) -> Iterator[str]:
+        with running(Redis(tmp_path)) as server:
+            with SlowNetwork(server.port, 0.1) as network:
+                yield f"redis://127.0.0.1:{network.port}/0"
+
+    def test_costs_pages_in_memory_nothing(
+        self, far: str, site: Site, make: Make, clock: Clock
+    ) -> None:
+        site.page("/", lambda environ: f"render {site.renders('/')}", revalidate=10)
+        isr = make(far)
+        visit(isr)
+        slowest = 0.0
+        end = time.monotonic() + 2
+        while time.monotonic() < end:
+            took, answer = timed(isr)
+            assert status_of(answer) == "isr; hit; ttl=10"
+            slowest = max(slowest, took)
+            time.sleep(0.01)
+        clock.advance(10)
+        took, answer = timed(isr)
+        assert status_of(answer) == "isr; hit; ttl=0"
+        assert max(slowest, took) < OTHERS
+
+    def test_costs_a_cold_visitor_a_bounded_number_of_answers(
+        self, far: str, site: Site, make: Make
+    ) -> None:
+        for path in ("/", "/other"):
+            site.page(path, "body")
+        isr = make(far, rules=RULES)
+        visit(isr)
+        took, answer = timed(isr, "/other")
+        assert answer.text == "body"
+        assert took < self.ANSWERS * 0.2 + 0.2
+
+    def test_costs_less_than_one_that_is_slower_than_its_timeout(
+        self, far: str, site: Site, make: Make
+    ) -> None:
+        site.page("/", "body")
+        isr = make(f"{far}?socket_timeout=0.05", rules=RULES)
+        took, answer = timed(isr)
+        assert (answer.text, status_of(answer)) == ("body", "isr; fwd=uri-miss; detail=store-error")
+        assert took < FIRST
+
+    def test_is_followed_within_a_second(self, far: str, site: Site, make: Make) -> None:
+        site.page("/", lambda environ: f"render {site.renders('/')}", revalidate=False)
+        isr, other = make(far, rules=RULES), make(far, rules=RULES)
+        visit(isr), visit(other)
+        isr.revalidate(HOME)
+        returned = time.monotonic()
+        while visit(other).text != "render 2":
+            assert time.monotonic() - returned < 1
+
+
+class TestManyVisitorsAtOnce:
+    def test_wait_for_a_frozen_server_together(
+        self, site: Site, make: Make, tmp_path: t.Any
+    ) -> None:
+        for number in range(20):
+            site.page(f"/{number}", "body")
+        with running(Redis(tmp_path)) as server:
+            isr = make(url_of(server), rules=RULES)
+            visit(isr, "/0")
+            server.freeze()
+            times: list[float] = []
+            barrier = threading.Barrier(19)
+
+            def come(number: int) -> None:
+                barrier.wait(10)
+                times.append(timed(isr, f"/{number}")[0])
+
+            for future in [start(come, number) for number in range(1, 20)]:
+                result(future)
+            assert max(times) < FIRST + OTHERS
