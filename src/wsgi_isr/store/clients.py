@@ -9,12 +9,14 @@ from __future__ import annotations
 import collections
 import contextlib
 import copy
+import functools
 import importlib
 import logging
 import os
 import select
 import threading
 import typing as t
+import weakref
 from collections.abc import Callable
 from collections.abc import Iterator
 from urllib.parse import parse_qsl
@@ -71,7 +73,7 @@ def _redis(url: str, package: str, client: str, cache: str) -> Callable[[], Base
     retry = _import(f"{package}.retry", package).Retry
     no_backoff = _import(f"{package}.backoff", package).NoBackoff
 
-    def make() -> t.Any:
+    def connect() -> t.Any:
         # What the URL says itself goes before these.
         return make_client(
             url,
@@ -83,13 +85,26 @@ def _redis(url: str, package: str, client: str, cache: str) -> Callable[[], Base
         )
 
     try:
-        pool = make().connection_pool
+        pool = connect().connection_pool
         # Not connected: it only shows what is wrong with the URL's options.
         pool.connection_class(**pool.connection_kwargs)
     except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"the {package} cache URL cannot be used: {error}") from error
     _refuse_text(pool)
-    return lambda: t.cast(BaseCache, getattr(cachelib, cache)(make()))
+
+    def make() -> BaseCache:
+        client = connect()
+        made: BaseCache = getattr(cachelib, cache)(client)
+        _afterwards(made, client.connection_pool.disconnect)
+        return made
+
+    return make
+
+
+def _afterwards(owner: object, close: Callable[[], object]) -> None:
+    """Close connections when their owner is gone, and never at the end of a forked child."""
+    # Not in a __del__: of a reference cycle the sockets may be finalized first, with a warning.
+    weakref.finalize(owner, close).atexit = False
 
 
 def _refuse_text(pool: t.Any) -> None:
@@ -224,6 +239,7 @@ class LivePool:
     def __init__(self, make: Callable[[], t.Any]) -> None:
         self._make = make
         self._free: collections.deque[t.Any] = collections.deque()
+        _afterwards(self, functools.partial(_close_all, self._free))
 
     @contextlib.contextmanager
     def get_and_release(self, destroy_on_fail: bool = False) -> Iterator[t.Any]:
@@ -249,13 +265,14 @@ class LivePool:
     def destroy(self, client: t.Any, silent: bool = True) -> None:
         client.close()
 
-    def __del__(self) -> None:
-        self.clear()
-
     def clear(self) -> None:
-        with contextlib.suppress(IndexError):
-            while True:
-                self._free.pop().close()
+        _close_all(self._free)
+
+
+def _close_all(clients: collections.deque[t.Any]) -> None:
+    with contextlib.suppress(IndexError):
+        while True:
+            clients.pop().close()
 
 
 def _is_quiet(sock: t.Any) -> bool:

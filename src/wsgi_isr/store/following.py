@@ -31,8 +31,8 @@ class Follower:
         self.seen = 0.0
         #: What became of the thread's last look.
         self.error: Exception | None = None
-        #: Since when the thread makes a connection, 0 while it does not.
-        self.connecting = 0.0
+        #: Since when the thread waits for the store, 0 while it does not.
+        self.busy_since = 0.0
 
     def start(self) -> None:
         """See to it that the thread is there, where there are threads."""
@@ -51,7 +51,7 @@ class Follower:
     def is_late(self) -> bool:
         """Whether somebody else has to look: the thread does not run, or is stuck."""
         now = time.monotonic()
-        return now - self.seen > LATE and now - self.connecting > 2 * LATE
+        return now - self.seen > LATE and now - self.busy_since > 2 * LATE
 
     def looked(self) -> None:
         self.seen = time.monotonic()
@@ -67,7 +67,7 @@ class Follower:
                 follow()
                 pause, rest = PAUSE[0], 0.0
             except Exception as error:
-                self.error, self.connecting = error, 0.0
+                self.error, self.busy_since = error, 0.0
                 pause, rest = min(2 * pause, PAUSE[1]), pause
             del follow
             time.sleep(rest)

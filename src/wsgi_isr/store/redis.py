@@ -222,10 +222,10 @@ class RedisCoordination:
     def follow(self) -> None:
         """Take in what the server announces, and look for what it did not."""
         end = time.monotonic() + POLL
-        self._follower.connecting = time.monotonic()
+        self._follower.busy_since = time.monotonic()
         listening = self._channel.open()
-        self._follower.connecting = 0.0
         self._order(scripts.SYNC)
+        self._follower.busy_since = 0.0
         stores = self._stores
         if not listening:
             self._pages.catch_up(stores)

@@ -1,0 +1,221 @@
+"""Eight processes on one Redis server stand for eight machines."""
+
+from __future__ import annotations
+
+import random
+import statistics
+import threading
+import time
+import typing as t
+from collections.abc import Iterator
+
+import pytest
+from conftest import Clock
+from conftest import Make
+from conftest import Site
+from conftest import status_of
+from elsewhere import Elsewhere
+from redis_server import Redis
+from redis_server import running
+from steps import PATIENCE
+from steps import result
+from steps import start
+from steps import visit
+from steps import wait_until
+
+from wsgi_isr import ISRMiddleware
+from wsgi_isr import Rule
+from wsgi_isr.key import PageKey
+
+pytestmark = [pytest.mark.servers, pytest.mark.processes]
+
+HOME = "http://localhost/"
+RULES = {"/**": Rule()}
+MACHINES = 8
+INTERLEAVINGS = 1000
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
+    with running(Redis(tmp_path_factory.mktemp("redis"))) as server:
+        assert isinstance(server, Redis)
+        yield server
+
+
+class TestEightMachines:
+    @pytest.fixture
+    def content(self, tmp_path: t.Any) -> t.Any:
+        path = tmp_path / "content"
+        path.write_text("0")
+        return path
+
+    @pytest.fixture
+    def machines(self, server: Redis, content: t.Any) -> Iterator[list[Elsewhere]]:
+        server.do("FLUSHALL")
+        made = [Elsewhere(server.url, str(content), rules=RULES) for _ in range(MACHINES)]
+        for machine in made:
+            machine.do("renders")
+        yield made
+        for machine in made:
+            machine.kill()
+
+    def renders(self, machines: list[Elsewhere]) -> int:
+        return sum(machine.do("renders") for machine in machines)
+
+    def test_render_a_cold_page_once(self, machines: list[Elsewhere]) -> None:
+        visits = [machine.begin("visit", "/") for machine in machines for _ in range(5)]
+        assert {result(answer)[2] for answer in visits} == {"0"}
+        assert self.renders(machines) == 1
+
+    def test_render_a_stale_page_once_for_all(
+        self, machines: list[Elsewhere], content: t.Any
+    ) -> None:
+        for machine in machines:
+            machine.visit()
+        for number in range(1, 11):
+            content.write_text(str(number))
+            machines[number % MACHINES].do("invalidate", "/")
+            visits = [machine.begin("visit", "/") for machine in machines for _ in range(5)]
+            # Nobody waits: whoever comes gets the old page or, already, the new one.
+            assert {result(answer)[2] for answer in visits} <= {str(number - 1), str(number)}
+            for machine in machines:
+                wait_until(lambda at=machine, text=str(number): at.visit()[2] == text)
+            assert self.renders(machines) == number + 1
+
+    def test_see_what_was_demanded_on_one_of_them(
+        self, machines: list[Elsewhere], content: t.Any
+    ) -> None:
+        """On that one at once, on the others within a second; ``-s`` shows how soon."""
+        for machine in machines:
+            machine.visit()
+        delays: list[float] = []
+        for number in range(1, 21):
+            content.write_text(str(number))
+            one = machines[number % MACHINES]
+            one.do("revalidate", HOME)
+            returned = time.monotonic()
+            assert one.visit()[2] == str(number)
+
+            def follow(machine: Elsewhere, number: int = number, since: float = returned) -> None:
+                while machine.visit()[2] != str(number):
+                    assert time.monotonic() - since < PATIENCE
+                delays.append(time.monotonic() - since)
+
+            for future in [start(follow, machine) for machine in machines if machine is not one]:
+                result(future)
+        median, worst = 1000 * statistics.median(delays), 1000 * max(delays)
+        print(f"\n{len(delays)} times: median {median:.1f} ms, worst {worst:.1f} ms")
+        assert median < 1000
+
+    def test_see_it_within_a_second_without_announcements(
+        self, server: Redis, machines: list[Elsewhere], content: t.Any
+    ) -> None:
+        """As where a firewall or an access list lets no subscription through."""
+        server.do("ACL", "SETUSER", "default", "resetchannels")
+        try:
+            server.do("CLIENT", "KILL", "TYPE", "pubsub")
+            for machine in machines:
+                machine.visit()
+            assert server.do("PUBSUB", "CHANNELS") == []
+            for number in range(1, 4):
+                content.write_text(str(number))
+                machines[0].do("revalidate", HOME)
+                returned = time.monotonic()
+                for machine in machines:
+                    while machine.visit()[2] != str(number):
+                        assert time.monotonic() - returned < 1
+        finally:
+            server.do("ACL", "SETUSER", "default", "allchannels")
+
+
+class Database:
+    """A number that pages show. A render reads it when it begins, and then takes a while."""
+
+    def __init__(self, chance: random.Random) -> None:
+        self.value = 0
+        self._chance = chance
+        self._lock = threading.Lock()
+
+    def write(self) -> int:
+        with self._lock:
+            self.value += 1
+            return self.value
+
+    def render(self, environ: dict[str, t.Any]) -> str:
+        value = self.value
+        time.sleep(self._chance.choice((0, 0, 0.001, 0.003)))
+        return str(value)
+
+
+class TestInterleavings:
+    """Regenerations, cold renders and calls on demand, in a thousand orders on three machines."""
+
+    def test_lose_no_update(self, server: Redis, site: Site, make: Make, clock: Clock) -> None:
+        server.do("FLUSHALL")
+        machines = [make(server.url, rules=RULES) for _ in range(3)]
+        last = []
+        for seed in range(INTERLEAVINGS):
+            chance = random.Random(seed)
+            database = Database(chance)
+            site.page(path := f"/{seed}", database.render, revalidate=10)
+            self._run(chance, path, database, machines, clock)
+            last.append((path, str(database.value)))
+            site.environs.clear()
+        for path, value in last[-100:]:
+            for there in (make(server.url, rules=RULES), *machines):
+                wait_until(lambda at=(there, path), value=value: visit(*at).text == value)
+
+    def _run(
+        self,
+        chance: random.Random,
+        path: str,
+        database: Database,
+        machines: list[ISRMiddleware],
+        clock: Clock,
+    ) -> None:
+        wrong: list[t.Any] = []
+
+        def act(kinds: list[str], orders: list[int]) -> None:
+            for kind, order in zip(kinds, orders, strict=True):
+                machine = machines[order % 3]
+                time.sleep((order % 7) / 4000)
+                if kind == "write":
+                    value = database.write()
+                    machine.revalidate(f"http://localhost{path}")
+                    # What a visitor of this machine gets now was rendered after the write.
+                    text = visit(machine, path).text
+                    if int(text) < value:
+                        wrong.append((path, text, value))
+                elif kind == "age":
+                    clock.advance(10)
+                else:
+                    visit(machine, path)
+
+        threads = []
+        for _ in range(3):
+            kinds = chance.choices(("write", "visit", "age"), (2, 4, 1), k=3)
+            orders = [chance.randrange(1000) for _ in kinds]
+            threads.append(threading.Thread(target=act, args=(kinds, orders)))
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not wrong
+        if database.value == 0:
+            return
+        # Nothing that was begun earlier and ends later may change what is stored.
+        for machine in machines:
+            assert machine._here().pool.wait(PATIENCE)
+        stored = machines[0]._here().store
+        page = stored._read(PageKey("http", "localhost", "", path).name, None)
+        assert page is not None
+        assert page.bodies["identity"] == str(database.value).encode()
+
+
+def test_statuses_are_those_of_one_site(server: Redis, site: Site, make: Make) -> None:
+    """A page that one machine has rendered is a hit on all others."""
+    server.do("FLUSHALL")
+    site.page("/", "body", revalidate=10)
+    machines = [make(server.url) for _ in range(MACHINES)]
+    answers = [status_of(visit(machine)) for machine in machines]
+    assert answers == ["isr; fwd=uri-miss; stored"] + (MACHINES - 1) * ["isr; hit; ttl=10"]
