@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-import types
 import typing as t
-from collections.abc import Callable
 
 import pytest
 from cachelib import SimpleCache
@@ -140,7 +138,7 @@ class TestUndeclared:
         assert list(client.isr.pages()) == []
 
     def test_a_url_without_a_canonical_page_is_no_page_for_a_minute(
-        self, site: t.Any, browse: t.Any, minute: Callable[[], None]
+        self, site: t.Any, browse: t.Any, clock: t.Any
     ) -> None:
         site.answers["/x"] = only_for("miss", broken, page("hello Ada"))
         client = browse()
@@ -149,7 +147,7 @@ class TestUndeclared:
             assert response.text == "hello Ada"
             assert response.headers["Cache-Control"] == "private, no-store"
         assert site.renders("/x") == 1
-        minute()
+        clock.advance(61)
         client.get("/x")
         assert site.renders("/x") == 2
 
@@ -168,22 +166,6 @@ class TestUndeclared:
         assert (response.status_code, response.text) == (500, "oops")
         assert response.headers["Cache-Control"] == "private, no-store"
         assert list(client.isr.pages()) == []
-
-
-@pytest.fixture
-def minute(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Lets a minute pass for what the process remembers of URLs that are no pages."""
-    ahead = [0.0]
-    from time import monotonic
-
-    ours = types.SimpleNamespace(monotonic=lambda: monotonic() + ahead[0])
-    monkeypatch.setattr("wsgi_isr.process.time", ours)
-    monkeypatch.setattr("wsgi_isr.middleware.monotonic", ours.monotonic)
-
-    def pass_by() -> None:
-        ahead[0] += 61
-
-    return pass_by
 
 
 class CountingCache(SimpleCache):
@@ -226,12 +208,12 @@ class TestNotAPage:
         assert len(counting.asked) == 3
 
     def test_is_forgotten_after_a_minute(
-        self, site: t.Any, browse: t.Any, counting: CountingCache, minute: Callable[[], None]
+        self, site: t.Any, browse: t.Any, counting: CountingCache, clock: t.Any
     ) -> None:
         site.answers["/x"] = plain("dynamic")
         client = browse(counting)
         client.get("/x")
-        minute()
+        clock.advance(61)
         client.get("/x")
         assert len(counting.asked) == 2
 

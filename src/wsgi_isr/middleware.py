@@ -10,7 +10,6 @@ from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
-from time import monotonic
 from time import time
 
 from . import options
@@ -26,14 +25,12 @@ from .render import current_origin
 from .render import Renderer
 from .respond import Negotiation
 from .respond import respond
-from .respond import Served
 from .rules import check_query
 from .rules import make_resolver
 from .rules import Resolver
 from .rules import RuleLike
 from .site import Site
 from .stats import Stats
-from .store.memory import Entry
 from .store.memory import Target
 from .store.opening import CacheLike
 from .store.opening import opener
@@ -143,8 +140,7 @@ class ISRMiddleware:
         self._process: Process | None = None
         self._process_lock = threading.Lock()
         self._lock_pid = os.getpid()
-        self._targets: dict[Target, Entry] = {}
-        self._not_pages: dict[Target, NotPage] = {}
+        self._known: dict[Target, t.Any] = {}
         self._signal: t.Any = (0, 0)
         self._stats = Stats()
 
@@ -153,7 +149,7 @@ class ISRMiddleware:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         # A fresh page that this process knows, asked for in a spelling that it has seen: one
-        # look-up, two comparisons of numbers, ready-made answers. No lock, no parsing.
+        # look-up, comparisons of numbers, a ready-made answer. No lock, no parsing.
         try:
             target = (
                 environ["PATH_INFO"],
@@ -161,43 +157,38 @@ class ISRMiddleware:
                 environ["HTTP_HOST"],
                 environ["wsgi.url_scheme"],
                 environ["SCRIPT_NAME"],
+                environ.get("HTTP_ACCEPT_ENCODING"),
             )
         except KeyError:
             # PEP 3333 and HTTP/1.0 let some be absent.
             return Visit(self._site, self._here(), environ, start_response, None).serve()
-        entry = self._targets.get(target)
-        if entry is None:
-            dynamic = self._not_pages.get(target)
+        known = self._known.get(target)
+        if known is not None:
             if (
-                dynamic is not None
-                and monotonic() < dynamic.until
-                and dynamic.generation == self._signal[0]
+                known.since <= self._clock() < known.until
+                and known.generation == self._signal[0]
+                and (self._bypass is None or self._bypass(environ) is None)
+            ):
+                if (
+                    environ["REQUEST_METHOD"] == "GET"
+                    and "HTTP_IF_NONE_MATCH" not in environ
+                    and "HTTP_IF_MODIFIED_SINCE" not in environ
+                ):
+                    self._stats.hits += 1
+                    start_response(known.status, known.headers.copy())
+                    body: Iterable[bytes] = known.body
+                    return body
+                if environ["REQUEST_METHOD"] in ("GET", "HEAD"):
+                    self._stats.hits += 1
+                    return respond(environ, start_response, known)
+            elif (
+                known.__class__ is NotPage
+                and known.since <= self._clock() < known.end
+                and known.generation == self._signal[0]
                 and environ["REQUEST_METHOD"] in ("GET", "HEAD")
                 and (self._bypass is None or self._bypass(environ) is None)
             ):
-                return serve_dynamic(
-                    self._site, self._here(), environ, start_response, target, dynamic
-                )
-        else:
-            served: Served = entry.served
-            if (
-                served.since <= self._clock() < served.until
-                and served.generation == self._signal[0]
-                and (self._bypass is None or self._bypass(environ) is None)
-            ):
-                answer = served.answers.get(environ.get("HTTP_ACCEPT_ENCODING"))
-                if answer is not None:
-                    if (
-                        environ["REQUEST_METHOD"] == "GET"
-                        and "HTTP_IF_NONE_MATCH" not in environ
-                        and "HTTP_IF_MODIFIED_SINCE" not in environ
-                    ):
-                        self._stats.hits += 1
-                        start_response(answer.status, answer.headers.copy())
-                        return answer.body
-                    if environ["REQUEST_METHOD"] in ("GET", "HEAD"):
-                        self._stats.hits += 1
-                        return respond(environ, start_response, answer)
+                return serve_dynamic(self._site, self._here, environ, start_response, target, known)
         return Visit(self._site, self._here(), environ, start_response, target).serve()
 
     # What belongs to this process.
@@ -213,8 +204,7 @@ class ISRMiddleware:
                 process = self._process
                 if process is None or process.pid != os.getpid():
                     process = self._start(process)
-                    self._targets = process.memory.targets
-                    self._not_pages = process.not_pages.targets
+                    self._known = process.memory.known
                     self._signal = process.signal
                     self._stats = process.stats
                     self._process = process

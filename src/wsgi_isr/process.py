@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 import typing as t
+from collections.abc import Callable
 
 from . import signals
 from .attempt import Attempts
@@ -22,7 +22,7 @@ from .render import Renderer
 from .site import Site
 from .stats import Stats
 from .store import PageStore
-from .store.memory import MAX_TARGET_LENGTH
+from .store.memory import is_long
 from .store.memory import MemoryLevel
 from .store.memory import Target
 from .store.opening import Opener
@@ -37,17 +37,21 @@ MAX_NOT_PAGES = 10_000
 
 
 class NotPage:
-    """A URL that is no page, until a time and as long as nothing is invalidated.
+    """A URL that is no page, for a minute and as long as nothing is invalidated.
 
-    :param until: by the monotonic clock.
+    :param since: seconds since 1970.
     :param detail: why; ``""`` where its answer just did not call itself a page.
     """
 
-    __slots__ = ("detail", "generation", "key", "origin", "until")
+    __slots__ = ("detail", "end", "generation", "key", "origin", "since")
 
-    def __init__(self, key: PageKey, until: float, generation: object, detail: str) -> None:
+    #: No time at which there is an answer without the app.
+    until = 0.0
+
+    def __init__(self, key: PageKey, since: float, generation: object, detail: str) -> None:
         self.key = key
-        self.until = until
+        self.since = since
+        self.end = since + NOT_A_PAGE
         self.generation = generation
         self.detail = detail
         self.origin: Origin | None = None
@@ -57,20 +61,25 @@ class NotPages:
     """URLs whose answers are no pages, for a minute or until something is invalidated.
 
     :param signal: of the store's coordination.
+    :param known: what is known of requests as they come in.
     """
 
-    def __init__(self, signal: t.Any) -> None:
+    def __init__(
+        self, signal: t.Any, known: dict[Target, t.Any], clock: Callable[[], float]
+    ) -> None:
         self._signal = signal
-        self._known: dict[PageKey, NotPage] = {}
-        #: By a request as it came in: those whose answers just did not call themselves pages.
-        self.targets: dict[Target, NotPage] = {}
+        self._clock = clock
+        self._urls: dict[PageKey, NotPage] = {}
+        self._known = known
+        #: The targets in it that are ours: those whose answers just did not call themselves pages.
+        self._targets: dict[Target, None] = {}
 
     def get(self, key: PageKey) -> str | None:
         """Why a URL is no page; ``""`` where its answer just did not say so."""
-        found = self._known.get(key)
+        found = self._urls.get(key)
         if found is None:
             return None
-        if time.monotonic() >= found.until or found.generation != self._signal[0]:
+        if not found.since <= self._clock() < found.end or found.generation != self._signal[0]:
             self.discard(key)
             return None
         return found.detail
@@ -78,32 +87,34 @@ class NotPages:
     def add(self, key: PageKey, detail: str = "") -> None:
         # A new object each time, so that no target holds longer, or for another reason.
         self.discard(key)
-        _make_room(self._known)
-        until = time.monotonic() + NOT_A_PAGE
-        self._known[key] = NotPage(key, until, self._signal[0], detail)
+        if len(self._urls) >= MAX_NOT_PAGES:
+            _drop_first(self._urls)
+        self._urls[key] = NotPage(key, self._clock(), self._signal[0], detail)
 
     def add_target(self, target: Target, key: PageKey, origin: Origin) -> None:
         """Let a request be known by what it came in as, as long as its URL is."""
-        found = self._known.get(key)
-        if found is None or sum(map(len, target)) > MAX_TARGET_LENGTH:
+        found = self._urls.get(key)
+        if found is None or is_long(target):
             return
-        if target not in self.targets:
-            _make_room(self.targets)
+        if target not in self._targets and len(self._targets) >= MAX_NOT_PAGES:
+            self._known.pop(_drop_first(self._targets), None)
         found.origin = origin
-        self.targets[target] = found
+        self._targets[target] = None
+        self._known[target] = found
 
     def discard(self, key: PageKey) -> None:
         """Forget a URL that has become a page."""
-        found = self._known.pop(key, None)
+        found = self._urls.pop(key, None)
         if found is not None:
-            found.until = 0.0
+            found.end = 0.0
 
 
-def _make_room(table: dict[t.Any, t.Any]) -> None:
-    if len(table) >= MAX_NOT_PAGES:
-        with contextlib.suppress(StopIteration, KeyError, RuntimeError):
-            # Another thread may be doing the same.
-            del table[next(iter(table))]
+def _drop_first(table: dict[t.Any, t.Any]) -> t.Any:
+    with contextlib.suppress(StopIteration, KeyError, RuntimeError):
+        # Another thread may be doing the same.
+        first = next(iter(table))
+        del table[first]
+        return first
 
 
 class Process:
@@ -139,7 +150,7 @@ class Process:
         )
         self.upkeep = Upkeep(self.store, self.pool, self.stats, site.build_id)
         self.store.after = self.upkeep.look
-        self.not_pages = NotPages(self.signal)
+        self.not_pages = NotPages(self.signal, self.memory.known, site.clock)
         #: Mount points that were seen, for paths that are named outside of a request.
         self.mounts: set[str] = {""} if before is None else before.mounts
         if before is not None:

@@ -44,11 +44,26 @@ _NOT_MODIFIED_HEADERS = frozenset(
 
 
 class Answer:
-    """What is sent: the same objects for many requests, but for a copy of the header list."""
+    """What is sent: the same objects for many requests, but for a copy of the header list.
 
-    __slots__ = ("body", "etag", "etag_of_200", "headers", "not_modified_headers", "status")
+    It holds for hits from ``since`` until ``until``, and under one generation.
+    """
+
+    __slots__ = (
+        "body",
+        "etag",
+        "etag_of_200",
+        "generation",
+        "headers",
+        "not_modified_headers",
+        "since",
+        "status",
+        "until",
+    )
 
     def __init__(self, status: str, headers: Headers, body: bytes, etag: str) -> None:
+        self.since = self.until = 0.0
+        self.generation: object = None
         self.status = status
         self.headers = headers
         self.body = (body,)
@@ -67,29 +82,12 @@ class Served:
         do not hold any more, whatever it was of.
     """
 
-    __slots__ = (
-        "_by_coding",
-        "_entry",
-        "_member",
-        "_negotiation",
-        "answers",
-        "generation",
-        "since",
-        "until",
-    )
+    __slots__ = ("_answers", "_entry", "_member", "generation", "since", "until")
 
-    #: Spellings of ``Accept-Encoding`` with an answer of their own; clients choose them.
-    LIMIT = 16
-
-    def __init__(
-        self, entry: Entry, generation: object, now: float, negotiation: Negotiation
-    ) -> None:
+    def __init__(self, entry: Entry, generation: object, now: float) -> None:
         self._entry = entry
         self.generation = generation
-        self._negotiation = negotiation
-        self._by_coding: dict[str, Answer] = {}
-        #: Answers by the visitor's ``Accept-Encoding``.
-        self.answers: dict[str | None, Answer] = {}
+        self._answers: dict[str, Answer] = {}
         self.since = now
         left = seconds_left(entry.page, Mark.NONE, now)
         window = entry.page.metadata.revalidate
@@ -101,17 +99,12 @@ class Served:
             self.until = min(now + 1.0, entry.page.generated_at + window - left + 1)
             self._member = f"isr; hit; ttl={left}"
 
-    def answer(self, accepted: str | None) -> Answer:
-        found = self.answers.get(accepted)
+    def answer(self, coding: str) -> Answer:
+        found = self._answers.get(coding)
         if found is None:
-            page = self._entry.page
-            coding = self._negotiation.choose(accepted, page)
-            found = self._by_coding.get(coding)
-            if found is None:
-                found = make_answer(page, Mark.NONE, coding, self._member, self.since)
-                self._by_coding[coding] = found
-            if len(self.answers) < self.LIMIT:
-                self.answers[accepted] = found
+            found = make_answer(self._entry.page, Mark.NONE, coding, self._member, self.since)
+            found.since, found.until, found.generation = self.since, self.until, self.generation
+            self._answers[coding] = found
         return found
 
 
@@ -193,10 +186,12 @@ def respond(
     environ: WSGIEnvironment, start_response: StartResponse, answer: Answer
 ) -> Sequence[bytes]:
     """Send an answer to a GET or HEAD request."""
-    # A browser sends the very tag that it got: the common case takes no parsing.
-    if environ.get("HTTP_IF_NONE_MATCH") == answer.etag_of_200 or not_modified(environ, answer):
-        start_response("304 Not Modified", answer.not_modified_headers.copy())
-        return ()
+    if "HTTP_IF_NONE_MATCH" in environ or "HTTP_IF_MODIFIED_SINCE" in environ:
+        # A browser sends the very tag that it got: the common case takes no parsing.
+        tags = environ.get("HTTP_IF_NONE_MATCH")
+        if tags == answer.etag_of_200 or not_modified(environ, answer):
+            start_response("304 Not Modified", answer.not_modified_headers.copy())
+            return ()
     start_response(answer.status, answer.headers.copy())
     return () if environ["REQUEST_METHOD"] == "HEAD" else answer.body
 

@@ -146,12 +146,12 @@ class Visit:
             or served.generation != generation
             or not served.since <= now < served.until
         ):
-            served = entry.served = Served(entry, generation, now, self._site.negotiation)
+            served = entry.served = Served(entry, generation, now)
             process.store.used(entry, now)
+        answer = served.answer(self._coding(entry))
         # A target does not tell variants apart.
         if self._target is not None and (self._rule is None or not self._rule.variants):
-            process.memory.add_target(entry, self._target)
-        answer = served.answer(self._environ.get("HTTP_ACCEPT_ENCODING"))
+            process.memory.let_hit(entry, self._target, answer)
         return respond(self._environ, self._start_response, answer)
 
     def _serve_stale(self, entry: Entry, now: float) -> Iterable[bytes]:
@@ -168,10 +168,12 @@ class Visit:
         return answer
 
     def _serve_page(self, entry: Entry, member: str, now: float) -> Iterable[bytes]:
-        accepted = self._environ.get("HTTP_ACCEPT_ENCODING")
-        coding = self._site.negotiation.choose(accepted, entry.page)
-        answer = make_answer(entry.page, entry.mark, coding, member, now)
+        answer = make_answer(entry.page, entry.mark, self._coding(entry), member, now)
         return respond(self._environ, self._start_response, answer)
+
+    def _coding(self, entry: Entry) -> str:
+        accepted = self._environ.get("HTTP_ACCEPT_ENCODING")
+        return self._site.negotiation.choose(accepted, entry.page)
 
     # The visitor waits.
 
@@ -289,7 +291,7 @@ class Visit:
 
 def serve_dynamic(
     site: Site,
-    process: Process,
+    here: Callable[[], Process],
     environ: WSGIEnvironment,
     start_response: StartResponse,
     target: Target,
@@ -302,16 +304,17 @@ def serve_dynamic(
     passing: Passing | None = None
     started = False
 
+    def page() -> Passing:
+        return Visit(site, here(), environ, start_response, target).passing_of(dynamic)
+
     def start(
         status: str, headers: Headers, exc_info: OptExcInfo | None = None, /
     ) -> Callable[[bytes], object]:
         nonlocal passing, started
         started = True
         for name, _ in headers:
-            if name[:1] in "Ii" and name.lower() in ISR_HEADERS:
-                if passing is None:
-                    visit = Visit(site, process, environ, start_response, target)
-                    passing = visit.passing_of(dynamic)
+            if name and name[0] in "Ii" and name.lower() in ISR_HEADERS:
+                passing = passing or page()
                 return passing.start_response(status, headers, exc_info)
         if exc_info is None:
             return start_response(status, headers)
@@ -329,5 +332,5 @@ def serve_dynamic(
     if passing is None:
         if started:
             return iterable
-        passing = Visit(site, process, environ, start_response, target).passing_of(dynamic)
+        passing = page()
     return passing.finish(iterable, site.limit)

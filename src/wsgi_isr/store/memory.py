@@ -11,13 +11,14 @@ from ..page import Page
 from ..state import Mark
 from ..state import replaces
 
-#: A request as it came in, before anything is parsed.
-Target: t.TypeAlias = "tuple[str, str, str, str, str]"
+#: All of a request that a hit depends on, as it came in, before anything is parsed: path, query,
+#: host, scheme, mount point, accepted content codings.
+Target: t.TypeAlias = "tuple[str, str, str, str, str, str | None]"
 
 #: A longer target is parsed each time: clients choose it, and nothing counts its bytes.
 MAX_TARGET_LENGTH = 512
 #: Spellings of one page that are found without parsing; undeclared parameters make many.
-MAX_TARGETS = 8
+MAX_TARGETS = 16
 #: What a page costs beyond its bodies and headers: its objects, and its places in the tables.
 OVERHEAD = 2048
 
@@ -51,7 +52,7 @@ class Entry:
         self.touched = 0.0
         #: Ready-made answers, which `respond` keeps here.
         self.served: t.Any = None
-        #: Request targets by which a hit finds the entry.
+        #: Request targets by which a hit finds its answers.
         self.targets: list[Target] = []
         self.size = OVERHEAD + page.size + sum(len(k) + len(v) for k, v in page.headers)
 
@@ -77,8 +78,9 @@ class MemoryLevel:
         self.size = 0
         #: The lineage of the store, as far as it is known.
         self.lineage: str | None = None
-        #: Entries by request target: what a hit looks up.
-        self.targets: dict[Target, Entry] = {}
+        #: Ready-made answers by request target: what a hit looks up. And what is known of other
+        #: requests, which `NotPages` keeps here, so that each needs one look-up.
+        self.known: dict[Target, t.Any] = {}
         self._entries: dict[PageKey, Entry] = {}
         self._lock = threading.Lock()
 
@@ -108,17 +110,18 @@ class MemoryLevel:
                 self.size += entry.size
         return entry
 
-    def add_target(self, entry: Entry, target: Target) -> None:
-        """Let a hit find an entry by a request as it came in."""
-        if sum(map(len, target)) > MAX_TARGET_LENGTH:
+    def let_hit(self, entry: Entry, target: Target, answer: object) -> None:
+        """Let a hit find an answer of an entry by a request as it came in."""
+        if is_long(target):
             return
         with self._lock:
-            if self._entries.get(entry.page.key) is not entry or target in self.targets:
+            if self._entries.get(entry.page.key) is not entry:
                 return
-            if len(entry.targets) >= MAX_TARGETS:
-                self.targets.pop(entry.targets.pop(0), None)
-            entry.targets.append(target)
-            self.targets[target] = entry
+            if target not in entry.targets:
+                if len(entry.targets) >= MAX_TARGETS:
+                    self.known.pop(entry.targets.pop(0), None)
+                entry.targets.append(target)
+            self.known[target] = answer
 
     def discard(self, key: PageKey) -> None:
         with self._lock:
@@ -129,7 +132,7 @@ class MemoryLevel:
         del self._entries[entry.page.key]
         self.size -= entry.size
         for target in entry.targets:
-            del self.targets[target]
+            self.known.pop(target, None)
 
     def _evict(self) -> None:
         while True:
@@ -139,6 +142,11 @@ class MemoryLevel:
                 return
             entry.referenced = False
             self._entries[entry.page.key] = self._entries.pop(entry.page.key)
+
+
+def is_long(target: Target) -> bool:
+    """Whether a request is parsed each time, because it is not worth being remembered."""
+    return sum(len(part) for part in target if part) > MAX_TARGET_LENGTH
 
 
 def _same_render(one: Page, other: Page) -> bool:
