@@ -1,0 +1,118 @@
+"""The page that all subjects serve, the request that asks for it, and a cache written by hand."""
+
+from __future__ import annotations
+
+import io
+import sys
+import time
+import typing as t
+from collections.abc import Callable
+from pathlib import Path
+
+from wsgi_isr import page_headers
+
+Environ = dict[str, t.Any]
+App = Callable[[Environ, t.Any], t.Any]
+
+#: The repository.
+ROOT = Path(__file__).parents[1]
+
+SENTENCE = "The quick brown fox jumps over the lazy dog. "
+LINES = 44
+#: 20 KB of HTML, as peers/next*/ write it too.
+BODY = f"<p>{SENTENCE * 10}</p>\n".encode() * LINES
+HTML = ("Content-Type", "text/html; charset=utf-8")
+
+#: What browsers send.
+GZIP = "gzip, deflate, br"
+
+
+def app(environ: Environ, start_response: t.Any) -> t.Any:
+    """``/page/...`` are pages; whatever else there is, is not."""
+    if environ["PATH_INFO"].startswith("/page/"):
+        start_response("200 OK", [HTML, *page_headers(3600)])
+        return [BODY]
+    start_response("200 OK", [HTML])
+    return [BODY]
+
+
+class DictCache:
+    """What one writes by hand: a path, a time, a copy of a list."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        self._pages: dict[str, tuple[float, list[tuple[str, str]], bytes]] = {}
+
+    def __call__(self, environ: Environ, start_response: t.Any) -> t.Any:
+        page = self._pages.get(environ["PATH_INFO"])
+        if page is not None and time.time() < page[0]:
+            start_response("200 OK", page[1].copy())
+            return [page[2]]
+        body = b"".join(self._app(environ, lambda *args: None))
+        headers = [HTML, ("Content-Length", str(len(body)))]
+        self._pages[environ["PATH_INFO"]] = (time.time() + 3600, headers, body)
+        start_response("200 OK", headers.copy())
+        return [body]
+
+
+def request(path: str = "/page/1", **more: str) -> Environ:
+    """What gunicorn makes of a browser's request: 33 keys."""
+    made: Environ = {
+        "wsgi.errors": sys.stderr,
+        "wsgi.version": (1, 0),
+        "wsgi.multithread": True,
+        "wsgi.multiprocess": True,
+        "wsgi.run_once": False,
+        "wsgi.file_wrapper": None,
+        "wsgi.input_terminated": True,
+        "wsgi.input": io.BytesIO(),
+        "wsgi.url_scheme": "http",
+        "SERVER_SOFTWARE": "gunicorn",
+        "gunicorn.socket": None,
+        "REQUEST_METHOD": "GET",
+        "QUERY_STRING": "",
+        "RAW_URI": path,
+        "SERVER_PROTOCOL": "HTTP/1.1",
+        "HTTP_HOST": "www.example.com",
+        "HTTP_CONNECTION": "keep-alive",
+        "HTTP_CACHE_CONTROL": "max-age=0",
+        "HTTP_SEC_CH_UA": '"Chromium";v="156"',
+        "HTTP_SEC_CH_UA_MOBILE": "?0",
+        "HTTP_SEC_CH_UA_PLATFORM": '"Linux"',
+        "HTTP_UPGRADE_INSECURE_REQUESTS": "1",
+        "HTTP_USER_AGENT": "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36",
+        "HTTP_ACCEPT": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8",
+        "HTTP_SEC_FETCH_SITE": "none",
+        "HTTP_SEC_FETCH_MODE": "navigate",
+        "HTTP_ACCEPT_LANGUAGE": "en-GB,en;q=0.9",
+        "REMOTE_ADDR": "192.0.2.7",
+        "REMOTE_PORT": "40112",
+        "SERVER_NAME": "127.0.0.1",
+        "SERVER_PORT": "8000",
+        "PATH_INFO": path,
+        "SCRIPT_NAME": "",
+    }
+    return made | more
+
+
+def start_response(status: str, headers: list[tuple[str, str]], exc_info: t.Any = None) -> None:
+    """A server that does nothing with an answer."""
+
+
+class Response:
+    """One answer, whole."""
+
+    def __init__(self, app: App, environ: Environ) -> None:
+        self.status = ""
+        self.headers: dict[str, str] = {}
+
+        def start(status: str, headers: list[tuple[str, str]], exc_info: t.Any = None) -> None:
+            self.status = status
+            self.headers = dict(headers)
+
+        answer = app(dict(environ), start)
+        try:
+            self.body = b"".join(answer)
+        finally:
+            if hasattr(answer, "close"):
+                answer.close()
