@@ -72,6 +72,8 @@ class TestHosts:
         [
             "",
             ".",
+            "a..",
+            "a.:.",
             ":80",
             "shop@evil",
             "h/evil",
@@ -211,6 +213,10 @@ AMBIGUOUS = [
     "/a\r\nb",
     "/a\x1f",
     "/a\x7f",
+    latin("/a\x80"),
+    latin("/a\x85b"),
+    latin("/\x9f"),
+    "/\xc0\xaf",
     "/\xff",
     "/\xc3",
     "/" + "x" * 10_000,
@@ -223,7 +229,19 @@ class TestAmbiguousPaths:
         assert is_ambiguous(path)
 
     @pytest.mark.parametrize(
-        "path", ["/", "/a", "/a/", "/.well-known/x", "/a..b", "/...", "/a;b=c", "/a b", latin("/ü")]
+        "path",
+        [
+            "/",
+            "/a",
+            "/a/",
+            "/.well-known/x",
+            "/a..b",
+            "/...",
+            "/a;b=c",
+            "/a b",
+            latin("/ü"),
+            latin("/\xa0"),
+        ],
     )
     def test_are_not_confused_with_clear_ones(self, path: str) -> None:
         assert not is_ambiguous(path)

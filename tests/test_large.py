@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import typing as t
 from collections.abc import Iterator
 
 import pytest
 from conftest import status_of
+from steps import result
+from steps import Steps
+from steps import visitors
 from werkzeug.test import create_environ
 
 from wsgi_isr import ISRMiddleware
 from wsgi_isr import page_headers
 from wsgi_isr import RevalidationError
 from wsgi_isr import Rule
-from wsgi_isr.render import RenderError
 
 
 class Body:
@@ -111,17 +112,71 @@ def test_large_answers_behind_a_stale_page_leave_it_and_are_closed(
     assert next(client.isr.pages()).last_error
 
 
-def test_large_errors_are_closed(
-    site: t.Any, browse: t.Any, large: t.Any, bodies: list[Body]
-) -> None:
-    def app(environ: dict[str, t.Any], start_response: t.Any) -> t.Any:
-        return large(environ, lambda status, headers: start_response("500 Oops", headers))
+class TestErrors:
+    """An error page may be large, too."""
 
-    site.answers["/x"] = app
-    client = browse(rules={"/x": Rule()}, max_body_size=1000)
-    with contextlib.suppress(RenderError):
+    @pytest.fixture
+    def failing(self, large: t.Any) -> t.Any:
+        def app(environ: dict[str, t.Any], start_response: t.Any) -> t.Any:
+            def start(status: str, headers: t.Any) -> t.Any:
+                return start_response("503 Down", [*headers, ("Set-Cookie", "session=of-nobody")])
+
+            return large(environ, start)
+
+        return app
+
+    def test_reach_the_visitor_whole(
+        self, site: t.Any, browse: t.Any, failing: t.Any, bodies: list[Body]
+    ) -> None:
+        site.answers["/x"] = failing
+        client = browse(rules={"/x": Rule()}, max_body_size=1000)
+        for _ in range(2):
+            response = client.get("/x")
+            assert (response.status, response.data) == ("503 Down", b"x" * 2000)
+            assert response.headers["Cache-Control"] == "private, no-store"
+            assert "Set-Cookie" not in response.headers
+        assert [body.closed for body in bodies] == [1, 1]
+        assert list(client.isr.pages()) == []
+
+    def test_are_closed_where_nobody_waits(
+        self, site: t.Any, browse: t.Any, clock: t.Any, failing: t.Any, bodies: list[Body]
+    ) -> None:
+        site.page("/x", "good")
+        client = browse(max_body_size=1000, base_url="http://localhost")
         client.get("/x")
-    assert [body.closed for body in bodies] == [1]
+        site.answers["/x"] = failing
+        clock.advance(61)
+        assert client.get("/x").text == "good"
+        client.isr.close()
+        with pytest.raises(RevalidationError):
+            client.isr.revalidate("/x")
+        assert [body.closed for body in bodies] == [1, 1]
+
+    def test_are_closed_where_the_visitor_gets_his_own_answer(
+        self, site: t.Any, browse: t.Any, failing: t.Any, bodies: list[Body]
+    ) -> None:
+        def app(environ: dict[str, t.Any], start_response: t.Any) -> t.Any:
+            if "wsgi_isr.reason" in environ:
+                return failing(environ, start_response)
+            start_response("200 OK", [("Content-Type", "text/plain"), *page_headers(60)])
+            return [b"for you alone"]
+
+        site.answers["/x"] = app
+        assert browse(max_body_size=1000).get("/x").text == "for you alone"
+        assert [body.closed for body in bodies] == [1]
+
+    def test_are_shared_as_a_status_by_those_who_wait(
+        self, site: t.Any, make: t.Any, cache: str
+    ) -> None:
+        steps = Steps()
+        error = "503 Down"
+        site.page("/", lambda environ: steps(environ) + "x" * 2000, status=error)
+        isr = make(cache, rules={"/": Rule()}, max_body_size=1000)
+        waiting = visitors(isr, 4)
+        steps.release()
+        texts = sorted(result(visitor).text for visitor in waiting)
+        assert texts == sorted([f"{error}\n"] * 3 + ["render 1" + "x" * 2000])
+        assert site.renders("/") == 1
 
 
 def test_large_answers_that_nobody_waits_for_are_closed(

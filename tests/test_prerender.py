@@ -148,10 +148,13 @@ class TestPages:
             ttl=6,
             tags=("a", "b"),
             size=page.size,
-            codings=("gzip",),
+            codings=page.codings,
             last_error=None,
+            sizes=page.sizes,
         )
-        assert 1000 < page.size < 1100
+        assert page.sizes["identity"] == 1000
+        assert tuple(page.sizes) == ("identity", *page.codings)
+        assert 1000 < page.size == sum(page.sizes.values()) < 1100
 
     def test_tell_the_state(self, site: Site, browse: Browse, cache: str, clock: Clock) -> None:
         site.page("/window", "body", revalidate=10, expire=20)

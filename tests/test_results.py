@@ -274,6 +274,9 @@ class TestRedirectsToThemselves:
             "/x#top",
             "/%78",
             "/x?undeclared=1",
+            "http://example.com:80/x",
+            "https://example.com:443/x",
+            "https://example.com./x",
         ],
     )
     @pytest.mark.parametrize("status", ["301 Moved Permanently", "308 Permanent Redirect"])
@@ -297,7 +300,17 @@ class TestRedirectsToThemselves:
 
     @pytest.mark.parametrize(
         "location",
-        ["/y", "/x/", "/", "http://other.example/x", "https://www.example.com/x", "http://[::1/x"],
+        [
+            "/y",
+            "/x/",
+            "/",
+            "http://other.example/x",
+            "https://www.example.com/x",
+            "http://[::1/x",
+            "http://example.com:8000/x",
+            "https://example.com:8443/x",
+            "http://example.com:99999/x",
+        ],
     )
     def test_are_not_confused_with_others(
         self, site: t.Any, unchecked: t.Any, location: str
@@ -308,6 +321,24 @@ class TestRedirectsToThemselves:
         client.get("/x", base_url="http://example.com")
         (page,) = client.isr.pages()
         assert page.status == 301
+
+    @pytest.mark.parametrize(
+        ("location", "stored"),
+        [
+            ("http://example.com:9000/x", True),
+            ("http://example.com/x", True),
+            ("http://example.com:8000/x", False),
+            ("https://example.com:8000/x", False),
+        ],
+    )
+    def test_another_port_is_another_site(
+        self, site: t.Any, unchecked: t.Any, location: str, stored: bool
+    ) -> None:
+        redirect = answer("301 Moved Permanently", ("Location", location), *page_headers(60))
+        site.answers["/x"] = redirect
+        client = unchecked()
+        client.get("/x", base_url="http://example.com:8000")
+        assert bool(list(client.isr.pages())) is stored
 
     @pytest.mark.parametrize(
         "options",

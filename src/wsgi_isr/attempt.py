@@ -9,6 +9,7 @@ import time
 import typing as t
 from collections.abc import Callable
 from collections.abc import Sequence
+from urllib.parse import SplitResult
 from urllib.parse import unquote
 from urllib.parse import urljoin
 from urllib.parse import urlsplit
@@ -16,6 +17,7 @@ from urllib.parse import urlsplit
 from . import codings
 from . import signals
 from .key import canonical_query
+from .key import DEFAULT_PORTS
 from .key import PageKey
 from .metadata import end_to_end
 from .metadata import GONE
@@ -86,17 +88,27 @@ class Outcome(t.NamedTuple):
         if self.response is not None and self.response.rest is not None:
             close(self.response.rest)
 
+    def shared(self) -> Outcome:
+        """What those get who waited: of an error page too large to be kept, its status."""
+        response = self.response
+        if self.kind is not Kind.FAILED or response is None:
+            return self
+        if response.rest is None and len(response.body) <= MAX_RECORD:
+            return self
+        headers = [("Content-Type", "text/plain; charset=utf-8")]
+        body = f"{response.status}\n".encode("latin-1", "replace")
+        return self._replace(response=Response(response.status, headers, body))
+
     def record(self) -> bytes | None:
         """What others, who waited in other processes, need of an outcome without a page."""
         if self.kind not in (Kind.NOT_A_PAGE, Kind.FAILED):
             return None
-        if self.response is not None and len(self.response.body) > MAX_RECORD:
-            return None
         head: dict[str, t.Any] = {"kind": self.kind.value, "detail": self.detail}
         body = b""
-        if self.kind is Kind.FAILED and self.response is not None:
-            head |= {"status": self.response.status, "headers": self.response.headers}
-            body = self.response.body
+        response = self.shared().response
+        if self.kind is Kind.FAILED and response is not None:
+            head |= {"status": response.status, "headers": response.headers}
+            body = response.body
         elif self.error is not None:
             head["error"] = f"{type(self.error).__name__}: {self.error}"
         return json.dumps(head).encode() + b"\n" + body
@@ -138,11 +150,17 @@ class Attempts:
         self._logged: dict[tuple[PageKey, str], float] = {}
 
     def __call__(
-        self, key: PageKey, reason: str, rule: Rule | None, previous: Entry | None
+        self,
+        key: PageKey,
+        reason: str,
+        rule: Rule | None,
+        previous: Entry | None,
+        awaited: bool = False,
     ) -> Outcome:
         """Render a page and store it if it may be.
 
         :param previous: what is stored; it stays, unless a good render takes its place.
+        :param awaited: whether a visitor waits, who gets a page as it is sooner than compressed.
         """
         # The number first: an invalidation from now on has a later one.
         number = self._store.next_number()
@@ -154,9 +172,10 @@ class Attempts:
             return self._failed(key, previous, reason, Outcome(Kind.FAILED, error=error))
         finally:
             self._stats.rendered(time.perf_counter() - started)
-        outcome = self._judge(key, reason, rule, previous, response, number, began)
-        if outcome.kind is not Kind.UNSTORED and response.rest is not None:
-            close(response.rest)
+        outcome = self._judge(key, reason, rule, previous, response, number, began, awaited)
+        if outcome.kind is Kind.NOT_A_PAGE:
+            # The visitor's own request goes to the app instead.
+            outcome.discard()
         return outcome
 
     def _judge(
@@ -168,6 +187,7 @@ class Attempts:
         response: Response,
         number: Number,
         began: float,
+        awaited: bool,
     ) -> Outcome:
         code = response.code
         if response.failure or code >= 500 or code < 200:
@@ -176,9 +196,6 @@ class Attempts:
                 item for item in response.headers if item[0].lower() != "set-cookie"
             ]
             failed = Outcome(Kind.FAILED, detail="status", response=response)
-            if response.rest is not None:
-                error = RenderError(f"{response.status}, with more than max_body_size bytes")
-                failed = Outcome(Kind.FAILED, detail="status", error=error)
             return self._failed(key, previous, reason, failed)
         try:
             metadata = read_metadata(response.headers, rule)
@@ -205,13 +222,13 @@ class Attempts:
             self._record_failure(key, previous, "refused: too-large")
             return Outcome(Kind.UNSTORED, None, "too-large", response)
         page = make_page(key, response, rule, metadata, number, began)
-        later = reason == "miss" and len(response.body) > COMPRESSED_AT_ONCE
+        later = awaited and len(response.body) > COMPRESSED_AT_ONCE
         if not later:
             page = codings.compress(page)
         entry, detail = self._store.put(page)
         if later and codings.is_compressible(page):
             # The visitor who waits gets it as it is.
-            self._run_behind(lambda: self._compress(page))
+            self._run_behind(lambda: self._store.recode(codings.compress(page)))
         if previous is not None and self._store.failure(page.name) is not None:
             self._store.set_failure(page.name, None)
         if detail is not None:
@@ -222,9 +239,6 @@ class Attempts:
             signals.page_stored, self._sender, url=key.url, status=page.code, reason=reason
         )
         return Outcome(Kind.STORED, entry)
-
-    def _compress(self, page: Page) -> None:
-        self._store.put(codings.compress(page))
 
     def _failed(
         self, key: PageKey, previous: Entry | None, reason: str, outcome: Outcome
@@ -318,7 +332,7 @@ def _title(header: str) -> str:
 
 
 def _leads_to(key: PageKey, headers: Sequence[tuple[str, str]], declared: tuple[str, ...]) -> bool:
-    """Whether a redirect leads to the page itself, under whatever scheme and port.
+    """Whether a redirect leads to the page itself, under whatever scheme.
 
     It does where the app behind ProxyFix takes the canonical request for a plain-text one.
     """
@@ -327,11 +341,18 @@ def _leads_to(key: PageKey, headers: Sequence[tuple[str, str]], declared: tuple[
         return False
     try:
         target = urlsplit(urljoin(key.url, location))
-        host = target.hostname
+        there = _place(target)
     except ValueError:
         return False
     return (
-        host == urlsplit(key.url).hostname
+        there == _place(urlsplit(key.url))
         and unquote(target.path or "/", "latin-1") == (key.full_path or "/")
         and canonical_query(target.query, declared) == key.query
     )
+
+
+def _place(url: SplitResult) -> tuple[str, int | None]:
+    """Host and port of a URL, the default port of whatever scheme as ``None``."""
+    default = int(DEFAULT_PORTS.get(url.scheme, "0"))
+    port = None if url.port == default else url.port
+    return (url.hostname or "").removesuffix("."), port

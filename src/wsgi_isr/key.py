@@ -32,7 +32,8 @@ DEFAULT_PORTS = {"http": "80", "https": "443"}
 MAX_KEY_LENGTH = 2048
 
 # Paths that proxies, frameworks and file systems read differently (web cache deception).
-_AMBIGUOUS = re.compile(r"//|\\|[\x00-\x1f\x7f]|/\.\.?(?:/|\Z)")
+# Control characters are those of C1 too, which are two bytes in UTF-8.
+_AMBIGUOUS = re.compile(r"//|\\|[\x00-\x1f\x7f]|\xc2[\x80-\x9f]|/\.\.?(?:/|\Z)")
 _HOST = re.compile(r"(?:[a-z0-9_](?:[a-z0-9_.-]{0,252})|\[[0-9a-f:.]{2,45}\])(?::[0-9]{1,5})?")
 
 # RFC 3986 pchar, so that a URL reads as in a browser's address bar.
@@ -154,7 +155,7 @@ def normalize_host(host: str, scheme: str) -> str | None:
     name, _, port = host.rpartition(":") if _has_port(host) else (host, "", "")
     name = name.removesuffix(".")
     # Checked with its port: without it "a:80:80" would look like a host.
-    if not _HOST.fullmatch(f"{name}:{port}" if port else name):
+    if name.endswith(".") or not _HOST.fullmatch(f"{name}:{port}" if port else name):
         return None
     return f"{name}:{port}" if port and port != DEFAULT_PORTS.get(scheme) else name
 

@@ -10,6 +10,7 @@ import typing as t
 import unicodedata
 from collections.abc import Iterable
 from collections.abc import Sequence
+from urllib.parse import quote
 
 from werkzeug.datastructures import ResponseCacheControl
 from werkzeug.http import is_hop_by_hop_header
@@ -42,8 +43,23 @@ REDIRECTS = frozenset({301, 302, 307, 308})
 _WHOLE = re.compile(r"[0-9]{1,15}")
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _BAD_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+# Fastly and Varnish; Cache-Tag and its like are lists with commas.
+_SPACE_SEPARATED = frozenset({"surrogate-key", "xkey", "x-xkey"})
+_TAG_SAFE = "".join(map(chr, range(0x21, 0x7F)))
 # The store's business, or true for one answer only.
 _NOT_STORED = frozenset({"date", "age", "content-length", "vary", "set-cookie", *ISR_HEADERS})
+#: What the library writes or leaves out itself cannot carry tags.
+_NOT_FOR_TAGS = _NOT_STORED | {
+    "cache-control",
+    "cache-status",
+    "connection",
+    "content-encoding",
+    "content-type",
+    "etag",
+    "last-modified",
+    "location",
+    "transfer-encoding",
+}
 
 
 class Metadata(t.NamedTuple):
@@ -197,6 +213,25 @@ def _read_tags(value: str) -> tuple[str, ...]:
         raise InvalidMetadata(f"ISR-Tags: {error}") from None
 
 
+def check_tags_header(name: object) -> None:
+    if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name):
+        raise ValueError(
+            f"tags_header takes the name of a header, as in 'Surrogate-Key', not {name!r}"
+        )
+    if name.lower() in _NOT_FOR_TAGS:
+        raise ValueError(f"tags_header takes a header that has no other use, not {name!r}")
+
+
+def tags_value(header: str, tags: Iterable[str]) -> str:
+    """The value of a header that tells a cache the tags of a page.
+
+    Spaces separate keys in ``Surrogate-Key`` and ``xkey``, commas do so elsewhere. Networks take
+    printable ASCII without spaces, so all else is percent-encoded.
+    """
+    separator = " " if header.lower() in _SPACE_SEPARATED else ","
+    return separator.join(quote(tag, safe=_TAG_SAFE) for tag in tags)
+
+
 def status_code(status: str) -> int:
     """The number of a status line; 0 for one that has none."""
     try:
@@ -234,7 +269,7 @@ REMEDIES = {
     "own, are pages",
     "header": "the status or a header has a character that HTTP does not allow",
     "redirect": "the page redirects to itself; put ProxyFix outside of ISRMiddleware, "
-    "or set base_url",
+    "or set base_url, or declare the query parameter that makes the difference",
     "metadata": "correct the ISR header",
     "too-large": "raise max_body_size, or memcached's -I; or do not make a page of it",
     "not-a-page": "the answer to a request without cookies carries no ISR-Revalidate header",

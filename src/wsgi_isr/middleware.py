@@ -71,6 +71,8 @@ class ISRMiddleware:
     :param enabled: ``False``: every request goes to the app.
     :param key_prefix: tells several sites in one store apart.
     :param signing_key: entries are authenticated with HMAC-SHA256; others count as missing.
+    :param tags_header: tells a CDN the tags of a page under the name it wants, as in
+        ``"Cache-Tag"`` or ``"Surrogate-Key"``; ``None``: they stay here.
     :raises TypeError: for an argument of the wrong kind, with the remedy.
     :raises ValueError: for a value that cannot work, with the remedy.
 
@@ -96,6 +98,7 @@ class ISRMiddleware:
         enabled: bool = True,
         key_prefix: str = "isr:",
         signing_key: bytes | None = None,
+        tags_header: str | None = None,
     ) -> None:
         options.check(
             app=app,
@@ -107,6 +110,7 @@ class ISRMiddleware:
             build_id=build_id,
             key_prefix=key_prefix,
             signing_key=signing_key,
+            tags_header=tags_header,
         )
         self.app = app
         self._workers = workers
@@ -121,6 +125,7 @@ class ISRMiddleware:
             max_body_size,
             lambda: self._clock(),
             Negotiation(),
+            tags_header,
         )
         self._bypass: Callable[[WSGIEnvironment], str | None] | None = None
         if not enabled:

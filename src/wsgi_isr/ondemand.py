@@ -87,6 +87,7 @@ class PageInfo(t.NamedTuple):
     :param ttl: seconds of freshness left, 0 or negative for a stale page; ``None`` for a page
         that is fresh until it is revalidated.
     :param size: bytes of all its bodies.
+    :param sizes: bytes of each, by content coding; the page as it is under ``"identity"``.
     :param last_error: why the last attempts at it failed, ``None`` if they did not.
     """
 
@@ -99,6 +100,7 @@ class PageInfo(t.NamedTuple):
     size: int
     codings: tuple[str, ...]
     last_error: str | None
+    sizes: dict[str, int]
 
 
 class Target(t.NamedTuple):
@@ -327,6 +329,7 @@ class OnDemand:
                 size=page.size,
                 codings=page.codings,
                 last_error=None if failure is None else failure.error,
+                sizes={coding: len(body) for coding, body in page.bodies.items()},
             )
 
     def _state(self, entry: Entry) -> State:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import typing as t
 
+from .metadata import check_tags_header
+
 _PREFIX = re.compile(r"[\x21-\x7e]{0,64}")
 
 
@@ -39,5 +41,7 @@ def check(**options: t.Any) -> None:
         raise TypeError("signing_key takes bytes; encode a text first")
     if key is not None and len(key) < 16:
         raise ValueError(f"signing_key has at least 16 bytes, not {len(key)}")
+    if options["tags_header"] is not None:
+        check_tags_header(options["tags_header"])
     if options["memory_size"] == 0 and str(options["cache"]).startswith("memory:"):
         raise ValueError("memory:// with memory_size=0 would store nothing; leave one of them out")

@@ -28,6 +28,18 @@ if t.TYPE_CHECKING:
     from _typeshed import OptExcInfo
     from _typeshed.wsgi import StartResponse
 
+#: What caches behind us obey besides ``Cache-Control``, some of it first (RFC 9213).
+_FOR_CACHES = frozenset(
+    {
+        "cache-control",
+        "edge-control",
+        "expires",
+        "surrogate-control",
+        "x-accel-expires",
+        "x-litespeed-cache-control",
+    }
+)
+
 #: What to do with an answer that was put aside; gives what is sent instead.
 Discover: t.TypeAlias = "Callable[[Response], Iterable[bytes]]"
 
@@ -37,13 +49,18 @@ def mark(headers: Headers, member: str | None, private: bool) -> Headers:
     marked = without_isr(headers)
     if private:
         # His alone: a CDN must not keep what the store refused.
-        marked = [item for item in marked if item[0].lower() != "cache-control"]
+        marked = [item for item in marked if not _is_for_caches(item[0].lower())]
         marked.append(("Cache-Control", PRIVATE))
     if member is not None:
         before = [value for name, value in marked if name.lower() == "cache-status"]
         marked = [item for item in marked if item[0].lower() != "cache-status"]
         marked.append(("Cache-Status", ", ".join([*before, member])))
     return marked
+
+
+def _is_for_caches(name: str) -> bool:
+    # Each network has its own, as in Cloudflare-CDN-Cache-Control.
+    return name in _FOR_CACHES or name.endswith("cdn-cache-control")
 
 
 class Passing:

@@ -144,7 +144,7 @@ class Regeneration:
             with self._lock:
                 if self._flights.get(key) is flight:
                     del self._flights[key]
-            flight.land(outcome)
+            flight.land(None if outcome is None else outcome.shared())
 
     def _lead(
         self, key: PageKey, rule: Rule | None, reason: str, wanted: tuple[State, ...]
@@ -158,7 +158,7 @@ class Regeneration:
             previous = self._store.newest(key)
             if previous is not None and self._state(previous) in wanted:
                 return Outcome(Kind.FOUND, previous)
-            outcome = self._attempt(key, reason, rule, previous)
+            outcome = self._attempt(key, reason, rule, previous, awaited=True)
             return outcome
         finally:
             self._store.release(lease, outcome.record() if outcome is not None else None)

@@ -22,6 +22,7 @@ from .codings import is_compressible
 from .codings import PREFERENCE
 from .metadata import Headers
 from .metadata import status_code
+from .metadata import tags_value
 from .page import Page
 from .state import Mark
 from .state import seconds_left
@@ -82,11 +83,14 @@ class Served:
         do not hold any more, whatever it was of.
     """
 
-    __slots__ = ("_answers", "_entry", "_member", "generation", "since", "until")
+    __slots__ = ("_answers", "_entry", "_member", "_tags_header", "generation", "since", "until")
 
-    def __init__(self, entry: Entry, generation: object, now: float) -> None:
+    def __init__(
+        self, entry: Entry, generation: object, now: float, tags_header: str | None
+    ) -> None:
         self._entry = entry
         self.generation = generation
+        self._tags_header = tags_header
         self._answers: dict[str, Answer] = {}
         self.since = now
         left = seconds_left(entry.page, Mark.NONE, now)
@@ -97,12 +101,17 @@ class Served:
         else:
             # The number of seconds left stays the same until then.
             self.until = min(now + 1.0, entry.page.generated_at + window - left + 1)
+            if entry.page.metadata.expire is not None and left == _whole(window, entry.page, now):
+                # Rounded down, they are fewer in a moment.
+                self.until = math.nextafter(now, math.inf)
             self._member = f"isr; hit; ttl={left}"
 
     def answer(self, coding: str) -> Answer:
         found = self._answers.get(coding)
         if found is None:
-            found = make_answer(self._entry.page, Mark.NONE, coding, self._member, self.since)
+            found = make_answer(
+                self._entry.page, Mark.NONE, coding, self._member, self.since, self._tags_header
+            )
             found.since, found.until, found.generation = self.since, self.until, self.generation
             self._answers[coding] = found
         return found
@@ -112,12 +121,14 @@ def cache_control(page: Page, mark: Mark, now: float) -> str:
     """What caches behind us may do (RFC 9111, RFC 5861).
 
     Without an ``Age``, so ``s-maxage`` is what is left; a stale answer grants no freshness.
+    Where the app bounds the page's age it is rounded down, so that no cache exceeds that.
     """
     window, expire, _ = page.metadata
     left = seconds_left(page, mark, now)
     if state_of(page, mark, now) is State.FRESH:
-        fresh = YEAR if left is None else left
-        stale = YEAR if expire is None or window is None else expire - window
+        fresh, stale = YEAR if left is None else left, YEAR
+        if expire is not None and window is not None:
+            fresh, stale = _whole(window, page, now), expire - window
     else:
         fresh = 0
         age = max(0.0, now - page.generated_at)
@@ -125,8 +136,18 @@ def cache_control(page: Page, mark: Mark, now: float) -> str:
     return f"public, max-age=0, s-maxage={fresh}, stale-while-revalidate={stale}"
 
 
-def make_answer(page: Page, mark: Mark, coding: str, member: str, now: float) -> Answer:
-    """The answer to a GET, with what the library says of the page at this moment."""
+def _whole(window: int, page: Page, now: float) -> int:
+    """Whole seconds that are left of a window."""
+    return max(0, math.floor(window - max(0.0, now - page.generated_at)))
+
+
+def make_answer(
+    page: Page, mark: Mark, coding: str, member: str, now: float, tags_header: str | None = None
+) -> Answer:
+    """The answer to a GET, with what the library says of the page at this moment.
+
+    :param tags_header: the header that tells the page's tags, unless the app has set it.
+    """
     headers: Headers = []
     control = etag = None
     statuses = []
@@ -147,6 +168,8 @@ def make_answer(page: Page, mark: Mark, coding: str, member: str, now: float) ->
     etag = _etag(page, etag, coding)
     if etag:
         headers.append(("ETag", etag))
+    if tags_header is not None and page.metadata.tags and page.header(tags_header.lower()) is None:
+        headers.append((tags_header, tags_value(tags_header, page.metadata.tags)))
     headers.append(("Cache-Control", control or cache_control(page, mark, now)))
     vary = (*(("Accept-Encoding",) if page.codings or is_compressible(page) else ()), *page.vary)
     if vary:

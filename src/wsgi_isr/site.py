@@ -26,6 +26,7 @@ class Site:
     :param bypass: why a request does not get a page, whatever is stored: ``"draft"``,
         ``"disabled"``; ``None`` if it does.
     :param limit: bytes of a body that may be stored.
+    :param tags_header: the header in which caches behind us are told a page's tags.
     """
 
     app: WSGIApplication
@@ -37,6 +38,7 @@ class Site:
     limit: int
     clock: Callable[[], float]
     negotiation: Negotiation
+    tags_header: str | None = None
     bypass: Callable[[WSGIEnvironment], str | None] | None = None
 
     def declared_query(self, rule: Rule | None) -> tuple[str, ...]:

@@ -146,7 +146,7 @@ class Visit:
             or served.generation != generation
             or not served.since <= now < served.until
         ):
-            served = entry.served = Served(entry, generation, now)
+            served = entry.served = Served(entry, generation, now, self._site.tags_header)
             process.store.used(entry, now)
         answer = served.answer(self._coding(entry))
         # A target does not tell variants apart.
@@ -168,7 +168,8 @@ class Visit:
         return answer
 
     def _serve_page(self, entry: Entry, member: str, now: float) -> Iterable[bytes]:
-        answer = make_answer(entry.page, entry.mark, self._coding(entry), member, now)
+        coding = self._coding(entry)
+        answer = make_answer(entry.page, entry.mark, coding, member, now, self._site.tags_header)
         return respond(self._environ, self._start_response, answer)
 
     def _coding(self, entry: Entry) -> str:
@@ -274,6 +275,7 @@ class Visit:
                     self._process.not_pages.discard(self._key)
                     close(first.rest)
                     return self._serve_outcome(outcome, "uri-miss")
+                outcome.discard()
                 detail = outcome.detail or "error"
                 self._mark_not_a_page(detail)
         self._process.stats.misses += 1

@@ -49,6 +49,7 @@ _OPTIONS = (
     "render_timeout",
     "key_prefix",
     "signing_key",
+    "tags_header",
 )
 #: Those that are treated here, and those that the extension has beyond the middleware.
 _OWN_OPTIONS = ("cache", "rules", "enabled", "build_id", "secret", "url_prefix")

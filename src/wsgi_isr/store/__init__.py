@@ -40,6 +40,7 @@ from .coordination import TooLarge
 from .files import FileCoordination
 from .leases import RemoteLease
 from .memory import Entry
+from .memory import is_same_render
 from .memory import MemoryLevel
 from .prune import Pruner
 
@@ -232,6 +233,23 @@ class PageStore:
         if isinstance(self.storage, NullStorage) and self.memory.get(page.key) is None:
             return kept, "too-large"
         return kept, None
+
+    def recode(self, page: Page) -> None:
+        """Add content codings to a stored page; one that is gone or replaced stays so."""
+
+        def accept(data: bytes | None) -> bool:
+            old = None if data is None else self._codec.decode(data, page.key)
+            return old is not None and is_same_render(page, old)
+
+        if not isinstance(self.storage, NullStorage):
+            data = self._codec.encode(page)
+            with contextlib.suppress(TooLarge):
+                self._breaker.call(
+                    "set",
+                    lambda: self.coordination.swap(self.storage, page.name, data, accept),
+                    True,
+                )
+        self.memory.recode(page)
 
     def _lineage(self, page: Page, old: Page | None) -> str | None:
         """The lineage of the store now, where a page and what it may replace have two."""

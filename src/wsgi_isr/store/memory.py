@@ -100,15 +100,29 @@ class MemoryLevel:
             old = self._entries.get(key)
             if old is not None:
                 newer = replaces(entry.page, old.page, self.lineage)
-                if not newer or _same_render(entry.page, old.page):
+                if not newer or is_same_render(entry.page, old.page, with_codings=True):
                     return old
                 self._remove(old)
-            if entry.size <= self.limit:
-                while self.size + entry.size > self.limit:
-                    self._evict()
-                self._entries[key] = entry
-                self.size += entry.size
+            self._add(entry)
         return entry
+
+    def recode(self, page: Page) -> None:
+        """Keep a page in place of one of the same render; nothing, where there is none."""
+        with self._lock:
+            old = self._entries.get(page.key)
+            if old is not None and is_same_render(page, old.page):
+                generation, mark = old.confirmed
+                entry = Entry(page, mark, generation, old.stores)
+                entry.retry_at = old.retry_at
+                self._remove(old)
+                self._add(entry)
+
+    def _add(self, entry: Entry) -> None:
+        if entry.size <= self.limit:
+            while self.size + entry.size > self.limit:
+                self._evict()
+            self._entries[entry.page.key] = entry
+            self.size += entry.size
 
     def let_hit(self, entry: Entry, target: Target, answer: object) -> None:
         """Let a hit find an answer of an entry by a request as it came in."""
@@ -149,11 +163,14 @@ def is_long(target: Target) -> bool:
     return sum(len(part) for part in target if part) > MAX_TARGET_LENGTH
 
 
-def _same_render(one: Page, other: Page) -> bool:
-    """Whether two pages are of one render, with the same content codings."""
-    return (one.lineage, one.sequence, one.generated_at, one.codings) == (
+def is_same_render(one: Page, other: Page, with_codings: bool = False) -> bool:
+    """Whether two pages are of one render.
+
+    :param with_codings: and have the same content codings.
+    """
+    return (one.lineage, one.sequence, one.generated_at, one.digest) == (
         other.lineage,
         other.sequence,
         other.generated_at,
-        other.codings,
-    )
+        other.digest,
+    ) and (not with_codings or one.codings == other.codings)

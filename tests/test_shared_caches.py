@@ -1,0 +1,290 @@
+"""Caches behind us act on what we say: it has to be true, and to be for all (RFC 9111)."""
+
+from __future__ import annotations
+
+import typing as t
+
+import pytest
+from cdn import CDN
+from conftest import Browser
+from conftest import Clock
+from hypothesis import example
+from hypothesis import given
+from hypothesis import settings
+from hypothesis import strategies as st
+
+from wsgi_isr import ISRMiddleware
+from wsgi_isr import page_headers
+from wsgi_isr import Rule
+
+YEAR = 31536000
+PLAIN = ("Content-Type", "text/plain")
+
+
+def behind_a_cdn(app: t.Any, clock: Clock, **options: t.Any) -> tuple[CDN, ISRMiddleware]:
+    isr = ISRMiddleware(app, "memory://", **options)
+    isr._clock = clock
+    return CDN(Browser(isr), clock, isr.close), isr
+
+
+@pytest.fixture
+def network(site: t.Any, clock: Clock) -> t.Any:
+    return lambda **options: behind_a_cdn(site, clock, **options)
+
+
+# Halves and tenths, because real ages are no whole seconds.
+pauses = st.integers(1, 50).map(lambda tenths: tenths / 10)
+events = st.lists(
+    st.one_of(pauses, st.sampled_from(["directly", "invalidate", "expire", "fail", "heal"])),
+    min_size=1,
+    max_size=25,
+)
+
+
+@given(st.integers(1, 5), st.none() | st.integers(0, 5), events)
+@example(3, 0, ["directly", 0.5, 2.7])
+@example(3, 2, ["directly", 0.5, 4.7])
+@settings(max_examples=150, deadline=None)
+def test_no_page_is_older_at_a_cdn_than_the_app_allows(
+    window: int, stale: int | None, events: list[t.Any]
+) -> None:
+    expire = None if stale is None else window + stale
+    clock = Clock()
+    broken = False
+
+    def app(environ: dict[str, t.Any], start_response: t.Any) -> list[bytes]:
+        if broken:
+            start_response("500 Internal Server Error", [PLAIN])
+            return [b"error"]
+        start_response("200 OK", [PLAIN, *page_headers(window, expire)])
+        return [repr(clock.now).encode()]
+
+    cdn, isr = behind_a_cdn(app, clock, rules={"/x": Rule()})
+    for event in events:
+        if event == "invalidate" or event == "expire":
+            isr.invalidate("/x", expire=event == "expire")
+        elif event == "directly":
+            Browser(isr).get("/x")
+            isr.close()
+        elif event in ("fail", "heal"):
+            broken = event == "fail"
+        else:
+            clock.advance(event)
+            body, how = cdn.get("/x")
+            if body == "error":
+                assert how == "miss"
+                continue
+            age = clock.now - float(body)
+            if expire is not None:
+                assert age < expire
+            if how == "fresh":
+                # ``s-maxage`` has whole seconds: rounded up, unless the app sets a bound.
+                assert age < window + (1 if expire is None else 0)
+
+
+class TestFreshness:
+    def test_is_not_granted_again_by_a_stale_answer(
+        self, site: t.Any, network: t.Any, clock: Clock
+    ) -> None:
+        site.page("/x", "old", revalidate=60)
+        cdn, isr = network()
+        assert cdn.get("/x") == ("old", "miss")
+        clock.advance(59)
+        assert cdn.get("/x") == ("old", "fresh")
+        site.fail("/x")
+        for _ in range(5):
+            clock.advance(60)
+            assert cdn.get("/x") == ("old", "stale")
+        site.page("/x", "new")
+        clock.advance(60)
+        # The network hears of it by its first visit, and has it by the second.
+        assert [cdn.get("/x").body for _ in range(3)] == ["old", "old", "new"]
+
+    def test_that_a_page_has_left_is_what_the_cdn_gets(
+        self, site: t.Any, network: t.Any, clock: Clock
+    ) -> None:
+        site.page("/x", "old", revalidate=60, expire=60)
+        cdn, isr = network()
+        Browser(isr).get("/x")
+        clock.advance(40)
+        cdn.get("/x")
+        site.page("/x", "new", revalidate=60, expire=60)
+        clock.advance(19.9)
+        assert cdn.get("/x") == ("old", "fresh")
+        clock.advance(0.2)
+        assert cdn.get("/x") == ("new", "miss")
+
+    @pytest.mark.parametrize(
+        ("age", "left", "window"),
+        [(0, 60, 30), (0.1, 59, 30), (0.9, 59, 30), (1, 59, 30), (59.9, 0, 30), (60.1, 0, 29)],
+    )
+    def test_is_rounded_down_where_the_app_bounds_the_age(
+        self, site: t.Any, browse: t.Any, clock: Clock, age: float, left: int, window: int
+    ) -> None:
+        site.page("/x", revalidate=60, expire=90)
+        client = browse()
+        for _ in range(2):
+            client.get("/x")
+        clock.advance(age)
+        expected = f"public, max-age=0, s-maxage={left}, stale-while-revalidate={window}"
+        assert client.get("/x").headers["Cache-Control"] == expected
+
+    def test_is_rounded_up_where_the_page_may_have_any_age(
+        self, site: t.Any, browse: t.Any, clock: Clock
+    ) -> None:
+        """With a window of one second there would be nothing to share otherwise."""
+        site.page("/x", revalidate=1)
+        client = browse()
+        client.get("/x")
+        clock.advance(0.5)
+        assert "s-maxage=1," in client.get("/x").headers["Cache-Control"]
+
+
+class TestVariants:
+    def test_are_told_apart(self, site: t.Any, network: t.Any) -> None:
+        site.page("/x", lambda environ: environ["HTTP_ACCEPT_LANGUAGE"])
+        cdn, _ = network(rules={"/x": Rule(vary={"Accept-Language": ["en", "de"]})})
+        for _ in range(2):
+            for language in ("en", "de"):
+                assert cdn.get("/x", Accept_Language=language).body == language
+        assert cdn.fetches == 2
+
+
+#: What networks obey, some of it before ``Cache-Control``.
+CONTROLS = [
+    ("CDN-Cache-Control", "max-age=600"),
+    ("Cloudflare-CDN-Cache-Control", "max-age=600"),
+    ("Netlify-CDN-Cache-Control", "public, max-age=600"),
+    ("Surrogate-Control", "max-age=600"),
+    ("Edge-Control", "max-age=600"),
+    ("X-Accel-Expires", "600"),
+    ("X-LiteSpeed-Cache-Control", "public,max-age=600"),
+    ("Expires", "Fri, 31 Dec 2077 23:59:59 GMT"),
+    ("cache-control", "public, max-age=600"),
+]
+
+
+@pytest.mark.parametrize("control", CONTROLS, ids=lambda control: control[0])
+@pytest.mark.parametrize("rules", [None, {"/x": Rule()}], ids=["undeclared", "declared"])
+class TestWhatWasRefused:
+    """An answer that is one visitor's alone is so everywhere."""
+
+    def test_is_offered_to_no_cache(
+        self, site: t.Any, browse: t.Any, rules: t.Any, control: tuple[str, str]
+    ) -> None:
+        site.page("/x", headers=[("Set-Cookie", "session=1"), control])
+        client = browse(rules=rules)
+        for _ in range(2):
+            headers = client.get("/x").headers
+            assert headers.getlist("Cache-Control") == ["private, no-store"]
+            if control[0] != "cache-control":
+                assert control[0] not in headers
+
+    def test_is_kept_by_no_cdn(
+        self, site: t.Any, network: t.Any, rules: t.Any, control: tuple[str, str]
+    ) -> None:
+        def app(environ: dict[str, t.Any], start_response: t.Any) -> list[bytes]:
+            who = environ.get("HTTP_AUTHORIZATION", "nobody")
+            start_response("200 OK", [PLAIN, *page_headers(60), control, ("Set-Cookie", who)])
+            return [who.encode()]
+
+        site.answers["/x"] = app
+        cdn, _ = network(rules=rules)
+        assert cdn.get("/x", Authorization="ada").body == "ada"
+        assert cdn.get("/x").body == "nobody"
+
+
+def test_an_error_is_kept_by_no_cdn_either(site: t.Any, browse: t.Any) -> None:
+    site.page("/x", status="500 Internal Server Error", headers=CONTROLS[:3])
+    headers = browse(rules={"/x": Rule()}).get("/x").headers
+    assert headers["Cache-Control"] == "private, no-store"
+    assert not any("cdn" in name.lower() for name in headers.keys())
+
+
+class TestTags:
+    """Names of pages are nobody's business, but for a CDN that is to purge by them."""
+
+    TAGS = ("post:1", "blog")
+
+    @pytest.mark.parametrize("enabled", [True, False])
+    def test_never_leave_by_themselves(self, site: t.Any, browse: t.Any, enabled: bool) -> None:
+        site.page("/x", tags=self.TAGS)
+        client = browse(enabled=enabled)
+        for _ in range(2):
+            response = client.get("/x")
+            assert "post:1" not in str(response.headers)
+        tag = response.headers.get("ETag", "*")
+        assert "post:1" not in str(client.get("/x", headers={"If-None-Match": tag}).headers)
+
+    @pytest.mark.parametrize(
+        ("header", "value"),
+        [
+            ("Cache-Tag", "post:1,blog"),
+            ("Edge-Cache-Tag", "post:1,blog"),
+            ("Surrogate-Key", "post:1 blog"),
+            ("xkey", "post:1 blog"),
+        ],
+    )
+    def test_are_renamed_for_a_cdn(
+        self, site: t.Any, browse: t.Any, clock: Clock, header: str, value: str
+    ) -> None:
+        site.page("/x", tags=self.TAGS)
+        client = browse(tags_header=header)
+        for age in (0, 10, 60):
+            clock.advance(age)
+            response = client.get("/x")
+            assert response.headers.getlist(header) == [value]
+            assert "ISR-Tags" not in response.headers
+
+    def test_of_a_rule_are_renamed_as_well(self, site: t.Any, browse: t.Any) -> None:
+        site.page("/x")
+        client = browse(rules={"/x": Rule(tags=["a"])}, tags_header="Cache-Tag")
+        assert client.get("/x").headers["Cache-Tag"] == "a"
+
+    @pytest.mark.parametrize(
+        ("tag", "sent"),
+        [("two words", "two%20words"), ("größe", "gr%C3%B6%C3%9Fe"), ("a%b", "a%b")],
+    )
+    def test_have_a_form_that_networks_take(
+        self, site: t.Any, browse: t.Any, tag: str, sent: str
+    ) -> None:
+        site.page("/x", tags=[tag, "z"])
+        assert browse(tags_header="Surrogate-Key").get("/x").headers["Surrogate-Key"] == f"{sent} z"
+
+    def test_of_a_page_without_any_make_no_header(self, site: t.Any, browse: t.Any) -> None:
+        site.page("/x")
+        assert "Cache-Tag" not in browse(tags_header="Cache-Tag").get("/x").headers
+
+    def test_of_the_app_itself_are_left_alone(self, site: t.Any, browse: t.Any) -> None:
+        site.page("/x", tags=self.TAGS, headers=[("cache-tag", "own")])
+        client = browse(tags_header="Cache-Tag")
+        for _ in range(2):
+            assert client.get("/x").headers.getlist("Cache-Tag") == ["own"]
+
+    def test_of_an_answer_that_was_refused_do_not_leave(self, site: t.Any, browse: t.Any) -> None:
+        site.page("/x", tags=self.TAGS, headers=[("Set-Cookie", "a=1")])
+        client = browse(tags_header="Cache-Tag")
+        for _ in range(2):
+            assert "Cache-Tag" not in client.get("/x").headers
+
+    @pytest.mark.parametrize("name", ["", "a b", "Tags:", "ISR-Tags", "Set-Cookie", "ETag", 5])
+    def test_need_a_header_of_their_own(self, site: t.Any, name: t.Any) -> None:
+        with pytest.raises(ValueError, match="tags_header"):
+            ISRMiddleware(site, "memory://", tags_header=name)
+
+    def test_are_a_config_key_of_flask(self) -> None:
+        from flask import Flask
+
+        from wsgi_isr.flask import ISR
+        from wsgi_isr.flask import isr_page
+
+        app = Flask(__name__)
+        app.config.update(ISR_TAGS_HEADER="Surrogate-Key", ISR_ENABLED=True, ISR_CACHE="memory://")
+
+        @app.get("/")
+        @isr_page(tags=["a", "b"])
+        def index() -> str:
+            return "hello"
+
+        ISR(app)
+        assert app.test_client().get("/").headers["Surrogate-Key"] == "a b"
