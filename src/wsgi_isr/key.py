@@ -6,6 +6,7 @@ is the proof: the renderer takes a `PageKey` and there is no way to hand it a vi
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
@@ -83,8 +84,7 @@ class PageKey(t.NamedTuple):
         JSON keeps the borders between fields apart, so that no two keys share a digest
         (Django's ``('a', 'bc')`` and ``('ab', 'c')``).
         """
-        whole = hashlib.sha256(json.dumps(self).encode()).hexdigest()
-        return f"{path_digest(self.full_path)}.{whole}"
+        return _name(self)
 
     @property
     def path_label(self) -> str:
@@ -123,6 +123,12 @@ class PageKey(t.NamedTuple):
         for header, value in self.vary:
             environ["HTTP_" + header.upper().replace("-", "_")] = value
         return environ
+
+
+@functools.lru_cache(1024)
+def _name(key: PageKey) -> str:
+    whole = hashlib.sha256(json.dumps(key).encode()).hexdigest()
+    return f"{path_digest(key.full_path)}.{whole}"
 
 
 def path_digest(full_path: str) -> str:

@@ -6,12 +6,14 @@ Nothing read from a store is ever executed, and whatever is not exactly such an 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import hmac
 import json
 import struct
 import typing as t
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from dataclasses import field
 
@@ -22,6 +24,8 @@ from .metadata import status_code
 
 _MAGIC = b"ISR\x01"
 _HEAD_LENGTH = struct.Struct("!I")
+#: Bytes of a head that is parsed but once while it is in use.
+MAX_KNOWN_HEAD = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,7 @@ class Page:
     #: Names the body: the strong ``ETag``.
     digest: str = ""
     #: What the page can be invalidated by.
-    labels: tuple[str, ...] = field(init=False, default=(), compare=False)
+    labels: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -58,9 +62,8 @@ class Page:
         if not self.digest:
             digest = hashlib.sha256(self.bodies["identity"]).hexdigest()[:32]
             object.__setattr__(self, "digest", digest)
-        tags = (f"tag:{tag}" for tag in self.metadata.tags)
-        labels = (self.key.path_label, self.key.host_label, page_label(self.name), *tags)
-        object.__setattr__(self, "labels", labels)
+        if not self.labels:
+            object.__setattr__(self, "labels", _labels(self.key, self.name, self.metadata.tags))
 
     @property
     def code(self) -> int:
@@ -77,6 +80,10 @@ class Page:
 
     def header(self, name: str) -> str | None:
         return next((value for key, value in self.headers if key.lower() == name), None)
+
+
+def _labels(key: PageKey, name: str, tags: Iterable[str]) -> tuple[str, ...]:
+    return (key.path_label, key.host_label, page_label(name), *(f"tag:{tag}" for tag in tags))
 
 
 def page_label(name: str) -> str:
@@ -169,13 +176,20 @@ def peek(data: bytes) -> dict[str, t.Any] | None:
 def _parse(payload: memoryview) -> Page:
     (length,) = _HEAD_LENGTH.unpack_from(payload)
     at = _HEAD_LENGTH.size + length
-    head = json.loads(bytes(payload[_HEAD_LENGTH.size : at]))
+    head = bytes(payload[_HEAD_LENGTH.size : at])
+    fields, sizes = _known_head(head) if length <= MAX_KNOWN_HEAD else _parse_head(head)
     bodies = {}
-    for coding, size in head["bodies"]:
-        bodies[str(coding)] = bytes(payload[at : at + size])
+    for coding, size in sizes:
+        bodies[coding] = bytes(payload[at : at + size])
         at += size
     if at != len(payload) or "identity" not in bodies:
         raise ValueError("bodies and their lengths differ")
+    return Page(bodies=bodies, **fields)
+
+
+def _parse_head(data: bytes) -> tuple[dict[str, t.Any], list[tuple[str, int]]]:
+    """The fields of a page without its bodies, and their codings and lengths."""
+    head = json.loads(data)
     scheme, host, mount, path, query, vary, build = head["key"]
     key = PageKey(scheme, host, mount, path, _pairs(query), _pairs(vary), build)
     revalidate, expire, tags = head["metadata"]
@@ -183,22 +197,31 @@ def _parse(payload: memoryview) -> Page:
     # An entry may come from whoever can write to the store: no header splitting on the way out.
     if not all(is_sound(name, value) for name, value in (*headers, ("Status", head["status"]))):
         raise ValueError("a header is not sound")
-    return Page(
-        key=key,
-        status=head["status"],
-        headers=headers,
-        bodies=bodies,
-        metadata=Metadata(
-            None if revalidate is None else int(revalidate),
-            None if expire is None else int(expire),
-            tuple(map(str, tags)),
-        ),
-        generated_at=float(head["generated_at"]),
-        sequence=int(head["sequence"]),
-        lineage=str(head["lineage"]),
-        vary=tuple(map(str, head["vary"])),
-        digest=str(head["digest"]),
+    metadata = Metadata(
+        None if revalidate is None else int(revalidate),
+        None if expire is None else int(expire),
+        tuple(map(str, tags)),
     )
+    fields = {
+        "key": key,
+        "status": head["status"],
+        "headers": headers,
+        "metadata": metadata,
+        "generated_at": float(head["generated_at"]),
+        "sequence": int(head["sequence"]),
+        "lineage": str(head["lineage"]),
+        "vary": tuple(map(str, head["vary"])),
+        "name": key.name,
+        "digest": str(head["digest"]),
+        "labels": _labels(key, key.name, metadata.tags),
+    }
+    sizes = [(str(coding), int(size)) for coding, size in head["bodies"]]
+    if any(size < 0 for _, size in sizes):
+        raise ValueError("a body has a negative length")
+    return fields, sizes
+
+
+_known_head = functools.lru_cache(1024)(_parse_head)
 
 
 def _pairs(items: t.Any) -> tuple[tuple[str, str], ...]:

@@ -126,16 +126,15 @@ class PageStore:
         page = self._read(key.name, key)
         if page is None:
             return None
-        if self.pruner is not None:
-            self.pruner.touch(page.name)
         entry = self.memory.put(self._entry(page, stores, Mark.SOFT))
+        self.used(entry, time.time())
         if self._last.lineage in ("", page.lineage):
             self._note(Number(page.lineage, page.sequence))
         return entry
 
     def used(self, entry: Entry, now: float) -> None:
-        """Note that a page is served from memory: what others have not read may be in use."""
-        if not 0 <= now - entry.touched < RECENCY:
+        """Note that a page is used, also from memory alone; it is one of the last to go."""
+        if abs(now - entry.touched) >= RECENCY:
             entry.touched = now
             if self.pruner is not None:
                 self.pruner.touch(entry.page.name)

@@ -204,7 +204,7 @@ class FileStorage:
 
     def path(self, name: str) -> str:
         # 256 folders by path: the variants of a page stand together, and listing them is quick.
-        return os.path.join(self._folder, name[:2], name)
+        return f"{self._folder}/{name[:2]}/{name}"
 
     def get(self, name: str) -> bytes | None:
         try:
