@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextvars
 import threading
 import time
-import typing as t
 from collections.abc import Iterator
 
 import pytest
@@ -160,54 +159,6 @@ class TestThreads:
             answer = visit(isr)
             assert (answer.text, status_of(answer)) == ("new", "isr; hit; ttl=10")
         assert "no thread for regenerations: can't start new thread" in caplog.text
-
-    @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
-    def test_survive_an_app_that_exits(
-        self,
-        site: Site,
-        make: Make,
-        cache: str,
-        clock: Clock,
-        caplog: pytest.LogCaptureFixture,
-        error: type[BaseException],
-    ) -> None:
-        def leave(environ: t.Any, start_response: t.Any) -> t.Any:
-            raise error
-
-        site.page("/", "old", revalidate=10)
-        isr = make(cache, workers=1)
-        visit(isr)
-        clock.advance(10)
-        site.answers["/"] = leave
-        for _ in range(2):
-            assert visit(isr).text == "old"
-            isr.close()
-        assert site.renders("/") == 3
-        assert "a regeneration failed" in caplog.text
-        site.page("/", "new", revalidate=10)
-        visit(isr)
-        isr.close()
-        assert visit(isr).text == "new"
-
-    def test_an_app_that_exits_lets_those_who_waited_go_on(
-        self, site: Site, make: Make, cache: str
-    ) -> None:
-        steps = Steps()
-
-        def leave(environ: t.Any, start_response: t.Any) -> t.Any:
-            if steps(environ) == "render 1":
-                raise SystemExit
-            start_response("200 OK", [("Content-Type", "text/plain"), ("ISR-Revalidate", "10")])
-            return [b"the page"]
-
-        site.answers["/"] = leave
-        isr = make(cache, rules={"/": 10})
-        first = start(visit, isr)
-        steps.wait(1)
-        second = start(visit, isr)
-        steps.release()
-        assert isinstance(first.exception(10), SystemExit)
-        assert result(second).text == "the page"
 
     def test_render_in_a_context_of_their_own(self, site: Site, make: Make, clock: Clock) -> None:
         mine: contextvars.ContextVar[str] = contextvars.ContextVar("mine", default="nobody's")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import json
 import logging
+import threading
 import time
 import typing as t
 from collections.abc import Callable
@@ -168,7 +169,8 @@ class Attempts:
         started = time.perf_counter()
         try:
             response = self._render(key, reason)
-        except Exception as error:
+        except BaseException as raised:
+            error = _as_failure(raised, reason)
             return self._failed(key, previous, reason, Outcome(Kind.FAILED, error=error))
         finally:
             self._stats.rendered(time.perf_counter() - started)
@@ -304,6 +306,22 @@ class Attempts:
         self._logged[key, detail] = now + QUIET
         what = f"{detail}: {value}" if value else detail
         logger.warning("%s is not stored (%s): %s", key.url, what, REMEDIES[detail])
+
+
+def _as_failure(raised: BaseException, reason: str) -> Exception:
+    """What a render raised, where an app that exits ends its render and nothing else.
+
+    :raises BaseException: on the main thread, for what may come from a signal that ends the
+        process: Ctrl-C, and `SystemExit` while a visitor is served.
+    """
+    if isinstance(raised, Exception):
+        return raised
+    if threading.current_thread() is threading.main_thread():
+        if isinstance(raised, KeyboardInterrupt) or reason in ("miss", "stale"):
+            raise raised
+    error = RenderError(f"the app raised {raised!r}")
+    error.__cause__ = raised
+    return error
 
 
 def make_page(

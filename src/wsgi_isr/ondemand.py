@@ -147,6 +147,22 @@ class OnDemand:
             raise RevalidationError(failures, results)
         return results
 
+    def check(
+        self,
+        paths: Sequence[str],
+        tags: Sequence[str],
+        patterns: Sequence[str],
+        origin: Origin | None,
+    ) -> None:
+        """
+        :raises ValueError: for what any of the operations would refuse.
+        """
+        check_tags(tags)
+        for pattern in patterns:
+            compile_pattern(pattern)
+        for path in paths:
+            self._target(path, False, origin)
+
     def each(
         self,
         paths: Sequence[str],

@@ -201,7 +201,10 @@ class AfterAnswer:
         return iter(self._answer)
 
     def close(self) -> None:
-        self._work()
+        try:
+            close(self._answer)
+        finally:
+            self._work()
 
 
 def deliver(

@@ -32,6 +32,8 @@ from .store.coordination import Lease
 from .store.coordination import Number
 from .store.memory import Entry
 
+#: Pages remembered whose render behind a shell did not succeed.
+MAX_FAILED_AHEAD = 1000
 #: Seconds before a page whose lease another process holds is tried again.
 ELSEWHERE = 0.05
 
@@ -85,7 +87,9 @@ class Regeneration:
         self._flights: dict[PageKey, Flight] = {}
         self._queued: set[PageKey] = set()
         self._lanes: dict[PageKey, Lane] = {}
-        # Guards the three tables above. Nothing is rendered, read or written under it.
+        #: Pages whose render behind a shell did not succeed.
+        self._failed_ahead: dict[PageKey, None] = {}
+        # Guards the tables above. Nothing is rendered, read or written under it.
         self._lock = threading.Lock()
 
     def _overdue(self, flight: Flight) -> bool:
@@ -217,19 +221,40 @@ class Regeneration:
         if not self._pool.submit(lambda: self._regenerate(entry, rule)):
             self._queued.discard(key)
 
-    def ahead(self, key: PageKey, rule: Rule | None) -> None:
-        """Have a page rendered that is not there yet, while the visitor looks at a shell."""
+    def ahead(self, key: PageKey, rule: Rule | None) -> bool:
+        """Have a page rendered that is not there yet, while the visitor looks at a shell.
+
+        False if that was tried and came to nothing: whoever looks at a shell would never learn
+        why, so the next visitor waits, and gets what the app has to say.
+        """
         with self._lock:
+            if key in self._failed_ahead:
+                del self._failed_ahead[key]
+                return False
             if key in self._queued or key in self._flights:
-                return
+                return True
             self._queued.add(key)
 
         def render() -> None:
             self._queued.discard(key)
-            self.cold(key, rule, "miss").discard()
+            stored = False
+            try:
+                outcome = self.cold(key, rule, "miss")
+                outcome.discard()
+                stored = outcome.stored
+            finally:
+                if not stored:
+                    self._note_failed_ahead(key)
 
         if not self._pool.submit(render):
             self._queued.discard(key)
+        return True
+
+    def _note_failed_ahead(self, key: PageKey) -> None:
+        with self._lock:
+            while len(self._failed_ahead) >= MAX_FAILED_AHEAD:
+                del self._failed_ahead[next(iter(self._failed_ahead))]
+            self._failed_ahead[key] = None
 
     def _pausing(self, entry: Entry) -> bool:
         # A time beyond the longest pause is that of a clock that was set back.

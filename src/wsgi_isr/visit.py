@@ -128,12 +128,15 @@ class Visit:
         if self._rule is None:
             return self._discover()
         instead = fallback(self._rule, self._environ)
-        if instead is not None:
-            self._process.stats.misses += 1
-            if isinstance(instead, Shell):
-                self._process.regeneration.ahead(self._key, self._rule)
-            return instead(self._environ, self._start_response)
-        return self._serve_cold("uri-miss")
+        if instead is None:
+            return self._serve_cold("uri-miss")
+        if isinstance(instead, Shell) and not self._process.regeneration.ahead(
+            self._key, self._rule
+        ):
+            return self._serve_cold("uri-miss")
+        self._process.stats.misses += 1
+        answer = instead(self._environ, self._start_response)
+        return self._after(answer) if isinstance(instead, Shell) else answer
 
     def _serve_hit(self, entry: Entry, generation: object, now: float) -> Iterable[bytes]:
         process = self._process
@@ -161,7 +164,9 @@ class Visit:
         self._process.store.poll()
         self._process.regeneration.behind(entry, self._rule)
         left = seconds_left(entry.page, entry.mark, now)
-        answer = self._serve_page(entry, f"isr; hit; ttl={min(0, left or 0)}", now)
+        return self._after(self._serve_page(entry, f"isr; hit; ttl={min(0, left or 0)}", now))
+
+    def _after(self, answer: Iterable[bytes]) -> Iterable[bytes]:
         if self._process.pool.is_stalled:
             # Threads do not run here: this one renders, when its visitor has been served.
             return AfterAnswer(answer, self._process.pool.run_one)

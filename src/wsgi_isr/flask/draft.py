@@ -23,7 +23,9 @@ LIFETIME = 3600
 def _serializer(app: Flask) -> URLSafeTimedSerializer:
     if not app.secret_key:
         raise RuntimeError("draft mode needs a secret key: set app.secret_key")
-    return URLSafeTimedSerializer(app.secret_key, salt="wsgi-isr-draft")
+    # As for Flask's sessions: older keys are still read. The newest one comes last.
+    keys = [*(app.config.get("SECRET_KEY_FALLBACKS") or ()), app.secret_key]
+    return URLSafeTimedSerializer(keys, salt="wsgi-isr-draft")
 
 
 def enable(response: Response) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import threading
-import time
 import typing as t
 from collections.abc import Iterable
+from time import monotonic
 
 from flask import Flask
 
@@ -22,6 +23,8 @@ if t.TYPE_CHECKING:
 
     from .paths import Generators
 
+logger = logging.getLogger("wsgi_isr")
+
 #: Seconds for which the list of an endpoint's paths is taken to be complete.
 LISTED = 60.0
 
@@ -32,20 +35,29 @@ class Listing:
     def __init__(self, app: Flask, generators: Generators) -> None:
         self._app = app
         self._generators = generators
-        self._known: dict[str, tuple[float, frozenset[str]]] = {}
+        #: ``None`` where a list was never to be had.
+        self._known: dict[str, tuple[float, frozenset[str] | None]] = {}
         self._lock = threading.Lock()
 
     def has(self, endpoint: str, environ: WSGIEnvironment) -> bool:
-        with self._lock:
-            until, paths = self._known.get(endpoint, (0.0, frozenset()))
-            if time.monotonic() >= until:
-                paths = frozenset(
-                    path.partition("?")[0]
-                    for path in paths_of(self._app, self._generators, endpoint)
-                )
-                self._known[endpoint] = (time.monotonic() + LISTED, paths)
+        paths = self._paths(endpoint)
+        if paths is None:
+            # Nobody knows what there is, so the app is asked.
+            return True
         request = self._app.request_class(environ, populate_request=False)
         return request.path in paths or request.script_root + request.path in paths
+
+    def _paths(self, endpoint: str) -> frozenset[str] | None:
+        with self._lock:
+            until, paths = self._known.get(endpoint, (0.0, None))
+            if monotonic() >= until:
+                try:
+                    found = paths_of(self._app, self._generators, endpoint)
+                    paths = frozenset(path.partition("?")[0] for path in found)
+                except Exception:
+                    logger.exception("no list of the paths of %r: a generator failed", endpoint)
+                self._known[endpoint] = (monotonic() + LISTED, paths)
+            return paths
 
 
 def with_fallback(
@@ -65,9 +77,13 @@ def _shell(app: Flask, view: t.Any, values: dict[str, t.Any]) -> WSGIApplication
     def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         with app.request_context(environ):
             try:
-                result = app.preprocess_request()
-                if result is None:
-                    result = app.ensure_sync(view)(**values)
+                try:
+                    result = app.preprocess_request()
+                    if result is None:
+                        result = app.ensure_sync(view)(**values)
+                except Exception as error:
+                    # A 404 of the shell is one, and error handlers are asked.
+                    result = app.handle_user_exception(error)
                 response = app.finalize_request(result)
             except Exception as error:
                 response = app.handle_exception(error)

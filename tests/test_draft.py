@@ -1,0 +1,216 @@
+"""Draft mode: a visitor with a signed cookie gets a fresh render, which nobody else ever sees."""
+
+from __future__ import annotations
+
+import typing as t
+from collections.abc import Callable
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import Browser
+from conftest import status_of
+from conftest import strict
+from flask import Flask
+from flask import make_response
+from flask import request
+from flasks import COLD
+from flasks import flask_app
+from flasks import flask_browser
+from flasks import HIT
+from itsdangerous import URLSafeTimedSerializer
+
+from wsgi_isr.flask import ISR
+from wsgi_isr.flask import isr_page
+from wsgi_isr.flask.draft import COOKIE
+from wsgi_isr.flask.draft import LIFETIME
+
+DRAFT = "isr; fwd=bypass; detail=draft"
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Flask:
+    """``/blog/a`` shows a text that tests change, and whether it is a draft."""
+    app = flask_app(tmp_path)
+    app.extensions["text"] = "published"
+
+    @app.get("/blog/<slug>")
+    @isr_page(revalidate=60)
+    def post(slug: str) -> str:
+        draft = " (draft)" if isr_of(app).is_draft else ""
+        return f"{app.extensions['text']}{draft} {request.cookies.get('user')}"
+
+    @app.get("/plain")
+    def plain() -> str:
+        return "no page"
+
+    @app.post("/preview")
+    def preview() -> t.Any:
+        response = make_response("on")
+        isr_of(app).enable_draft(response)
+        return response
+
+    @app.post("/leave")
+    def leave() -> t.Any:
+        response = make_response("off")
+        isr_of(app).disable_draft(response)
+        return response
+
+    return app
+
+
+def isr_of(app: Flask) -> ISR:
+    return t.cast(ISR, app.extensions["isr"])
+
+
+@pytest.fixture
+def visitor(app: Flask) -> Iterator[Browser]:
+    browser = flask_browser(app)
+    yield browser
+    browser.isr.close()
+
+
+@pytest.fixture
+def editor(app: Flask, visitor: Browser) -> Browser:
+    """A visitor who is in draft mode; the page was stored before."""
+    visitor.get("/blog/a")
+    browser = Browser(strict(app))
+    assert browser.post("/preview").text == "on"
+    browser.set_cookie("user", "ann")
+    return browser
+
+
+class TestDraftMode:
+    def test_shows_what_is_not_published(
+        self, app: Flask, editor: Browser, visitor: Browser
+    ) -> None:
+        app.extensions["text"] = "new"
+        answer = editor.get("/blog/a")
+        assert (answer.text, status_of(answer)) == ("new (draft) ann", DRAFT)
+        assert visitor.get("/blog/a").text == "published None"
+
+    def test_renders_at_every_request(self, app: Flask, editor: Browser) -> None:
+        for text in ("one", "two"):
+            app.extensions["text"] = text
+            assert editor.get("/blog/a").text == f"{text} (draft) ann"
+
+    def test_is_for_the_editor_alone(self, editor: Browser) -> None:
+        answer = editor.get("/blog/a")
+        assert answer.headers.getlist("Cache-Control") == ["private, no-store"]
+        assert not [name for name in answer.headers.keys() if name.startswith("ISR")]
+
+    def test_is_never_stored(self, app: Flask, editor: Browser, visitor: Browser) -> None:
+        before = list(visitor.isr.pages())
+        editor.get("/blog/a")
+        # Of a page that was not there before neither.
+        editor.get("/blog/b")
+        visitor.isr.close()
+        assert [page.url for page in visitor.isr.pages()] == [page.url for page in before]
+        assert status_of(visitor.get("/blog/a")).startswith(HIT)
+        assert status_of(visitor.get("/blog/b")) == COLD
+
+    def test_counts_in_no_render_of_a_page(self, editor: Browser, visitor: Browser) -> None:
+        # A revalidation that the editor causes shows what visitors see.
+        visitor.isr.revalidate("http://localhost/blog/a")
+        assert visitor.get("/blog/a").text == "published None"
+
+    def test_leaves_what_is_no_page_as_it_is(self, editor: Browser) -> None:
+        answer = editor.get("/plain")
+        assert (answer.text, status_of(answer)) == ("no page", "")
+        assert "Cache-Control" not in answer.headers
+
+    def test_passes_by_both_fallbacks(self, app: Flask) -> None:
+        for name, fallback in {"none": False, "shell": lambda slug: "shell"}.items():
+            view = isr_page(fallback=fallback)(lambda slug: f"draft of {slug}")
+            app.add_url_rule(f"/{name}/<slug>", name, view)
+        editor = flask_browser(app)
+        editor.post("/preview")
+        for path in ("/none/a", "/shell/a"):
+            assert editor.get(path).text == "draft of a"
+
+    def test_ends_when_it_is_disabled(self, editor: Browser) -> None:
+        assert status_of(editor.get("/blog/a")) == DRAFT
+        assert editor.post("/leave").text == "off"
+        answer = editor.get("/blog/a")
+        assert answer.text == "published None"
+        assert status_of(answer).startswith(HIT)
+
+
+class TestTheCookie:
+    def test_is_out_of_reach_of_scripts_and_other_sites(self, app: Flask, visitor: Browser) -> None:
+        cookie = visitor.post("/preview").headers["Set-Cookie"]
+        for attribute in ("HttpOnly", "SameSite=Lax", "Path=/", f"Max-Age={LIFETIME}"):
+            assert attribute in cookie
+        assert "Secure" not in cookie
+        cookie = visitor.post("/preview", base_url="https://localhost").headers["Set-Cookie"]
+        assert "Secure" in cookie
+
+    @pytest.mark.parametrize(
+        "forge",
+        [
+            lambda value: "draft",
+            lambda value: "",
+            lambda value: value[:-1] + ("A" if value[-1] != "A" else "B"),
+            lambda value: value.partition(".")[0],
+            lambda value: "caf\u00e9." + value,
+            lambda value: URLSafeTimedSerializer("guessed", salt="wsgi-isr-draft").dumps("draft"),
+            lambda value: URLSafeTimedSerializer("not a secret", salt="x").dumps("draft"),
+            lambda value: URLSafeTimedSerializer("not a secret", salt="wsgi-isr-draft").dumps(1),
+        ],
+        ids=[
+            "a word",
+            "nothing",
+            "another signature",
+            "no signature",
+            "beyond ASCII",
+            "another key",
+            "another purpose",
+            "another value",
+        ],
+    )
+    def test_that_is_forged_makes_an_ordinary_visitor(
+        self, editor: Browser, visitor: Browser, forge: Callable[[str], str]
+    ) -> None:
+        cookie = editor.get_cookie(COOKIE)
+        assert cookie is not None
+        visitor.set_cookie(COOKIE, forge(cookie.value))
+        assert status_of(visitor.get("/blog/a")).startswith(HIT)
+
+    def test_that_is_too_old_makes_an_ordinary_visitor(
+        self, editor: Browser, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        real = URLSafeTimedSerializer.make_signer
+
+        def later(self: t.Any, salt: t.Any) -> t.Any:
+            signer = real(self, salt)
+            now = signer.get_timestamp()
+            signer.get_timestamp = lambda: now + LIFETIME + 1
+            return signer
+
+        assert status_of(editor.get("/blog/a")) == DRAFT
+        monkeypatch.setattr(URLSafeTimedSerializer, "make_signer", later)
+        answer = editor.get("/blog/a")
+        assert answer.text == "published None"
+        assert status_of(answer).startswith(HIT)
+
+    def test_of_a_key_that_was_replaced_makes_an_ordinary_visitor(
+        self, app: Flask, editor: Browser
+    ) -> None:
+        app.secret_key = "a new secret"
+        assert status_of(editor.get("/blog/a")).startswith(HIT)
+
+    def test_of_a_key_that_is_still_read_goes_on(self, app: Flask, editor: Browser) -> None:
+        app.config["SECRET_KEY_FALLBACKS"] = [app.secret_key]
+        app.secret_key = "a new secret"
+        assert status_of(editor.get("/blog/a")) == DRAFT
+
+
+class TestWithoutASecretKey:
+    def test_it_is_an_error_where_it_is_switched_on(self, app: Flask, visitor: Browser) -> None:
+        app.secret_key = None
+        with app.test_request_context(), pytest.raises(RuntimeError, match="set app.secret_key"):
+            isr_of(app).enable_draft(make_response())
+
+    def test_nobody_is_in_draft_mode(self, app: Flask, editor: Browser) -> None:
+        app.secret_key = None
+        assert status_of(editor.get("/blog/a")).startswith(HIT)

@@ -1,0 +1,273 @@
+"""``POST /_isr/revalidate``: what a CMS calls when something was published."""
+
+from __future__ import annotations
+
+import io
+import json
+import typing as t
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import Browser
+from conftest import status_of
+from flask import Flask
+from flasks import flask_app
+from flasks import flask_browser
+
+from wsgi_isr.flask import ISR
+from wsgi_isr.flask import isr_page
+from wsgi_isr.flask.route import MAX_LENGTH
+from wsgi_isr.flask.route import MAX_NAMES
+
+SECRET = "correct horse battery staple"
+URL = "/_isr/revalidate"
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Flask:
+    """``/blog/<slug>`` shows a text, which tests change."""
+    app = flask_app(tmp_path)
+    app.extensions["text"] = "old"
+
+    @app.get("/blog/<slug>")
+    @isr_page(tags=["posts"])
+    def post(slug: str) -> str:
+        if app.extensions["text"] == "broken":
+            raise ZeroDivisionError("no database")
+        return f"{app.extensions['text']} {slug}"
+
+    return app
+
+
+@pytest.fixture
+def browser(app: Flask) -> Iterator[Browser]:
+    """A visitor of an app whose two pages are stored; the text is a new one by now."""
+    browser = flask_browser(app, secret=SECRET)
+    browser.get("/blog/a")
+    browser.get("/blog/b")
+    app.extensions["text"] = "new"
+    yield browser
+    browser.isr.close()
+
+
+def call(browser: Browser, token: str | None = SECRET, **body: t.Any) -> t.Any:
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    return browser.post(URL, json=body, headers=headers)
+
+
+class TestACall:
+    def test_renders_paths_and_says_what_happened_to_each(self, browser: Browser) -> None:
+        answer = call(browser, paths=["/blog/a", "/blog/c"])
+        assert answer.status_code == 200
+        assert answer.json == {
+            "revalidated": True,
+            "results": [
+                {"path": path, "url": f"http://localhost{path}", "status": 200, "error": None}
+                for path in ("/blog/a", "/blog/c")
+            ],
+            "failures": {},
+        }
+        assert browser.get("/blog/a").text == "new a"
+        assert browser.get("/blog/b").text == "old b"
+
+    @pytest.mark.parametrize("body", [{"tags": ["posts"]}, {"patterns": ["/blog/*"]}])
+    def test_marks_tags_and_patterns_and_renders_nothing(
+        self, browser: Browser, body: dict[str, list[str]]
+    ) -> None:
+        renders = browser.isr.stats()["renders"]
+        answer = call(browser, **body)
+        assert answer.json == {"revalidated": True, "results": [], "failures": {}}
+        assert browser.isr.stats()["renders"] == renders
+        assert {page.state for page in browser.isr.pages()} == {"stale"}
+
+    def test_may_have_the_next_visitor_wait(self, browser: Browser) -> None:
+        call(browser, tags=["posts"], expire=True)
+        assert browser.get("/blog/a").text == "new a"
+
+    def test_marks_before_it_renders(self, browser: Browser) -> None:
+        call(browser, tags=["posts"], paths=["/blog/a"])
+        states = {page.url[-1]: page.state for page in browser.isr.pages()}
+        assert states == {"a": "fresh", "b": "stale"}
+
+    def test_that_fails_says_which_and_why_and_the_old_pages_stay(
+        self, app: Flask, browser: Browser
+    ) -> None:
+        app.extensions["text"] = "broken"
+        answer = call(browser, paths=["/blog/a"])
+        assert answer.status_code == 500
+        assert answer.json["revalidated"] is False
+        assert list(answer.json["failures"]) == ["/blog/a"]
+        (result,) = answer.json["results"]
+        assert (result["path"], result["status"]) == ("/blog/a", 500)
+        assert "500" in result["error"]
+        assert browser.get("/blog/a").text == "old a"
+
+    def test_that_the_store_does_not_take_says_so(
+        self, browser: Browser, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*args: t.Any) -> t.NoReturn:
+            raise OSError("disk full")
+
+        monkeypatch.setattr(browser.isr._here().store.coordination, "invalidate", fail)
+        answer = call(browser, tags=["posts"], paths=["/blog/a"])
+        assert answer.status_code == 500
+        assert set(answer.json["failures"]) == {"posts", "/blog/a"}
+
+    def test_while_the_library_is_off_marks_and_renders_nothing(
+        self, app: Flask, browser: Browser
+    ) -> None:
+        app.config["ISR_ENABLED"] = False
+        assert call(browser, paths=["/blog/a"]).json["revalidated"] is True
+        app.config["ISR_ENABLED"] = True
+        assert status_of(browser.get("/blog/a")) == "isr; hit; ttl=0"
+
+
+class TestTheToken:
+    WRONG: t.ClassVar = [
+        {},
+        {"Authorization": ""},
+        {"Authorization": "Bearer"},
+        {"Authorization": "Bearer "},
+        {"Authorization": "Bearer wrong"},
+        {"Authorization": f"Bearer {SECRET}x"},
+        {"Authorization": f"Bearer {SECRET[:-1]}"},
+        {"Authorization": SECRET},
+        {"Authorization": f"Basic {SECRET}"},
+        {"Authorization": "Bearer caf\u00e9"},
+        {"Authorization": "Bearer \u00ff\u00fe"},
+        {"X-Secret": SECRET},
+    ]
+
+    def test_every_wrong_one_gets_the_same_answer(self, browser: Browser) -> None:
+        answers = set()
+        for headers in self.WRONG:
+            for body in (b'{"paths": ["/blog/a"]}', b"no JSON", b"x" * (MAX_LENGTH + 1)):
+                answer = browser.post(URL, data=body, headers=headers)
+                answers.add((answer.status, answer.data, tuple(sorted(answer.headers.items()))))
+        ((status, data, headers_sent),) = answers
+        assert status == "401 UNAUTHORIZED"
+        assert json.loads(data) == {"error": "unauthorized"}
+        assert ("WWW-Authenticate", "Bearer") in headers_sent
+        assert browser.get("/blog/a").text == "old a"
+
+    def test_in_the_query_or_the_body_counts_for_nothing(self, browser: Browser) -> None:
+        body = {"paths": ["/blog/a"], "secret": SECRET, "token": SECRET}
+        answer = browser.post(f"{URL}?secret={SECRET}&token={SECRET}", json=body)
+        assert answer.status_code == 401
+
+    @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
+    def test_has_a_scheme_in_whatever_case(self, browser: Browser, scheme: str) -> None:
+        headers = {"Authorization": f"{scheme} {SECRET}"}
+        assert browser.post(URL, json={"tags": ["posts"]}, headers=headers).status_code == 200
+
+    @pytest.mark.parametrize("secret", ["pässwörd €", "pässwörd €".encode(), b"plain bytes"])
+    def test_may_be_any_bytes(self, app: Flask, secret: str | bytes) -> None:
+        browser = flask_browser(app, secret=secret)
+        sent = secret.encode() if isinstance(secret, str) else secret
+        # Bytes of a header are latin-1 in WSGI.
+        token = sent.decode("latin-1")
+        assert call(browser, token, tags=["posts"]).status_code == 200
+        assert call(browser, token + "x", tags=["posts"]).status_code == 401
+
+    def test_is_compared_in_constant_time_as_bytes(
+        self, browser: Browser, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        compared: list[tuple[object, object]] = []
+
+        def compare(given: bytes, token: bytes) -> bool:
+            compared.append((given, token))
+            return given == token
+
+        monkeypatch.setattr("wsgi_isr.flask.route.hmac.compare_digest", compare)
+        call(browser, "caf\u00e9", tags=["posts"])
+        assert compared == [("caf\u00e9".encode("latin-1"), SECRET.encode())]
+
+    @pytest.mark.parametrize("secret", [None, "", b""])
+    def test_that_is_not_set_means_no_route(self, app: Flask, secret: t.Any) -> None:
+        browser = flask_browser(app, secret=secret)
+        assert call(browser, "", tags=["posts"]).status_code == 404
+
+    def test_that_is_neither_text_nor_bytes_is_an_error_at_once(self, app: Flask) -> None:
+        app.config["ISR_SECRET"] = 123
+        with pytest.raises(TypeError, match="ISR_SECRET takes a text or bytes"):
+            ISR(app, cache="memory://")
+
+
+class TestABodyThatWillNotDo:
+    @pytest.mark.parametrize(
+        ("body", "message"),
+        [
+            (b"", "the body is a JSON object"),
+            (b"paths=/blog/a", "the body is a JSON object"),
+            (b'["/blog/a"]', "the body is a JSON object"),
+            (b"\xff\xfe", "the body is a JSON object"),
+            (b"[" * 100_000, "the body is a JSON object"),
+            (b"{}", "name at least one of paths, tags, patterns"),
+            (b'{"paths": []}', "name at least one of paths, tags, patterns"),
+            # What is right beside a mistake is not done either.
+            (
+                b'{"tags": ["posts"], "path": ["/blog/a"]}',
+                "unknown: path; there are paths, tags, patterns",
+            ),
+            (b'{"tags": ["posts"], "paths": "/blog/a"}', "paths is a list of texts"),
+            (b'{"tags": ["posts", 1]}', "tags is a list of texts"),
+            (b'{"tags": ["posts"], "patterns": null}', "patterns is a list of texts"),
+            (b'{"tags": ["posts"], "expire": 1}', "expire is true or false"),
+            (b'{"tags": ["posts"], "paths": ["blog"]}', "a path starts with /"),
+            (b'{"tags": ["posts"], "paths": ["//evil"]}', "has //"),
+            (
+                b'{"tags": ["posts"], "paths": ["http://other.example/"]}',
+                "on a host that has no pages",
+            ),
+            (b'{"tags": ["posts", "a,b"]}', "a,b"),
+            (b'{"tags": ["posts"], "patterns": ["blog/*"]}', "blog/*"),
+        ],
+    )
+    def test_is_told_and_nothing_is_done(self, app: Flask, body: bytes, message: str) -> None:
+        browser = flask_browser(app, secret=SECRET, trusted_hosts=["localhost"])
+        browser.get("/blog/a")
+        headers = {"Authorization": f"Bearer {SECRET}"}
+        answer = browser.post(URL, data=body, headers=headers)
+        assert answer.status_code == 400
+        assert answer.content_type == "application/json"
+        assert message in answer.json["error"]
+        assert {page.state for page in browser.isr.pages()} == {"fresh"}
+
+    def test_with_too_many_names(self, browser: Browser) -> None:
+        answer = call(browser, tags=["t"] * (MAX_NAMES + 1))
+        assert answer.status_code == 400
+        assert answer.json == {"error": f"tags has at most {MAX_NAMES} items"}
+
+    @pytest.mark.parametrize("length", [None, MAX_LENGTH + 1])
+    def test_that_is_too_large_is_not_read_to_its_end(
+        self, browser: Browser, length: int | None
+    ) -> None:
+        stream = io.BytesIO(b" " * 4 * MAX_LENGTH)
+        environ = {"wsgi.input_terminated": True} if length is None else {}
+        answer = browser.post(
+            URL,
+            input_stream=stream,
+            content_length=length,
+            headers={"Authorization": f"Bearer {SECRET}"},
+            environ_overrides=environ,
+        )
+        assert answer.status_code == 413
+        assert answer.json == {"error": f"the body has at most {MAX_LENGTH} bytes"}
+        assert stream.tell() < 2 * MAX_LENGTH
+
+
+class TestThePrefix:
+    def test_may_be_another(self, app: Flask) -> None:
+        browser = flask_browser(app, secret=SECRET, url_prefix="/hooks/")
+        headers = {"Authorization": f"Bearer {SECRET}"}
+        body = {"tags": ["posts"]}
+        assert browser.post("/hooks/revalidate", json=body, headers=headers).status_code == 200
+        assert browser.post(URL, json=body, headers=headers).status_code == 404
+
+    def test_that_is_no_path_is_an_error_at_once(self, app: Flask) -> None:
+        with pytest.raises(ValueError, match="ISR_URL_PREFIX starts with /"):
+            ISR(app, cache="memory://", secret=SECRET, url_prefix="hooks")
+
+    def test_other_methods_are_not_allowed(self, browser: Browser) -> None:
+        assert browser.get(URL).status_code == 405
