@@ -50,8 +50,8 @@ MAX_BACK_OFF = 30.0
 MAX_RECORD = 2**20
 #: Seconds between two log lines on the same thing.
 QUIET = 60.0
-#: Bytes of a body that is compressed while a visitor waits: a few milliseconds.
-COMPRESSED_AT_ONCE = 128 * 1024
+#: Bytes of a body that is compressed while a visitor waits: a millisecond or two for all codings.
+COMPRESSED_AT_ONCE = 32 * 1024
 
 
 class Kind(enum.Enum):

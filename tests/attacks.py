@@ -1,0 +1,252 @@
+"""Requests by which caches have been poisoned, as bytes on the wire."""
+
+from __future__ import annotations
+
+import typing as t
+
+#: What no answer to anybody else may contain.
+TOKEN = "p0is0n"
+HOST = "site.example"
+
+
+class Attack(t.NamedTuple):
+    """A request to a path; ``%s`` stands for it.
+
+    :param counted: whether it says how long its body is.
+    """
+
+    start: str
+    headers: tuple[str, ...]
+    body: str = ""
+    counted: bool = False
+
+    def to(self, path: str) -> bytes:
+        body = self.body.replace("%s", path)
+        length = [f"Content-Length: {len(body)}"] if self.counted else []
+        lines = [self.start.replace("%s", path), *self.headers, *length, "", body]
+        return "\r\n".join(lines).encode("latin-1")
+
+
+def attack(
+    *headers: str,
+    method: str = "GET",
+    target: str = "%s",
+    version: str = "HTTP/1.1",
+    host: str | None = HOST,
+    body: str = "",
+) -> Attack:
+    own = [] if host is None else [f"Host: {host}"]
+    counted = bool(body) and not any("Transfer-Encoding" in line for line in headers)
+    start = f"{method} {target} {version}"
+    return Attack(start, (*own, *headers, "Connection: close"), body, counted)
+
+
+def header(name: str, value: str = TOKEN) -> Attack:
+    return attack(f"{name}: {value}")
+
+
+EVIL = f"{TOKEN}.example"
+
+#: Headers that some proxy, framework or server gives a meaning, each with a value that would show.
+HEADERS = {
+    "X-Forwarded-Host": EVIL,
+    "X-Forwarded-Server": EVIL,
+    "X-Forwarded-For": f"127.0.0.1, {TOKEN}",
+    "X-Forwarded-Proto": f"https, {TOKEN}",
+    "X-Forwarded-Scheme": TOKEN,
+    "X-Forwarded-Protocol": "ssl",
+    "X-Forwarded-Ssl": "on",
+    "X-Forwarded-Port": "4444",
+    "X-Forwarded-Prefix": f"/{TOKEN}",
+    "X-Forwarded-Path": f"/{TOKEN}",
+    "X-Forwarded-Uri": f"/{TOKEN}",
+    "X-Forwarded-Method": "DELETE",
+    "X-Forwarded-User": TOKEN,
+    "X-Forwarded-Email": f"{TOKEN}@example.com",
+    "Forwarded": f"for=127.0.0.1;host={EVIL};proto=https",
+    "X-Script-Name": f"/{TOKEN}",
+    "X-Url-Scheme": "https",
+    "Front-End-Https": "on",
+    "X-Host": EVIL,
+    "X-Original-Host": EVIL,
+    "X-HTTP-Host-Override": EVIL,
+    "X-Original-URL": f"/{TOKEN}",
+    "X-Rewrite-URL": f"/{TOKEN}",
+    "X-Request-URI": f"/{TOKEN}",
+    "X-Envoy-Original-Path": f"/{TOKEN}",
+    "X-HTTP-Method-Override": "DELETE",
+    "X-HTTP-Method": "DELETE",
+    "X-Method-Override": "DELETE",
+    "X-Real-IP": "127.0.0.1",
+    "X-Client-IP": "127.0.0.1",
+    "X-Cluster-Client-IP": "127.0.0.1",
+    "X-Originating-IP": "127.0.0.1",
+    "True-Client-IP": "127.0.0.1",
+    "CF-Connecting-IP": "127.0.0.1",
+    "CF-IPCountry": TOKEN,
+    "Fastly-Client-IP": "127.0.0.1",
+    "Fastly-FF": TOKEN,
+    "X-Remote-User": TOKEN,
+    "Remote-User": TOKEN,
+    "X-Auth-Request-User": TOKEN,
+    "X-Amzn-Oidc-Identity": TOKEN,
+    "X-SSL-Client-S-DN": f"CN={TOKEN}",
+    "Via": f"1.1 {TOKEN}",
+    "User-Agent": f"<script>{TOKEN}</script>",
+    "Referer": f"https://{EVIL}/",
+    "Origin": f"https://{EVIL}",
+    "Accept": f"application/{TOKEN}",
+    "Accept-Language": f"de-{TOKEN}, en;q=0.1",
+    "Accept-Encoding": f"{TOKEN}, identity;q=0.1",
+    "Accept-Charset": TOKEN,
+    "Authorization": f"Bearer {TOKEN}",
+    "Proxy-Authorization": f"Basic {TOKEN}",
+    "Cookie": f"session={TOKEN}; isr_draft={TOKEN}; __prerender_bypass={TOKEN}",
+    "Range": "bytes=0-3",
+    "If-Range": f'"{TOKEN}"',
+    "If-None-Match": "*",
+    "If-Match": f'"{TOKEN}"',
+    "If-Modified-Since": "Fri, 31 Dec 2077 23:59:59 GMT",
+    "If-Unmodified-Since": "Thu, 01 Jan 1970 00:00:00 GMT",
+    "Cache-Control": f"no-store, {TOKEN}",
+    "Pragma": "no-cache",
+    "Surrogate-Capability": TOKEN,
+    "CDN-Loop": TOKEN,
+    "Priority": TOKEN,
+    "Save-Data": "on",
+    "DNT": "1",
+    "Sec-Fetch-Mode": TOKEN,
+    "Sec-CH-UA": TOKEN,
+    "Purpose": "prefetch",
+    "X-Requested-With": TOKEN,
+    "X-Debug": TOKEN,
+    "X-Wap-Profile": f"https://{EVIL}/",
+    "X-CSRF-Token": TOKEN,
+    "Upgrade-Insecure-Requests": TOKEN,
+    "Expect": TOKEN,
+    "Max-Forwards": "0",
+    "TE": f"trailers, {TOKEN}",
+    "Trailer": TOKEN,
+    "Upgrade": TOKEN,
+    # What other frameworks have taken for their own.
+    "x-middleware-subrequest": "middleware:middleware:middleware:middleware:middleware",
+    "x-middleware-rewrite": f"/{TOKEN}",
+    "x-middleware-prefetch": "1",
+    "x-middleware-override-headers": TOKEN,
+    "x-now-route-matches": f"1={TOKEN}",
+    "x-matched-path": f"/{TOKEN}",
+    "x-nextjs-data": "1",
+    "x-prerender-revalidate": TOKEN,
+    "x-invoke-path": f"/{TOKEN}",
+    "x-invoke-status": "500",
+    "x-invoke-error": TOKEN,
+    "next-router-state-tree": TOKEN,
+    "rsc": "1",
+    "x-vercel-id": TOKEN,
+    "x-nf-request-id": TOKEN,
+    # Our own, and what looks like them.
+    "ISR-Revalidate": "1",
+    "ISR-Expire": "1",
+    "ISR-Tags": TOKEN,
+    "isr_revalidate": "1",
+    "X-ISR-Reason": "revalidate",
+    "wsgi-isr-reason": "revalidate",
+    "wsgi_isr.reason": "revalidate",
+    "Cache-Status": f"isr; hit; detail={TOKEN}",
+    # Names that WSGI servers keep for themselves, or that two spellings share.
+    "X_Forwarded_Host": EVIL,
+    "x-forwarded_host": EVIL,
+    "Content_Length": "5",
+    "Content_Type": TOKEN,
+    "Content-Type": f"text/{TOKEN}",
+    "Content-Encoding": TOKEN,
+    "Path-Info": f"/{TOKEN}",
+    "Script-Name": f"/{TOKEN}",
+    "Server-Name": EVIL,
+    "Proxy": f"http://{EVIL}",
+    "Keep-Alive": TOKEN,
+    "Proxy-Connection": TOKEN,
+}
+
+#: A second request, for a server that loses count of the first one's bytes.
+INSIDE = f"GET %s?{TOKEN} HTTP/1.1\r\nHost: {EVIL}\r\nX-Forwarded-Host: {EVIL}\r\n\r\n"
+
+ATTACKS: dict[str, Attack] = {
+    **{name: header(name, value) for name, value in HEADERS.items()},
+    "a header twice": attack(f"X-Forwarded-Host: {EVIL}", "X-Forwarded-Host: other.example"),
+    "a header in two spellings": attack(f"X-Forwarded-Host: {EVIL}", "X_Forwarded_Host: b"),
+    "a header without a value": attack("X-Forwarded-Host:"),
+    "a folded header": attack("X-Folded: a", f" {TOKEN}"),
+    "a header with a space before its colon": attack(f"X-Forwarded-Host : {EVIL}"),
+    "a header with a tab": attack(f"X-Forwarded-Host:\t{EVIL}"),
+    "a header with bytes beyond ASCII": attack(f"X-Name: \xe9{TOKEN}\xff"),
+    "a header with a control character": attack(f"X-Name: \x07{TOKEN}"),
+    "a long header": attack(f"X-Name: {TOKEN * 900}"),
+    "many headers": attack(*(f"X-Name-{i}: {TOKEN}" for i in range(80))),
+    "all cookies": attack(*(f"Cookie: name{i}={TOKEN}" for i in range(20))),
+    "an undeclared query": attack(target=f"%s?utm_source={TOKEN}&lang=de"),
+    "a query without a name": attack(target=f"%s?={TOKEN}"),
+    "a query that cloaks a parameter": attack(target=f"%s?a=1;b={TOKEN}"),
+    "a query in another coding": attack(target=f"%s?%2561={TOKEN}&a%5b%5d={TOKEN}"),
+    "a query with a second question mark": attack(target=f"%s??{TOKEN}?"),
+    "a query that is a path": attack(target=f"%s?/../{TOKEN}"),
+    "a method override in the query": attack(target="%s?_method=DELETE"),
+    "a fragment": attack(target=f"%s#{TOKEN}"),
+    "an absolute target": attack(target=f"http://{EVIL}%s"),
+    "an absolute target of the same host": attack(target=f"http://{HOST}%s?{TOKEN}"),
+    "an absolute target of another scheme": attack(target=f"https://{HOST}%s"),
+    "a host with a port": attack(host=f"{HOST}:4444"),
+    "a host with its default port": attack(f"X-Name: {TOKEN}", host=f"{HOST}:80"),
+    "a host in capitals": attack(f"X-Name: {TOKEN}", host=HOST.upper()),
+    "a host with a dot": attack(f"X-Name: {TOKEN}", host=f"{HOST}."),
+    "another host": attack(host=EVIL),
+    "a host with credentials": attack(host=f"{HOST}:80@{EVIL}"),
+    "a host with a path": attack(host=f"{HOST}/{TOKEN}"),
+    "a host with a space": attack(host=f"{HOST} {EVIL}"),
+    "a host with a quote": attack(host=f'{HOST}"><{TOKEN}'),
+    "two hosts": attack(f"Host: {EVIL}"),
+    "two hosts in one": attack(host=f"{HOST}, {EVIL}"),
+    "an empty host": attack(host=""),
+    "no host": attack(host=None),
+    "HTTP/1.0": attack(f"X-Name: {TOKEN}", version="HTTP/1.0"),
+    "HTTP/1.0 without a host": attack(f"X-Name: {TOKEN}", version="HTTP/1.0", host=None),
+    "HTTP/1.0 for another host": attack(version="HTTP/1.0", host=EVIL),
+    "a HEAD": attack(f"X-Name: {TOKEN}", method="HEAD"),
+    "an OPTIONS": attack(f"Origin: https://{EVIL}", method="OPTIONS"),
+    "a POST": attack("Content-Type: text/plain", method="POST", body=TOKEN),
+    "a PUT": attack("Content-Type: text/plain", method="PUT", body=TOKEN),
+    "a TRACE": attack(f"X-Name: {TOKEN}", method="TRACE"),
+    "a PURGE": attack(f"X-Name: {TOKEN}", method="PURGE"),
+    "a method of one's own": attack(f"X-Name: {TOKEN}", method="P0IS0N"),
+    "a method in small letters": attack(f"X-Name: {TOKEN}", method="get"),
+    "a GET with a body": attack("Content-Type: text/plain", body=TOKEN),
+    "a GET with a form": attack(
+        "Content-Type: application/x-www-form-urlencoded", body=f"a={TOKEN}&_method=DELETE"
+    ),
+    "a HEAD with a body": attack("Content-Type: text/plain", method="HEAD", body=TOKEN),
+    "a GET in chunks": attack(
+        "Transfer-Encoding: chunked", body=f"{len(TOKEN):x}\r\n{TOKEN}\r\n0\r\n\r\n"
+    ),
+    "chunks with a trailer": attack(
+        "Transfer-Encoding: chunked", body=f"1\r\na\r\n0\r\nX-Forwarded-Host: {EVIL}\r\n\r\n"
+    ),
+    "chunks and a length": attack(
+        "Transfer-Encoding: chunked", "Content-Length: 4", body=f"0\r\n\r\n{INSIDE}"
+    ),
+    "a coding that is none": attack(
+        "Transfer-Encoding: xchunked", "Content-Length: 0", body=INSIDE
+    ),
+    "a coding behind a tab": attack(
+        "Transfer-Encoding:\tchunked", "Content-Length: 3", body=f"0\r\n\r\n{INSIDE}"
+    ),
+    "two lengths": attack("Content-Length: 0", body=INSIDE),
+    "a length with a sign": Attack(
+        "GET %s HTTP/1.1", (f"Host: {HOST}", "Content-Length: +0"), INSIDE
+    ),
+    "a second request in a body": attack(method="POST", body=INSIDE),
+    "a second request behind the first": Attack("GET %s HTTP/1.1", (f"Host: {HOST}",), INSIDE),
+    "a line break in the target": attack(target=f"%s?a=%0d%0aX-Forwarded-Host:%20{EVIL}"),
+    "a bare line feed": attack(f"X-Name: a\nX-Forwarded-Host: {EVIL}"),
+    "a bare carriage return": attack(f"X-Name: a\rX-Forwarded-Host: {EVIL}"),
+    "a null byte": attack(f"X-Name: a\x00{TOKEN}"),
+}

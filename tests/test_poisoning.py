@@ -1,0 +1,298 @@
+"""Nobody can poison a page: known attacks over the wire to real servers, and made-up requests.
+
+The site reflects all it can see. An attacker comes first to a cold page, or is the one who has a
+page rendered anew; then a clean visitor comes. What he gets is what he would have got without.
+"""
+
+from __future__ import annotations
+
+import itertools
+import typing as t
+
+import pytest
+from attacks import Attack
+from attacks import ATTACKS
+from attacks import HOST
+from attacks import TOKEN
+from conftest import Clock
+from hypothesis import given
+from hypothesis import settings
+from hypothesis import strategies as st
+from mirror import mirror
+from raw import Answer
+from raw import Program
+from raw import SERVERS
+from steps import wait_until
+from werkzeug.test import create_environ
+
+from wsgi_isr import ISRMiddleware
+from wsgi_isr import Rule
+
+#: Attacks that get through a cache which stores the first answer to a path, at the least.
+REAL = 90
+
+names = itertools.count(1)
+
+
+@pytest.fixture(scope="module", params=SERVERS)
+def server(request: pytest.FixtureRequest, tmp_path_factory: t.Any) -> t.Iterator[Program]:
+    program = Program(request.param, tmp_path_factory.mktemp("server") / "log")
+    yield program
+    program.stop()
+
+
+#: Header fields of a page that the app or the library makes.
+OF_THE_PAGE = ("content-type", "x-seen", "content-language", "link", "vary")
+
+
+def look(answer: Answer, path: str) -> t.Any:
+    """What a page looks like, whatever its path and however often it was rendered."""
+    if answer.status != 200 or TOKEN in answer.raw.decode("latin-1"):
+        return answer.raw
+    headers = {name: answer.headers.get(name) for name in OF_THE_PAGE}
+    text = f"{headers}\n{answer.body}"
+    return text.replace(path, "PATH")
+
+
+def prepare_cold(server: Program, path: str, attack: Attack) -> None:
+    server.attack(attack.to(path))
+
+
+def prepare_stale(server: Program, path: str, attack: Attack) -> None:
+    """He gets the stale page, and has it rendered behind."""
+    server.get(path)
+    server.get(f"/-/invalidate{path}", method="POST")
+    server.attack(attack.to(path))
+    wait_until(lambda: server.get(path).headers.get("x-render") == "2")
+
+
+def prepare_expired(server: Program, path: str, attack: Attack) -> None:
+    """He waits for the new page."""
+    server.get(path)
+    server.get(f"/-/expire{path}", method="POST")
+    server.attack(attack.to(path))
+
+
+def prepare_on_demand(server: Program, path: str, attack: Attack) -> None:
+    """His request is the one in which the app revalidates the page."""
+    server.get(path)
+    start = attack.start.replace("GET ", "POST ").replace("%s", f"/-/revalidate{path}")
+    server.attack(attack._replace(start=start).to(path))
+
+
+WAYS = {
+    "cold": prepare_cold,
+    "stale": prepare_stale,
+    "expired": prepare_expired,
+    "on demand": prepare_on_demand,
+}
+
+
+def after_each(server: Program, kind: str, way: str) -> dict[str, tuple[str, Answer]]:
+    """What a clean visitor gets after each of the attacks, each on a path of its own."""
+    found = {}
+    for name, attack in ATTACKS.items():
+        path = f"/{kind}/{next(names)}"
+        WAYS[way](server, path, attack)
+        found[name] = path, server.get(path)
+    return found
+
+
+@pytest.mark.processes
+class TestKnownAttacks:
+    @pytest.mark.parametrize("way", WAYS)
+    @pytest.mark.parametrize("kind", ["declared", "undeclared"])
+    def test_leave_no_trace(self, server: Program, kind: str, way: str) -> None:
+        path = f"/{kind}/{next(names)}"
+        clean = look(server.get(path), path)
+        answers = after_each(server, kind, way)
+        poisoned = [name for name, (path, answer) in answers.items() if look(answer, path) != clean]
+        assert poisoned == []
+
+    def test_are_real(self, server: Program) -> None:
+        """A cache that stores the answer to a visitor's own request hands his poison on."""
+        answers = after_each(server, "naive", "cold")
+        poisoned = [name for name, (_, answer) in answers.items() if TOKEN in answer.body]
+        assert len(poisoned) >= REAL
+
+    def test_do_not_break_the_server(self, server: Program) -> None:
+        for attack in ATTACKS.values():
+            server.attack(attack.to("/declared/still-there"))
+        assert server.get("/declared/still-there").status == 200
+
+
+# Beyond the list.
+
+texts = st.text(st.characters(min_codepoint=32, max_codepoint=255), max_size=30)
+header_names = st.from_regex(r"HTTP_[A-Z0-9_]{1,20}", fullmatch=True)
+variables = st.one_of(
+    header_names,
+    st.sampled_from([f"HTTP_{name.upper().replace('-', '_')}" for name in ("X-Forwarded-Host",)]),
+    st.sampled_from(
+        [
+            "AUTH_TYPE",
+            "CONTENT_LENGTH",
+            "CONTENT_TYPE",
+            "DOCUMENT_ROOT",
+            "GATEWAY_INTERFACE",
+            "HTTPS",
+            "HTTP_TRANSFER_ENCODING",
+            "PATH_TRANSLATED",
+            "QUERY_STRING",
+            "RAW_URI",
+            "REMOTE_ADDR",
+            "REMOTE_HOST",
+            "REMOTE_IDENT",
+            "REMOTE_PORT",
+            "REMOTE_USER",
+            "REQUEST_URI",
+            "SCRIPT_FILENAME",
+            "SERVER_ADDR",
+            "SERVER_NAME",
+            "SERVER_PORT",
+            "SERVER_PROTOCOL",
+            "SERVER_SOFTWARE",
+            "SSL_CLIENT_S_DN",
+            "gunicorn.socket",
+            "mod_wsgi.path_info",
+            "uwsgi.node",
+            "werkzeug.request",
+            "wsgi.file_wrapper",
+            "wsgi.input_terminated",
+            "wsgi_isr.origin",
+            "wsgi_isr.reason",
+        ]
+    ),
+    st.from_regex(r"[a-z_]{1,9}\.[a-z_]{1,9}", fullmatch=True).filter(
+        lambda name: not name.startswith("wsgi.")
+    ),
+)
+requests = st.fixed_dictionaries(
+    {"REQUEST_METHOD": st.sampled_from(["GET", "GET", "GET", "HEAD", "POST", "OPTIONS", "PATCH"])},
+    optional={
+        "HTTP_HOST": texts,
+        "PATH_INFO": st.sampled_from(["/x", "/x/", "//x", "/x/.", "/x%00", "/X", "/x;a=b"]),
+        "QUERY_STRING": st.text(st.sampled_from("ab=&;%41+"), max_size=20),
+        "SCRIPT_NAME": st.sampled_from(["", "/", "/m", "/x"]),
+        "wsgi.url_scheme": st.sampled_from(["http", "https", "HTTP", "ftp"]),
+        "wsgi.multithread": st.booleans(),
+        "wsgi.multiprocess": st.booleans(),
+        "wsgi.run_once": st.booleans(),
+    },
+).flatmap(
+    lambda own: st.dictionaries(variables, texts, max_size=10).map(lambda more: {**more, **own})
+)
+
+
+#: Header fields that tell how often a page was rendered, and when.
+OF_THE_MOMENT = {"Cache-Control", "Cache-Status", "X-Render"}
+
+
+def run(app: t.Any, environ: dict[str, t.Any]) -> tuple[t.Any, ...]:
+    started: list[t.Any] = []
+    body = app(environ, lambda *args: started.extend(args))
+    try:
+        text = b"".join(body)
+    finally:
+        if hasattr(body, "close"):
+            body.close()
+    headers = [item for item in started[1] if item[0] not in OF_THE_MOMENT]
+    return started[0], headers, text
+
+
+def clean(app: t.Any) -> tuple[t.Any, ...]:
+    return run(app, create_environ("/x", f"http://{HOST}"))
+
+
+UNPOISONED = clean(ISRMiddleware(mirror, "memory://"))
+
+
+@given(
+    st.lists(requests, min_size=1, max_size=3),
+    st.booleans(),
+    st.sampled_from([None, "invalidate", "expire"]),
+)
+@settings(max_examples=300, deadline=None)
+def test_no_request_whatsoever_leaves_a_trace(
+    attacks: list[dict[str, t.Any]], declared: bool, first: str | None
+) -> None:
+    isr = ISRMiddleware(mirror, "memory://", rules={"/x": Rule()} if declared else None)
+    isr._clock = Clock()
+    if first is not None:
+        clean(isr)
+        isr.invalidate("/x", expire=first == "expire")
+    for attack in attacks:
+        environ = {**create_environ("/x", f"http://{HOST}"), **attack}
+        if environ.get("CONTENT_LENGTH", "0") == "":
+            del environ["CONTENT_LENGTH"]
+        run(isr, environ)
+        isr.close()
+    assert clean(isr) == UNPOISONED
+
+
+@given(requests)
+@settings(max_examples=100, deadline=None)
+def test_nor_does_one_to_a_site_with_a_base_url(attack: dict[str, t.Any]) -> None:
+    """All hosts share its pages."""
+    isr = ISRMiddleware(mirror, "memory://", base_url=f"http://{HOST}")
+    run(isr, {**create_environ("/x", f"http://{HOST}"), **attack})
+    assert clean(isr) == UNPOISONED
+    assert all(page.url.startswith(f"http://{HOST}/") for page in isr.pages())
+
+
+class TestTheHeadersOfAnotherFramework:
+    """Flask behind the library: what it declares is no way in either."""
+
+    @pytest.fixture
+    def app(self) -> t.Any:
+        from flask import Flask
+        from flask import request
+        from flask import session
+
+        from wsgi_isr.flask import ISR
+        from wsgi_isr.flask import isr_page
+
+        app = Flask(__name__)
+        app.config.update(SECRET_KEY="k", ISR_ENABLED=True, ISR_CACHE="memory://")
+
+        @app.get("/<name>")
+        @isr_page(revalidate=60)
+        def view(name: str) -> str:
+            return "\n".join(
+                [
+                    request.url,
+                    str(request.headers),
+                    str(request.args),
+                    str(request.cookies),
+                    str(request.remote_addr),
+                    str(dict(session)),
+                    str(ISR_EXTENSION.is_draft),
+                ]
+            )
+
+        ISR_EXTENSION = ISR(app)
+        return app
+
+    @pytest.mark.parametrize(
+        "cookie",
+        [
+            f"isr_draft={TOKEN}",
+            "isr_draft=draft",
+            "isr_draft=",
+            "isr_draft=ImRyYWZ0Ig.aaaaaa.aaaaaaaaaaaaaaaaaaaaaaaaaaa",
+            f"session={TOKEN}",
+            f"__prerender_bypass={TOKEN}; __next_preview_data={TOKEN}",
+        ],
+    )
+    def test_a_forged_cookie_opens_nothing(self, app: t.Any, cookie: str) -> None:
+        answers = []
+        for name in ("first", "second"):
+            client = app.test_client(use_cookies=False)
+            sent = {"Cookie": cookie} if name == "first" else {}
+            response = client.get("/a", headers=sent)
+            answers.append(response.text)
+            assert response.headers["Cache-Status"].startswith("isr; ")
+            assert "bypass" not in response.headers["Cache-Status"]
+        assert answers[0] == answers[1]
+        assert answers[0].endswith("False")
+        assert TOKEN not in answers[0]
