@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import secrets
-import shutil
 import typing as t
 from pathlib import Path
 
-import flask
 import pytest
 from conftest import Browser
 from conftest import status_of
@@ -28,7 +26,6 @@ from wsgi_isr.flask import ISR
 from wsgi_isr.flask import isr_page
 from wsgi_isr.flask import revalidate
 from wsgi_isr.flask import revalidate_tag
-from wsgi_isr.flask.build import build_digest
 
 TOKEN = "correct horse battery staple"
 
@@ -300,70 +297,3 @@ class TestTheExtension:
             assert isr.middleware.stats()["renders"] == 1
         with pytest.raises(RuntimeError, match="work in an app context"):
             _ = isr.middleware
-
-
-class TestTheBuildId:
-    @pytest.fixture
-    def package(self, tmp_path: Path) -> Path:
-        folder = tmp_path / "package"
-        (folder / "templates" / "blog").mkdir(parents=True)
-        (folder / "app.py").write_text("code")
-        (folder / "templates" / "blog" / "post.html").write_text("template")
-        return folder
-
-    @staticmethod
-    def build_id(folder: Path) -> str:
-        return build_digest(
-            flask.Flask("site", root_path=str(folder), instance_path=str(folder / "instance"))
-        )
-
-    def test_is_the_same_for_the_same_files_wherever_they_are(
-        self, package: Path, tmp_path: Path
-    ) -> None:
-        copy = tmp_path / "elsewhere"
-        shutil.copytree(package, copy)
-        assert self.build_id(package) == self.build_id(copy)
-
-    @pytest.mark.parametrize("name", ["app.py", "templates/blog/post.html", "new.py"])
-    def test_is_another_one_after_a_change(self, package: Path, name: str) -> None:
-        before = self.build_id(package)
-        (package / name).write_text("changed")
-        assert self.build_id(package) != before
-
-    def test_is_another_one_after_a_file_was_renamed(self, package: Path) -> None:
-        before = self.build_id(package)
-        (package / "app.py").rename(package / "application.py")
-        assert self.build_id(package) != before
-
-    @pytest.mark.parametrize(
-        "name",
-        [
-            "notes.txt",
-            "static/style.css",
-            "static/script.py",
-            "__pycache__/app.pyc",
-            ".hidden/app.py",
-            "instance/config.py",
-            "node_modules/x/gyp.py",
-            "venv/lib/python3/site-packages/flask.py",
-        ],
-    )
-    def test_does_not_depend_on_what_is_not_the_apps_code(self, package: Path, name: str) -> None:
-        before = self.build_id(package)
-        (package / name).parent.mkdir(parents=True, exist_ok=True)
-        (package / name).write_text("x")
-        if name.startswith("venv"):
-            (package / "venv" / "pyvenv.cfg").touch()
-        assert self.build_id(package) == before
-
-    def test_keeps_the_pages_of_older_code_away(self, app: Flask) -> None:
-        flask_browser(app, cache=None).get("/blog/a")
-        Path(app.root_path, "app.py").write_text("newer code")
-        newer = flask_app(Path(app.root_path))
-        newer.add_url_rule("/blog/<slug>", "post", app.view_functions["post"])
-        assert status_of(flask_browser(newer, cache=None).get("/blog/a")) == COLD
-
-    def test_may_be_told(self, app: Flask) -> None:
-        app.config["ISR_BUILD_ID"] = "release 7"
-        browser = flask_browser(app)
-        assert browser.isr._site.build_id == "release 7"

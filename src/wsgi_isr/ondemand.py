@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextvars
 import itertools
 import re
+import threading
 import typing as t
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -22,6 +24,7 @@ from .key import Origins
 from .key import PageKey
 from .metadata import check_tags
 from .process import Process
+from .render import current_origin
 from .render import RenderError
 from .rules import compile_pattern
 from .rules import Rule
@@ -196,7 +199,7 @@ class OnDemand:
     def _render(self, key: PageKey, rule: Rule | None, number: Number) -> Result:
         known = self._store.newest(key) is not None
         try:
-            outcome = self._process.regeneration.on_demand(key, rule, number)
+            outcome = _apart(lambda: self._process.regeneration.on_demand(key, rule, number))
         except RenderError as error:
             return Result(key.url, None, error)
         if known and outcome.kind is Kind.NOT_A_PAGE and outcome.detail == "not-a-page":
@@ -350,6 +353,31 @@ class OnDemand:
 
     def _state(self, entry: Entry) -> State:
         return state_of(entry.page, entry.mark, self._clock())
+
+
+def _apart(render: Callable[[], Outcome]) -> Outcome:
+    """Render in a thread of its own where a request is under way in this one.
+
+    Some frameworks (Bottle) keep the request at hand and its response in thread-local variables,
+    which a render in the middle of it would overwrite.
+    """
+    if current_origin.get() is None:
+        return render()
+    outcome: concurrent.futures.Future[Outcome] = concurrent.futures.Future()
+    context = contextvars.copy_context()
+
+    def run() -> None:
+        try:
+            outcome.set_result(context.run(render))
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    try:
+        threading.Thread(target=run, name="wsgi-isr-on-demand", daemon=True).start()
+    except RuntimeError:
+        # No threads in a sub-interpreter, at shutdown, or beyond the system's limit.
+        return render()
+    return outcome.result()
 
 
 def _result(key: PageKey, outcome: Outcome) -> Result:
