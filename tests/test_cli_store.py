@@ -43,7 +43,7 @@ class TestList:
     def test_is_a_table(
         self, site: Site, command: Command, browse: Browse, files: str, clock: Clock
     ) -> None:
-        site.page("/a", "x" * 2000, revalidate=300, tags=["one", "two"])
+        site.page("/a", "x" * 200_000, revalidate=300, tags=["one", "two"])
         site.page("/b", "x", revalidate=False)
         site.page("/gone", "x", status="404 Not Found", revalidate=60)
         browser = browse(files, base_url=BASE)
@@ -57,7 +57,7 @@ class TestList:
         assert command("list").output == textwrap.dedent(
             """\
             URL                    STATUS  STATE    AGE    TTL    SIZE  TAGS      LAST ERROR
-            http://localhost/a        200  fresh  2 min  2 min  2.0 kB  one, two
+            http://localhost/a        200  fresh  2 min  2 min  200 kB  one, two
             http://localhost/b        200  fresh  2 min      -     1 B
             http://localhost/gone     404  stale  2 min  -70 s     1 B            the render failed
             """
@@ -86,6 +86,7 @@ class TestList:
             "size": 1,
             "codings": [],
             "last_error": None,
+            "sizes": {"identity": 1},
         }
         assert other["ttl"] is None
 
