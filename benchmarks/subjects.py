@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import random
 import sys
 import time
 import typing as t
 from collections.abc import Callable
 from pathlib import Path
+from wsgiref.util import FileWrapper
 
 from wsgi_isr import page_headers
 
@@ -17,10 +19,18 @@ App = Callable[[Environ, t.Any], t.Any]
 #: The repository.
 ROOT = Path(__file__).parents[1]
 
-SENTENCE = "The quick brown fox jumps over the lazy dog. "
-LINES = 44
-#: 20 KB of HTML, as peers/next*/ write it too.
-BODY = f"<p>{SENTENCE * 10}</p>\n".encode() * LINES
+WORDS = """
+    lorem ipsum dolor sit amet consectetur adipiscing elit sed do eiusmod tempor incididunt ut
+    labore et dolore magna aliqua enim ad minim veniam quis nostrud exercitation ullamco laboris
+    nisi aliquip ex ea commodo consequat duis aute irure in reprehenderit voluptate velit esse
+    cillum fugiat nulla pariatur excepteur sint occaecat cupidatat non proident sunt culpa qui
+    officia deserunt mollit anim id est laborum perspiciatis unde omnis iste natus error
+""".split()
+_choose = random.Random(20)
+#: What is on the page, the same in every run and for every subject.
+PARAGRAPHS = [" ".join(_choose.choices(WORDS, k=60)) for _ in range(49)]
+#: 20 KB of HTML that is compressed about as well as prose is.
+BODY = "".join(f"<p>{paragraph}</p>\n" for paragraph in PARAGRAPHS).encode()
 HTML = ("Content-Type", "text/html; charset=utf-8")
 
 #: What browsers send.
@@ -63,7 +73,7 @@ def request(path: str = "/page/1", **more: str) -> Environ:
         "wsgi.multithread": True,
         "wsgi.multiprocess": True,
         "wsgi.run_once": False,
-        "wsgi.file_wrapper": None,
+        "wsgi.file_wrapper": FileWrapper,
         "wsgi.input_terminated": True,
         "wsgi.input": io.BytesIO(),
         "wsgi.url_scheme": "http",

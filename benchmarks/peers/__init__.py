@@ -1,0 +1,1 @@
+"""Other caches, each used as its own documentation recommends."""
