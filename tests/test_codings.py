@@ -15,6 +15,9 @@ from steps import start
 
 from wsgi_isr import codings
 from wsgi_isr import Rule
+from wsgi_isr.key import PageKey
+from wsgi_isr.metadata import Metadata
+from wsgi_isr.page import Page
 
 brotli = pytest.importorskip("brotli")
 zstandard = pytest.importorskip("zstandard")
@@ -144,6 +147,27 @@ class TestSizes:
             assert client.get("/x", headers={"Accept-Encoding": "gzip, br, zstd"}).data == noise
         (page,) = client.isr.pages()
         assert page.sizes == {"identity": 2000}
+
+    def test_take_the_memory_of_their_bytes(self) -> None:
+        import tracemalloc
+
+        page = Page(
+            PageKey("http", "localhost", "", "/x"),
+            "200 OK",
+            (("Content-Type", "text/plain"),),
+            {"identity": "".join(map(str, range(5_000))).encode()},
+            Metadata(60, None, ()),
+            0.0,
+        )
+        codings.compress(page)
+        tracemalloc.start()
+        try:
+            compressed = codings.compress(page)
+            taken, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert set(compressed.codings) == set(CODINGS)
+        assert taken < compressed.size - page.size + 3000
 
 
 @pytest.mark.parametrize("missing", ["brotli", "zstandard"])

@@ -86,5 +86,6 @@ def compress(page: Page) -> Page:
     for coding, encode in encoders().items():
         packed = encode(body)
         if len(packed) < len(body):
-            bodies[coding] = packed
+            # A copy: zstandard's own bytes keep all the memory that they might have needed.
+            bodies[coding] = bytes(memoryview(packed))
     return replace(page, bodies=bodies)
