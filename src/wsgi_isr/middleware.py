@@ -158,7 +158,8 @@ class ISRMiddleware:
         try:
             target = (
                 environ["PATH_INFO"],
-                environ["QUERY_STRING"],
+                # bjoern leaves an empty one out.
+                environ.get("QUERY_STRING", ""),
                 environ["HTTP_HOST"],
                 environ["wsgi.url_scheme"],
                 environ["SCRIPT_NAME"],
