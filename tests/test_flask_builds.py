@@ -229,6 +229,20 @@ class TestPages:
         Path(tmp_path, "app.py").unlink()
         assert status_of(flask_browser(self.app(tmp_path), cache=None).get("/")) == "isr; hit"
 
+    def test_of_older_code_are_served_as_stale_ones_where_that_is_asked_for(
+        self, tmp_path: Path
+    ) -> None:
+        old = flask_browser(self.app(tmp_path), cache=None)
+        old.get("/")
+        old.isr._here().store.note_build()
+        Path(tmp_path, "app.py").write_text("newer code")
+        app = self.app(tmp_path)
+        app.config["ISR_PREVIOUS_BUILDS"] = 1
+        browser = flask_browser(app, cache=None)
+        assert status_of(browser.get("/")) == "isr; hit; ttl=0"
+        browser.isr.close()
+        assert status_of(browser.get("/")) == "isr; hit"
+
     def test_have_the_id_that_was_told(self, tmp_path: Path) -> None:
         app = self.app(tmp_path)
         app.config["ISR_BUILD_ID"] = "release 7"

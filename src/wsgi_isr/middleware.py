@@ -68,6 +68,8 @@ class ISRMiddleware:
     :param workers: threads that regenerate, per process.
     :param render_timeout: seconds after which a render no longer blocks another attempt.
     :param build_id: pages of different builds live side by side.
+    :param previous_builds: builds before this one whose pages are served, as stale ones, until
+        this one has rendered its own; before it are those that the store saw first before it.
     :param enabled: ``False``: every request goes to the app.
     :param key_prefix: tells several sites in one store apart.
     :param signing_key: entries are authenticated with HMAC-SHA256; others count as missing.
@@ -95,6 +97,7 @@ class ISRMiddleware:
         workers: int = 2,
         render_timeout: float = 60,
         build_id: str = "",
+        previous_builds: int = 0,
         enabled: bool = True,
         key_prefix: str = "isr:",
         signing_key: bytes | None = None,
@@ -108,6 +111,7 @@ class ISRMiddleware:
             workers=workers,
             render_timeout=render_timeout,
             build_id=build_id,
+            previous_builds=previous_builds,
             key_prefix=key_prefix,
             signing_key=signing_key,
             tags_header=tags_header,
@@ -126,6 +130,7 @@ class ISRMiddleware:
             lambda: self._clock(),
             Negotiation(),
             tags_header,
+            previous_builds=previous_builds,
         )
         self._bypass: Callable[[WSGIEnvironment], str | None] | None = None
         if not enabled:

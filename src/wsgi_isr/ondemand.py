@@ -218,7 +218,7 @@ class OnDemand:
         pages: dict[PageKey, Rule | None] = {}
         if place is not None:
             key, rule = self._describe(place, full_path.removeprefix(place.mount), query_string)
-            if not only_generated or key in siblings or self._store.newest(key) is not None:
+            if not only_generated or key in siblings or self._is_known(key):
                 pages[key] = rule
         for known in siblings[:MAX_VARIANTS]:
             if self._origins.trust(known.scheme, known.host) is None:
@@ -233,6 +233,9 @@ class OnDemand:
                 "or set base_url"
             )
         return Target(path, label, pages)
+
+    def _is_known(self, key: PageKey) -> bool:
+        return self._store.newest(key) is not None or self._store.borrow(key) is not None
 
     def _parse(self, path: str, origin: Origin | None) -> tuple[Origin | None, str, str]:
         """Where a path leads: origin if known, decoded path with mount point, query string."""

@@ -17,7 +17,8 @@ def check(**options: t.Any) -> None:
     """
     if not callable(options["app"]):
         raise TypeError(f"app is a WSGI application, not {options['app']!r}")
-    for name, least in (("memory_size", 0), ("max_body_size", 1), ("workers", 1)):
+    numbers = {"memory_size": 0, "max_body_size": 1, "workers": 1, "previous_builds": 0}
+    for name, least in numbers.items():
         value = options[name]
         if isinstance(value, bool) or not isinstance(value, int):
             raise TypeError(f"{name} takes a whole number, not {value!r}")

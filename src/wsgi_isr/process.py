@@ -141,7 +141,13 @@ class Process:
         self.signal = coordination.signal
         self.memory = MemoryLevel(memory_size)
         self.store = PageStore(
-            storage, coordination, self.memory, codec, site.build_id, self._store_failed
+            storage,
+            coordination,
+            self.memory,
+            codec,
+            site.build_id,
+            self._store_failed,
+            site.previous_builds,
         )
         self.pool = WorkerPool(workers, render_timeout)
         self.attempts = Attempts(site, render, self.store, self.stats, self.pool.submit)

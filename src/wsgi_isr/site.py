@@ -26,6 +26,7 @@ class Site:
     :param bypass: why a request does not get a page, whatever is stored: ``"draft"``,
         ``"disabled"``; ``None`` if it does.
     :param limit: bytes of a body that may be stored.
+    :param previous_builds: builds before this one whose pages are served until it has its own.
     :param tags_header: the header in which caches behind us are told a page's tags.
     """
 
@@ -40,6 +41,7 @@ class Site:
     negotiation: Negotiation
     tags_header: str | None = None
     bypass: Callable[[WSGIEnvironment], str | None] | None = None
+    previous_builds: int = 0
 
     def declared_query(self, rule: Rule | None) -> tuple[str, ...]:
         """The query parameters that are part of a page's key."""

@@ -68,6 +68,7 @@ class Upkeep:
             self.leave_stats()
 
     def _report(self) -> None:
+        self._store.note_build()
         time.sleep(FIRST)
         while self.leave_stats():
             time.sleep(INTERVAL)

@@ -47,6 +47,7 @@ _OPTIONS = (
     "max_body_size",
     "workers",
     "render_timeout",
+    "previous_builds",
     "key_prefix",
     "signing_key",
     "tags_header",

@@ -12,10 +12,12 @@ import time
 import typing as t
 from collections.abc import Callable
 from collections.abc import Iterator
+from dataclasses import replace
 
 from ..key import PAGE_NAME
 from ..key import PageKey
 from ..key import path_digest
+from ..metadata import GONE
 from ..page import Codec
 from ..page import Page
 from ..page import page_label
@@ -32,6 +34,7 @@ from .coordination import Coordination
 from .coordination import Failure
 from .coordination import Held
 from .coordination import KeepsStats
+from .coordination import KnowsBuilds
 from .coordination import Lease
 from .coordination import Number
 from .coordination import Remote
@@ -53,6 +56,8 @@ class PageStore:
     """Pages of one site, in memory and in the shared store.
 
     :param on_error: called with the operation and the error of a store that failed.
+    :param previous_builds: builds before this one whose pages are served, as stale ones, until
+        this one has its own.
     """
 
     def __init__(
@@ -63,6 +68,7 @@ class PageStore:
         codec: Codec,
         build_id: str,
         on_error: Callable[[str, Exception], None],
+        previous_builds: int = 0,
     ) -> None:
         self.storage = storage
         self.coordination = coordination
@@ -75,6 +81,11 @@ class PageStore:
         self.after: Callable[[], None] = lambda: None
         self._codec = codec
         self._build_id = build_id
+        self._previous_builds = previous_builds
+        #: Builds before this one, once they are known.
+        self._earlier: list[str] | None = None
+        if previous_builds and not isinstance(coordination, KnowsBuilds):
+            logger.warning("this store does not know of builds: previous_builds has no effect")
         probe = coordination.probe if isinstance(coordination, Remote) else None
         self._breaker = Breaker(on_error, probe)
         self._damaged: dict[str, float] = {}
@@ -87,7 +98,7 @@ class PageStore:
         """The page as this process knows it, or as the shared level does if that is newer."""
         entry = self.memory.get(key)
         if entry is None:
-            return self.load(key)
+            return self.load(key) or self.borrow(key)
         # Before it is confirmed: where nothing else tells of changes this is when they are found.
         self._breaker.call("poll", self.coordination.poll)
         self.confirm(entry)
@@ -153,6 +164,31 @@ class PageStore:
             entry.stores = stores
             self.confirm(entry)
         return entry
+
+    def borrow(self, key: PageKey) -> Entry | None:
+        """The page of an earlier build, as a stale one; it is kept nowhere under this key.
+
+        What is gone is not borrowed: newer code may well have it.
+        """
+        if not self._previous_builds:
+            return None
+        for build in self.note_build()[: self._previous_builds]:
+            lender = key._replace(build=build)
+            page = self._read(lender.name, lender)
+            if page is None or page.code in GONE:
+                continue
+            # Under its new name, so that all that happened to the page since counts.
+            entry = self._entry(replace(page, key=key, name=key.name, labels=()), None)
+            entry.confirmed = (entry.confirmed[0], max(entry.mark, Mark.SOFT))
+            return None if entry.mark is Mark.HARD else entry
+        return None
+
+    def note_build(self) -> list[str]:
+        """Let later builds know of this one; those before it, the last one first."""
+        if self._earlier is None and isinstance(self.coordination, KnowsBuilds):
+            note = self.coordination.note_build
+            self._earlier = self._breaker.call("builds", lambda: note(self._build_id), True)
+        return self._earlier or []
 
     def _read(self, name: str, key: PageKey | None) -> Page | None:
         data = self._breaker.call("get", lambda: self.storage.get(name))

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from collections.abc import Sequence
 
 from ..state import Epochs
+from . import builds
 
 if t.TYPE_CHECKING:
     from .backend import Storage
@@ -139,6 +140,14 @@ class Remote(t.Protocol):
 
 
 @t.runtime_checkable
+class KnowsBuilds(t.Protocol):
+    """What a coordination may do besides: remember in which order builds were first seen."""
+
+    def note_build(self, build: str) -> list[str]:
+        """Note that a build is in use; all that were seen before it was, the last one first."""
+
+
+@t.runtime_checkable
 class KeepsStats(t.Protocol):
     """What a coordination of several processes may do besides: keep the counters of each."""
 
@@ -175,6 +184,7 @@ class LocalCoordination:
         self._leases: dict[str, LocalLease] = {}
         self._outcomes: dict[str, tuple[str, bytes]] = {}
         self._failures: dict[str, Failure] = {}
+        self._builds: list[str] = []
         self._lock = threading.RLock()
         self._pid = os.getpid()
 
@@ -249,6 +259,11 @@ class LocalCoordination:
                 self._failures.pop(name, None)
             else:
                 _put_bounded(self._failures, name, failure, self.MAX_RECORDS)
+
+    def note_build(self, build: str) -> list[str]:
+        with self._lock:
+            self._builds = builds.add(self._builds, build)
+            return builds.before(self._builds, build)
 
     def poll(self) -> None:
         """All changes are carried by the signal."""

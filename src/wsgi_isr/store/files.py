@@ -5,6 +5,7 @@
 ``leases/``   a file per page being rendered, locked by its holder: a killed one frees it at once
 ``outcomes/`` what renders without a page left for those who waited
 ``failures/`` a file per page whose renders fail
+``builds``    which builds there were, in their order
 ``workers/``  a file per process with its counters
 
 Every change is made under one advisory lock, held for microseconds. That something changed is
@@ -27,6 +28,7 @@ from collections.abc import Sequence
 
 from ..state import Epochs
 from ..state import Invalidation
+from . import builds
 from .coordination import Accept
 from .coordination import Failure
 from .coordination import Held
@@ -313,6 +315,16 @@ class FileCoordination:
         else:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
+
+    def note_build(self, build: str) -> list[str]:
+        path = os.path.join(self.folder, "builds")
+        with self.exclusive():
+            known = parse_line((read_file(path) or b"").strip())
+            known = [str(name) for name in known] if isinstance(known, list) else []
+            if build not in known:
+                known = builds.add(known, build)
+                write_file(path, format_line(known))
+        return builds.before(known, build)
 
     # Counters of all processes.
 

@@ -30,6 +30,8 @@ from .announcements import Channel
 from .announcements import StoredPages
 from .backend import CachelibStorage
 from .backend import RETENTION
+from .builds import before
+from .builds import MAX_BUILDS
 from .clients import is_refusal
 from .clients import renew_pool
 from .coordination import Accept
@@ -329,6 +331,11 @@ class RedisCoordination:
                 self._client.delete(key)
             else:
                 self._client.set(key, format_line(list(failure)), ex=leases.FAILURE)
+
+    def note_build(self, build: str) -> list[str]:
+        with _refusals():
+            known = self._call(scripts.BUILDS, [f"{self._prefix}builds"], build, MAX_BUILDS)
+        return before([name.decode() for name in known], build)
 
 
 def _ms(seconds: float) -> int:

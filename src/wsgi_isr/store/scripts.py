@@ -148,3 +148,13 @@ if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 if ARGV[2] then redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3]) end
 return redis.call('DEL', KEYS[1])
 """
+
+# KEYS: builds. ARGV: a build, how many are remembered. All of them, in their order.
+BUILDS = """
+if not redis.call('ZSCORE', KEYS[1], ARGV[1]) then
+    local last = redis.call('ZRANGE', KEYS[1], -1, -1, 'WITHSCORES')
+    redis.call('ZADD', KEYS[1], (last[2] or 0) + 1, ARGV[1])
+    redis.call('ZREMRANGEBYRANK', KEYS[1], 0, -1 - ARGV[2])
+end
+return redis.call('ZRANGE', KEYS[1], 0, -1)
+"""
