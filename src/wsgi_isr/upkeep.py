@@ -68,9 +68,9 @@ class Upkeep:
             self.leave_stats()
 
     def _report(self) -> None:
-        self._store.note_build()
         time.sleep(FIRST)
         while self.leave_stats():
+            self._store.note_build()
             time.sleep(INTERVAL)
         self._running = False
 
