@@ -172,7 +172,7 @@ class TestAllProcesses:
         browser.get("/")
         (found,) = browser.isr.all_stats()
         assert (found["pid"], found["hits"]) == (os.getpid(), 1)
-        assert threading.active_count() == before
+        assert threading.active_count() <= before  # others of earlier tests may end
 
     def test_files_of_cachelib_keep_them(self, site: Site, browse: Browse, tmp_path: Path) -> None:
         cache = FileSystemCache(str(tmp_path / "cachelib"), threshold=0)
