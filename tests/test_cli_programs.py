@@ -149,6 +149,27 @@ def site(environ, start_response):
 app = ISRMiddleware(site, os.environ["CACHE"], base_url="http://localhost")
 """
 
+BLOG = """
+import os, time
+from flask import Flask
+from wsgi_isr.flask import ISR, isr_page
+
+app = Flask(__name__)
+isr = ISR(app, cache=os.environ["CACHE"], base_url="http://localhost")
+
+@app.get("/<slug>")
+@isr_page
+def post(slug):
+    return slug
+
+@isr.paths
+def post():
+    yield {"slug": "a"}
+    open(os.environ["STARTED"], "w").close()
+    while True:
+        time.sleep(0.01)
+"""
+
 
 @pytest.mark.processes
 class TestProgram:
@@ -159,9 +180,9 @@ class TestProgram:
         (tmp_path / "shop.py").write_text(SITE)
         started: list[subprocess.Popen[str]] = []
 
-        def start(*args: str, **options: t.Any) -> subprocess.Popen[str]:
+        def start(*args: str, app: str = "shop:app", **options: t.Any) -> subprocess.Popen[str]:
             process = subprocess.Popen(
-                [sys.executable, "-m", "wsgi_isr", "shop:app", *args],
+                [sys.executable, "-m", "wsgi_isr", app, *args],
                 cwd=tmp_path,
                 env={
                     **os.environ,
@@ -218,6 +239,17 @@ class TestProgram:
         assert "Traceback" not in errors
         stored = {page.url for page in browse(files, base_url=BASE).isr.pages()}
         assert stored == {f"{BASE}/a", f"{BASE}/b", f"{BASE}/slow"}
+
+    def test_ctrl_c_while_generators_list_paths(
+        self, start: t.Any, tmp_path: Path, files: str
+    ) -> None:
+        (tmp_path / "blog.py").write_text(BLOG)
+        process = start("prerender", app="blog:app")
+        wait_until(lambda: (tmp_path / "started").exists())
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=30)
+        assert process.returncode == 130
+        assert (output, errors) == ("", "Interrupted.\n")
 
     def test_ctrl_c_while_a_page_is_revalidated(self, start: t.Any, tmp_path: Path) -> None:
         process = start("revalidate", "/a", "/slow", "/b")

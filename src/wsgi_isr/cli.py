@@ -28,11 +28,24 @@ from .report import page_rows
 from .report import Report
 from .report import table
 from .report import worker_rows
+from .rules import compile_pattern
 from .store.bounds import Bounds
 from .store.coordination import StoreError
+from .store.prune import Pruner
 
 #: As of a process that SIGINT ended.
 INTERRUPTED = 130
+
+
+class Command(click.Command):
+    """A command that Ctrl-C ends as it ends other programs; click alone would exit with 1."""
+
+    def invoke(self, ctx: click.Context) -> t.Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("Interrupted.", err=True)
+            ctx.exit(INTERRUPTED)
 
 
 pass_app = click.make_pass_decorator(App)
@@ -109,7 +122,7 @@ def _follow(results: Iterator[tuple[str, Result]], total: int, label: str) -> t.
     sys.exit(INTERRUPTED if interrupted else int(report.failed))
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("paths", nargs=-1)
 @click.option("--workers", type=click.IntRange(1), metavar="N", help="Renders at a time.")
 @base_url_option
@@ -147,7 +160,7 @@ def _with_urls(results: Iterator[Result]) -> Iterator[tuple[str, Result]]:
             yield result.url, result
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("paths", nargs=-1, required=True)
 @click.option("--only-generated", is_flag=True, help="Skip paths that have no page.")
 @base_url_option
@@ -169,7 +182,7 @@ def revalidate(
         _follow(results, len(todo), "Revalidating")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("patterns", nargs=-1)
 @click.option("--tag", "tags", multiple=True, metavar="T", help="Pages that have a tag.")
 @click.option("--expire", is_flag=True, help="The next visitor waits for a new page.")
@@ -182,15 +195,37 @@ def invalidate(app: App, patterns: tuple[str, ...], tags: tuple[str, ...], expir
     """
     if not patterns and not tags:
         raise click.UsageError("name patterns, as in '/blog/*', or a --tag")
-    app.open()
+    store = app.open()
     with _told():
+        # First, so that a mistake in the last one marks nothing.
+        app.middleware._on_demand().check((), tags, patterns, None)
         app.middleware.revalidate_tag(*tags, expire=expire)
         app.middleware.invalidate(*patterns, expire=expire)
     names = [*(f"tag {tag}" for tag in tags), *patterns]
     click.echo(f"{'Expired' if expire else 'Stale'}: {', '.join(names)}")
+    if store.pruner is not None:
+        # The marks hold by now, however long this takes.
+        known = _count(store.pruner, app.middleware._site.build_id, tags, patterns)
+        click.echo(f"{number(known, 'page')} known")
 
 
-@click.command(name="list")
+def _count(pruner: Pruner, build: str, tags: tuple[str, ...], patterns: tuple[str, ...]) -> int:
+    """How many pages of a build have one of the tags or paths."""
+    wanted = set(tags)
+    compiled = [compile_pattern(pattern) for pattern in patterns]
+    count = 0
+    for head in pruner.heads():
+        with contextlib.suppress(LookupError, TypeError, ValueError):
+            _, _, mount, path, _, _, its_build = head["key"]
+            if its_build == build:
+                full_path = (mount + path) or "/"
+                count += not wanted.isdisjoint(head["metadata"][2]) or any(
+                    pattern.fullmatch(full_path) for pattern in compiled
+                )
+    return count
+
+
+@click.command(name="list", cls=Command)
 @json_option
 @pass_app
 def list_pages(app: App, as_json: bool) -> None:
@@ -205,7 +240,7 @@ def list_pages(app: App, as_json: bool) -> None:
         click.echo(line)
 
 
-@click.command()
+@click.command(cls=Command)
 @json_option
 @pass_app
 def stats(app: App, as_json: bool) -> None:
@@ -232,7 +267,7 @@ def _echo_array(items: Iterable[object]) -> None:
     click.echo("[]" if start == "[" else "\n]")
 
 
-@click.command()
+@click.command(cls=Command)
 @pass_app
 def clear(app: App) -> None:
     """Remove all pages of the site, of whatever build.
@@ -247,7 +282,7 @@ def clear(app: App) -> None:
             click.echo(f"Expired: all pages. None is removed: {error}")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option(
     "--keep-builds",
     type=click.IntRange(1),

@@ -171,6 +171,9 @@ class ISR:
         self._generators.append(generator)
         return generator
 
+    #: As Frozen-Flask calls it, so that a module of generators works as it is.
+    register_generator = paths
+
     def prerender_paths(self, app: Flask) -> Iterator[str]:
         """All that can be prerendered of an app: views without URL values, and its generators.
 

@@ -213,15 +213,18 @@ class Pruner:
         return self._remove(files, math.inf)
 
     def _build_of(self, file: File) -> str | None:
+        head = _head_of(file)
         try:
-            with open(file.path, "rb") as stream:
-                start = stream.read(2**12)
-                head = peek(start)
-                if head is None and file.size > len(start):
-                    head = peek(start + stream.read())
             return None if head is None else str(head["key"][6])
-        except (OSError, LookupError, TypeError):
+        except (LookupError, TypeError):
             return None
+
+    def heads(self) -> Iterator[dict[str, t.Any]]:
+        """What all entries say of themselves, unchecked: to count pages without reading them."""
+        for file in self._files():
+            head = _head_of(file)
+            if head is not None:
+                yield head
 
     # What is no page.
 
@@ -239,6 +242,18 @@ class Pruner:
             if not os.path.exists(self._storage.path(name)):
                 count += _unlink(os.path.join(failures, name))
         return Pruned(litter=count)
+
+
+def _head_of(file: File) -> dict[str, t.Any] | None:
+    try:
+        with open(file.path, "rb") as stream:
+            start = stream.read(2**12)
+            head = peek(start)
+            if head is None and file.size > len(start):
+                head = peek(start + stream.read())
+            return head
+    except OSError:
+        return None
 
 
 def _names(folder: str) -> list[str]:

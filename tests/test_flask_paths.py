@@ -1,0 +1,194 @@
+"""What is prerendered of a Flask app: generators in the vocabulary of Frozen-Flask."""
+
+from __future__ import annotations
+
+import typing as t
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from flask import Blueprint
+from flask import Flask
+from flask import request
+from flask import url_for
+from flasks import flask_app
+from flasks import flask_browser
+
+from wsgi_isr.flask import ISR
+from wsgi_isr.flask import isr_page
+from wsgi_isr.flask.paths import MissingPathsWarning
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Flask:
+    """A page with a URL value, ``post``."""
+    app = flask_app(tmp_path)
+    app.get("/blog/<slug>", endpoint="post")(isr_page(lambda slug: slug))
+    return app
+
+
+@pytest.fixture
+def isr(app: Flask) -> ISR:
+    return ISR(app, cache="memory://", base_url="http://localhost")
+
+
+def paths(app: Flask, isr: ISR) -> list[str]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MissingPathsWarning)
+        return list(isr.prerender_paths(app))
+
+
+class TestAGenerator:
+    def test_yields_dicts_of_url_values_and_its_name_is_the_endpoint(
+        self, app: Flask, isr: ISR
+    ) -> None:
+        @isr.paths
+        def post() -> Iterator[dict[str, str]]:
+            yield {"slug": "a"}
+            yield {"slug": "h\u00e9"}
+
+        assert paths(app, isr) == ["/blog/a", "/blog/h%C3%A9"]
+
+    def test_yields_an_endpoint_with_a_dict(self, app: Flask, isr: ISR) -> None:
+        @isr.paths
+        def all_posts() -> Iterator[tuple[str, dict[str, str]]]:
+            yield "post", {"slug": "a"}
+
+        assert paths(app, isr) == ["/blog/a"]
+
+    def test_yields_the_time_of_the_last_change_besides(self, app: Flask, isr: ISR) -> None:
+        @isr.paths
+        def all_posts() -> Iterator[tuple[str, dict[str, str], float]]:
+            yield "post", {"slug": "a"}, 1700000000.0
+
+        assert paths(app, isr) == ["/blog/a"]
+
+    def test_yields_paths_and_may_build_them(self, app: Flask, isr: ISR) -> None:
+        @isr.paths
+        def all_posts() -> Iterator[str]:
+            yield "/blog/a"
+            yield url_for("post", slug="b")
+
+        assert paths(app, isr) == ["/blog/a", "/blog/b"]
+
+    def test_returns_a_list(self, app: Flask, isr: ISR) -> None:
+        @isr.paths
+        def post() -> list[dict[str, str]]:
+            return [{"slug": "a"}]
+
+        assert paths(app, isr) == ["/blog/a"]
+
+    def test_runs_in_a_request_of_its_own(self, app: Flask, isr: ISR) -> None:
+        @isr.paths
+        def all_posts() -> Iterator[str]:
+            yield f"/blog/{request.method}"
+
+        assert paths(app, isr) == ["/blog/GET"]
+
+    def test_yields_what_others_did_and_it_counts_once(self, app: Flask, isr: ISR) -> None:
+        @isr.paths
+        def post() -> Iterator[dict[str, str]]:
+            yield {"slug": "a"}
+            yield {"slug": "a"}
+
+        @isr.paths
+        def others() -> Iterator[str]:
+            yield "/blog/a"
+
+        assert paths(app, isr) == ["/blog/a"]
+
+    @pytest.mark.parametrize("item", [1, None, ("post",), ("post", "a"), ("post", {}, 1, 2)])
+    def test_that_yields_something_else_is_an_error(
+        self, app: Flask, isr: ISR, item: t.Any
+    ) -> None:
+        isr.paths(lambda: [item])
+        with pytest.raises(TypeError, match="a generator yields paths, dicts of URL values or"):
+            paths(app, isr)
+
+    def test_of_frozen_flask_works_as_it_is(self, app: Flask, isr: ISR) -> None:
+        freezer = isr
+
+        @freezer.register_generator
+        def post() -> Iterator[dict[str, str]]:
+            yield {"slug": "a"}
+
+        assert paths(app, isr) == ["/blog/a"]
+
+
+class TestAView:
+    def test_without_url_values_is_found_by_itself(self, app: Flask, isr: ISR) -> None:
+        app.get("/")(isr_page(lambda: "home"))
+        app.get("/archive/", defaults={"page": 1}, endpoint="archive")(isr_page(lambda page: "x"))
+        assert paths(app, isr) == ["/", "/archive/"]
+
+    def test_that_is_no_page_is_not(self, app: Flask, isr: ISR) -> None:
+        app.get("/about")(lambda: "no page")
+        app.post("/save", endpoint="save")(isr_page(lambda: "not for GET"))
+        assert paths(app, isr) == []
+
+    def test_may_have_its_paths_beside_it(self, app: Flask, isr: ISR) -> None:
+        def slugs() -> Iterator[dict[str, str]]:
+            yield {"slug": "a"}
+
+        app.get("/one/<slug>", endpoint="one")(isr_page(paths=slugs)(lambda slug: slug))
+        app.get("/two/<slug>", endpoint="two")(
+            isr_page(paths=["/two/a", {"slug": "b"}])(lambda slug: slug)
+        )
+        assert paths(app, isr) == ["/one/a", "/two/a", "/two/b"]
+
+    def test_in_a_blueprint(self, app: Flask, isr: ISR) -> None:
+        shop = Blueprint("shop", __name__, url_prefix="/shop")
+        shop.get("/")(isr_page(lambda: "shop"))
+        shop.get("/<name>", endpoint="item")(
+            isr_page(paths=lambda: [{"name": "hat"}])(lambda name: name)
+        )
+        app.register_blueprint(shop)
+        assert paths(app, isr) == ["/shop/", "/shop/hat"]
+
+
+class TestACoverThatIsMissing:
+    def test_is_a_warning_that_names_the_page(self, app: Flask, isr: ISR) -> None:
+        with pytest.warns(MissingPathsWarning, match="no generator covers the page 'post'"):
+            list(isr.prerender_paths(app))
+
+    @pytest.mark.parametrize("item", [{"slug": "a"}, ("post", {"slug": "a"}), "/blog/a"])
+    def test_is_none_where_a_generator_yields_one_of_its_paths(
+        self, app: Flask, isr: ISR, item: t.Any
+    ) -> None:
+        def post() -> list[t.Any]:
+            return [item]
+
+        isr.paths(post)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert list(isr.prerender_paths(app)) == ["/blog/a"]
+
+    def test_is_none_where_there_are_no_posts_yet(self, app: Flask, isr: ISR) -> None:
+        @isr.paths
+        def post() -> list[dict[str, str]]:
+            return []
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert list(isr.prerender_paths(app)) == []
+
+
+class TestPrerendering:
+    def test_makes_hits_of_first_visits(self, app: Flask) -> None:
+        browser = flask_browser(app, base_url="http://localhost")
+        isr: ISR = app.extensions["isr"]
+        isr.paths(lambda: ["/blog/a", "/blog/b"])
+        results = list(browser.isr.prerender(paths(app, isr)))
+        assert [result.rendered for result in results] == [True, True]
+        assert browser.get("/blog/b").headers["Cache-Status"] == "isr; hit"
+
+    def test_a_second_time_renders_what_is_stale_only(self, app: Flask) -> None:
+        browser = flask_browser(app, base_url="http://localhost")
+        list(browser.isr.prerender(["/blog/a", "/blog/b"]))
+        browser.isr.invalidate("/blog/b")
+        again = {
+            result.url[-1]: result.rendered
+            for result in browser.isr.prerender(["/blog/a", "/blog/b"])
+        }
+        assert again == {"a": False, "b": True}
