@@ -20,7 +20,8 @@ what differs from *by hand* is noise.""",
     "memory": """### Many pages
 
 Nanoseconds a hit, by turns of a second; ready-made answers hold for a second, so where every page
-is asked for less often than that, most of the time goes into making them anew.""",
+is asked for less often than that, time goes into making them anew. *by hand* shows what the
+processor's caches take when there is more than they hold.""",
     "files": """### Files
 
 Nanoseconds; the memory level is off, and cachelib's cache in files is given the very bytes that
@@ -30,12 +31,14 @@ are stored for the page.""",
 Milliseconds of processor time in a fresh interpreter.""",
     "http": """### Over HTTP
 
-16 connections; *CPU µs* is what all processes of the server take for a request, *x* how many
-requests the same processor time buys, beside granian with a constant response. *constant again*
-is a second server of the same kind: noise. *p99* is queueing: wrk always asks again at once.""",
+16 connections; *constant* is an app that always gives the very answer that a hit gets. *CPU µs* is
+what all processes of the server take for a request, *x* how many requests the same processor time
+buys, beside granian with a constant response. *constant again* is a second server of the same kind:
+noise. *p99* is queueing: wrk always asks again at once.""",
     "load": """### Visitors at once, and pages that turn stale
 
-Four workers of gunicorn with 16 threads each.""",
+Four workers of gunicorn with 16 threads each, medians of all bursts but for renders: the most that
+there ever were. *not a page* is what server and client take themselves: noise.""",
 }
 
 

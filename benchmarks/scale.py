@@ -103,7 +103,7 @@ def measure_here(many: int, rounds: int) -> Table:
 
 
 def measure(quick: bool) -> Table:
-    arguments = [str(MANY // 10 if quick else MANY), "2" if quick else "7"]
+    arguments = [str(MANY // 10 if quick else MANY), "2" if quick else "5"]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.scale", *arguments],
         cwd=ROOT, env=os.environ, stdout=subprocess.PIPE, check=True, text=True,
