@@ -52,6 +52,8 @@ class App(t.NamedTuple):
                 "workers: use files (file:///var/cache/site) or a store on the network, and run "
                 "this as the user whose workers write there"
             )
+        # A command has no visitors: what it keeps in memory is read by nobody.
+        store.memory.limit = 0
         if isinstance(store.coordination, LocalCoordination):
             click.echo(
                 "Warning: this store does not tell running workers of changes; what they have "
