@@ -179,7 +179,7 @@ def measure(quick: bool) -> Table:
             subject.loads.clear()
         for _ in range(1 if quick else 5):
             for subject in subjects.values():
-                subject.load(1 if quick else 3)
+                subject.load(1 if quick else 2)
         table = {name: subject.row() for name, subject in subjects.items()}
     base = table.get("granian, constant")
     if base is not None:
