@@ -224,12 +224,14 @@ class Negotiation:
 
     #: Spellings remembered; clients choose them.
     LIMIT = 1000
+    #: A longer one is not parsed: browsers send thirty characters.
+    MAX_LENGTH = 1024
 
     def __init__(self) -> None:
         self._preferences: dict[str, tuple[str, ...]] = {}
 
     def choose(self, accepted: str | None, page: Page) -> str:
-        if not accepted or len(page.bodies) == 1:
+        if not accepted or len(page.bodies) == 1 or len(accepted) > self.MAX_LENGTH:
             return "identity"
         preference = self._preferences.get(accepted)
         if preference is None:

@@ -36,6 +36,8 @@ _ACCEPT_CLASSES: dict[str, type[Accept]] = {
     "accept-charset": CharsetAccept,
     "accept-language": LanguageAccept,
 }
+# A longer value is as good as none: parsing 64 KB takes a tenth of a second.
+_MAX_LENGTH = 1024
 # A page that depends on one of these is not one page for all: the canonical request has none.
 _NEVER_VARY = frozenset({"cookie", "authorization", "host", "accept-encoding"})
 
@@ -92,7 +94,7 @@ class Rule:
 
 
 def _reduce(name: str, value: str | None, allowed: tuple[str, ...]) -> str:
-    if value is None:
+    if value is None or len(value) > _MAX_LENGTH:
         return allowed[0]
     accept = _ACCEPT_CLASSES.get(name)
     if accept is not None:

@@ -21,6 +21,8 @@ MAX_TARGET_LENGTH = 512
 MAX_TARGETS = 16
 #: What a page costs beyond its bodies and headers: its objects, and its places in the tables.
 OVERHEAD = 2048
+#: What a label costs beyond its characters.
+LABEL = 120
 
 
 class Entry:
@@ -47,14 +49,19 @@ class Entry:
         self.stores = stores
         #: Seconds since 1970 before which no regeneration is started.
         self.retry_at = 0.0
-        self.referenced = True
+        #: Whether it was served since its turn came last; not yet, so that a flood of pages that
+        #: are asked for once drives out no other.
+        self.referenced = False
         #: Seconds since 1970 at which the shared level was last told that the page is used.
         self.touched = 0.0
         #: Ready-made answers, which `respond` keeps here.
         self.served: t.Any = None
         #: Request targets by which a hit finds its answers.
         self.targets: list[Target] = []
-        self.size = OVERHEAD + page.size + sum(len(k) + len(v) for k, v in page.headers)
+        # Clients choose the key, which is in several labels; tags stand in the metadata, too.
+        words = sum(len(name) + len(value) for name, value in (*page.headers, *page.key.query))
+        labels = sum(2 * len(label) + LABEL for label in page.labels)
+        self.size = OVERHEAD + page.size + words + labels
 
     @property
     def mark(self) -> Mark:
