@@ -23,6 +23,7 @@ from .process import NotPage
 from .process import Process
 from .render import current_origin
 from .render import Renderer
+from .respond import FreshAnswer
 from .respond import Negotiation
 from .respond import respond
 from .rules import check_query
@@ -178,8 +179,8 @@ class ISRMiddleware:
             if (
                 known.since <= self._clock() < known.until
                 and known.generation == self._signal[0]
-                and (self._bypass is None or self._bypass(environ) is None)
-            ):
+                or self._renew(known)
+            ) and (self._bypass is None or self._bypass(environ) is None):
                 if (
                     environ["REQUEST_METHOD"] == "GET"
                     and "HTTP_IF_NONE_MATCH" not in environ
@@ -201,6 +202,9 @@ class ISRMiddleware:
             ):
                 return serve_dynamic(self._site, self._here, environ, start_response, target, known)
         return Visit(self._site, self._here(), environ, start_response, target).serve()
+
+    def _renew(self, known: object) -> bool:
+        return known.__class__ is FreshAnswer and self._here().renew(known, self._clock())
 
     # What belongs to this process.
 

@@ -19,6 +19,7 @@ from .page import Codec
 from .pool import WorkerPool
 from .regeneration import Regeneration
 from .render import Renderer
+from .respond import FreshAnswer
 from .site import Site
 from .stats import Stats
 from .store import PageStore
@@ -163,6 +164,17 @@ class Process:
             for entry in before.memory:
                 entry.targets = []
                 self.memory.put(entry)
+
+    def renew(self, answer: object, now: float) -> bool:
+        """Whether a ready-made answer holds for another second, of the page as it is known."""
+        if not isinstance(answer, FreshAnswer):
+            return False
+        self.store.poll()
+        entry = answer.entry
+        entry.referenced = True
+        self.store.confirm(entry)
+        self.store.used(entry, now)
+        return answer.renew(now)
 
     def see_mount(self, mount: str) -> None:
         if mount not in self.mounts and len(self.mounts) < MAX_MOUNTS:

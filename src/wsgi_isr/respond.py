@@ -47,98 +47,86 @@ _NOT_MODIFIED_HEADERS = frozenset(
 class Answer:
     """What is sent: the same objects for many requests, but for a copy of the header list.
 
-    It holds for hits from ``since`` until ``until``, and under one generation.
+    :param headers: the last two are ``Cache-Control`` and ``Cache-Status``.
     """
 
-    __slots__ = (
-        "body",
-        "etag",
-        "etag_of_200",
-        "generation",
-        "headers",
-        "not_modified_headers",
-        "since",
-        "status",
-        "until",
-    )
+    __slots__ = ("body", "etag", "etag_of_200", "headers", "not_modified_headers", "status")
 
     def __init__(self, status: str, headers: Headers, body: bytes, etag: str) -> None:
-        self.since = self.until = 0.0
-        self.generation: object = None
         self.status = status
-        self.headers = headers
         self.body = (body,)
         self.etag = etag
         #: Other statuses are never answered with 304; no header equals this then.
         self.etag_of_200 = etag if etag and status_code(status) == 200 else False
+        self.headers = headers
         self.not_modified_headers = [
             item for item in headers if item[0].lower() in _NOT_MODIFIED_HEADERS
         ]
 
 
-class Served:
-    """Answers of a fresh entry that hold from ``since`` until ``until``, a second at most.
+class FreshAnswer(Answer):
+    """The answer of a fresh page, in one content coding, which holds for a second at most.
 
-    :param generation: under which the page was confirmed to be fresh; after an invalidation they
-        do not hold any more, whatever it was of.
+    It holds under one generation: after an invalidation it does not, whatever that was of.
+
+    :param entry: confirmed to be fresh.
     """
 
-    __slots__ = ("_answers", "_entry", "_member", "_tags_header", "generation", "since", "until")
+    __slots__ = ("_own_control", "_statuses", "entry", "generation", "since", "until")
 
-    def __init__(
-        self, entry: Entry, generation: object, now: float, tags_header: str | None
-    ) -> None:
-        self._entry = entry
-        self.generation = generation
-        self._tags_header = tags_header
-        self._answers: dict[str, Answer] = {}
-        self.since = now
-        left = seconds_left(entry.page, Mark.NONE, now)
-        window = entry.page.metadata.revalidate
-        if left is None or window is None:
-            self.until = now + 1.0
-            self._member = "isr; hit"
-        else:
+    def __init__(self, entry: Entry, coding: str, now: float, tags_header: str | None) -> None:
+        answer = make_answer(entry.page, Mark.NONE, coding, "", now, tags_header)
+        super().__init__(answer.status, answer.headers, answer.body[0], answer.etag)
+        self.entry = entry
+        self._own_control = entry.page.header("cache-control") is not None
+        #: What the app says itself, before what the library says.
+        self._statuses = answer.headers[-1][1]
+        self.renew(now)
+
+    def renew(self, now: float) -> bool:
+        """Let it hold for another second, unless the page is not fresh any more."""
+        entry = self.entry
+        page = entry.page
+        generation, mark = entry.confirmed
+        if state_of(page, mark, now) is not State.FRESH:
+            return False
+        left = seconds_left(page, mark, now)
+        window = page.metadata.revalidate
+        until = now + 1.0
+        member = "isr; hit"
+        if left is not None and window is not None:
             # The number of seconds left stays the same until then.
-            self.until = min(now + 1.0, entry.page.generated_at + window - left + 1)
-            if entry.page.metadata.expire is not None and left == _whole(window, entry.page, now):
-                # Rounded down, they are fewer in a moment.
-                self.until = math.nextafter(now, math.inf)
-            self._member = f"isr; hit; ttl={left}"
-
-    def answer(self, coding: str) -> Answer:
-        found = self._answers.get(coding)
-        if found is None:
-            found = make_answer(
-                self._entry.page, Mark.NONE, coding, self._member, self.since, self._tags_header
-            )
-            found.since, found.until, found.generation = self.since, self.until, self.generation
-            self._answers[coding] = found
-        return found
+            until = min(until, page.generated_at + window - left + 1)
+            member = f"isr; hit; ttl={left}"
+        headers = self.headers.copy()
+        if not self._own_control:
+            headers[-2] = ("Cache-Control", cache_control(page, mark, now))
+        headers[-1] = ("Cache-Status", self._statuses + member)
+        self.not_modified_headers = [
+            item for item in headers if item[0].lower() in _NOT_MODIFIED_HEADERS
+        ]
+        # Last what makes it hold: another thread may be looking.
+        self.headers, self.since = headers, now
+        self.generation, self.until = generation, until
+        return True
 
 
 def cache_control(page: Page, mark: Mark, now: float) -> str:
     """What caches behind us may do (RFC 9111, RFC 5861).
 
     Without an ``Age``, so ``s-maxage`` is what is left; a stale answer grants no freshness.
-    Where the app bounds the page's age it is rounded down, so that no cache exceeds that.
     """
     window, expire, _ = page.metadata
     left = seconds_left(page, mark, now)
     if state_of(page, mark, now) is State.FRESH:
         fresh, stale = YEAR if left is None else left, YEAR
         if expire is not None and window is not None:
-            fresh, stale = _whole(window, page, now), expire - window
+            stale = expire - window
     else:
         fresh = 0
         age = max(0.0, now - page.generated_at)
         stale = YEAR if expire is None else max(0, math.floor(expire - age))
     return f"public, max-age=0, s-maxage={fresh}, stale-while-revalidate={stale}"
-
-
-def _whole(window: int, page: Page, now: float) -> int:
-    """Whole seconds that are left of a window."""
-    return max(0, math.floor(window - max(0.0, now - page.generated_at)))
 
 
 def make_answer(
@@ -170,10 +158,10 @@ def make_answer(
         headers.append(("ETag", etag))
     if tags_header is not None and page.metadata.tags and page.header(tags_header.lower()) is None:
         headers.append((tags_header, tags_value(tags_header, page.metadata.tags)))
-    headers.append(("Cache-Control", control or cache_control(page, mark, now)))
     vary = (*(("Accept-Encoding",) if page.codings or is_compressible(page) else ()), *page.vary)
     if vary:
         headers.append(("Vary", ", ".join(vary)))
+    headers.append(("Cache-Control", control or cache_control(page, mark, now)))
     headers.append(("Cache-Status", ", ".join([*statuses, member])))
     return Answer(page.status, headers, body, etag)
 

@@ -28,9 +28,9 @@ from .render import close
 from .render import current_origin
 from .render import rendering
 from .render import Response
+from .respond import FreshAnswer
 from .respond import make_answer
 from .respond import respond
-from .respond import Served
 from .rules import Rule
 from .site import Site
 from .state import seconds_left
@@ -143,19 +143,22 @@ class Visit:
         process.stats.hits += 1
         entry.referenced = True
         process.store.poll()
-        served = entry.served
-        if (
-            served is None
-            or served.generation != generation
-            or not served.since <= now < served.until
-        ):
-            served = entry.served = Served(entry, generation, now, self._site.tags_header)
-            process.store.used(entry, now)
-        answer = served.answer(self._coding(entry))
+        process.store.used(entry, now)
+        answer = self._fresh_answer(entry, generation, now)
         # A target does not tell variants apart.
         if self._target is not None and (self._rule is None or not self._rule.variants):
             process.memory.let_hit(entry, self._target, answer)
         return respond(self._environ, self._start_response, answer)
+
+    def _fresh_answer(self, entry: Entry, generation: object, now: float) -> FreshAnswer:
+        coding = self._coding(entry)
+        answer: FreshAnswer | None = entry.answers.get(coding)
+        if answer is None:
+            answer = FreshAnswer(entry, coding, now, self._site.tags_header)
+            entry.answers[coding] = answer
+        elif answer.generation != generation or not answer.since <= now < answer.until:
+            answer.renew(now)
+        return answer
 
     def _serve_stale(self, entry: Entry, now: float) -> Iterable[bytes]:
         self._process.stats.stale_hits += 1

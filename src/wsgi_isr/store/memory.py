@@ -29,11 +29,11 @@ class Entry:
     """A page with what this process knows of it. Its fields change; the page never does."""
 
     __slots__ = (
+        "answers",
         "confirmed",
         "page",
         "referenced",
         "retry_at",
-        "served",
         "size",
         "stores",
         "targets",
@@ -54,8 +54,8 @@ class Entry:
         self.referenced = False
         #: Seconds since 1970 at which the shared level was last told that the page is used.
         self.touched = 0.0
-        #: Ready-made answers, which `respond` keeps here.
-        self.served: t.Any = None
+        #: Ready-made answers by content coding, which `respond` makes.
+        self.answers: dict[str, t.Any] = {}
         #: Request targets by which a hit finds its answers.
         self.targets: list[Target] = []
         # Clients choose the key, which is in several labels; tags stand in the metadata, too.
