@@ -30,7 +30,7 @@ def repeat(call: Callable[..., object], *args: object) -> Turn:
     return turn
 
 
-def nothing(*args: object) -> None:
+def nothing(environ: object, start_response: object) -> None:
     """The empty call."""
 
 

@@ -176,10 +176,13 @@ class ISRMiddleware:
             return Visit(self._site, self._here(), environ, start_response, None).serve()
         known = self._known.get(target)
         if known is not None:
+            # A local, because calling an attribute costs a look-up on the type.
+            clock = self._clock
             if (
-                known.since <= self._clock() < known.until
+                known.since <= clock() < known.until
                 and known.generation == self._signal[0]
-                or self._renew(known)
+                or known.__class__ is FreshAnswer
+                and self._here().renew(known, clock())
             ) and (self._bypass is None or self._bypass(environ) is None):
                 if (
                     environ["REQUEST_METHOD"] == "GET"
@@ -195,16 +198,13 @@ class ISRMiddleware:
                     return respond(environ, start_response, known)
             elif (
                 known.__class__ is NotPage
-                and known.since <= self._clock() < known.end
+                and known.since <= clock() < known.end
                 and known.generation == self._signal[0]
                 and environ["REQUEST_METHOD"] in ("GET", "HEAD")
                 and (self._bypass is None or self._bypass(environ) is None)
             ):
                 return serve_dynamic(self._site, self._here, environ, start_response, target, known)
         return Visit(self._site, self._here(), environ, start_response, target).serve()
-
-    def _renew(self, known: object) -> bool:
-        return known.__class__ is FreshAnswer and self._here().renew(known, self._clock())
 
     # What belongs to this process.
 

@@ -165,10 +165,8 @@ class Process:
                 entry.targets = []
                 self.memory.put(entry)
 
-    def renew(self, answer: object, now: float) -> bool:
-        """Whether a ready-made answer holds for another second, of the page as it is known."""
-        if not isinstance(answer, FreshAnswer):
-            return False
+    def renew(self, answer: FreshAnswer, now: float) -> bool:
+        """Let an answer hold for another second, if its page is still fresh."""
         self.store.poll()
         entry = answer.entry
         entry.referenced = True

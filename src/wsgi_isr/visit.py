@@ -311,21 +311,20 @@ def serve_dynamic(
 
     As `Visit` would, but without all that a dynamic URL has no use for.
     """
-    passing: Passing | None = None
-    started = False
-
-    def page() -> Passing:
-        return Visit(site, here(), environ, start_response, target).passing_of(dynamic)
+    request = (site, here, environ, start_response, target, dynamic)
+    #: Empty until the app has called; then what the answer of a page goes through, if it is one.
+    called: list[Passing | None] = []
 
     def start(
         status: str, headers: Headers, exc_info: OptExcInfo | None = None, /
     ) -> Callable[[bytes], object]:
-        nonlocal passing, started
-        started = True
         for name, _ in headers:
             if name and name[0] in "Ii" and name.lower() in ISR_HEADERS:
-                passing = passing or page()
+                passing = (called and called[-1]) or _become_page(*request)
+                called.append(passing)
                 return passing.start_response(status, headers, exc_info)
+        if not called:
+            called.append(None)
         if exc_info is None:
             return start_response(status, headers)
         return start_response(status, headers, exc_info)
@@ -339,8 +338,18 @@ def serve_dynamic(
         iterable = site.app(environ, start)
     finally:
         current_origin.reset(token)
-    if passing is None:
-        if started:
-            return iterable
-        passing = page()
+    if called and called[-1] is None:
+        return iterable
+    passing = (called and called[-1]) or _become_page(*request)
     return passing.finish(iterable, site.limit)
+
+
+def _become_page(
+    site: Site,
+    here: Callable[[], Process],
+    environ: WSGIEnvironment,
+    start_response: StartResponse,
+    target: Target,
+    dynamic: NotPage,
+) -> Passing:
+    return Visit(site, here(), environ, start_response, target).passing_of(dynamic)
