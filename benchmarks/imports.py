@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import tempfile
 
 from .results import Table
 from .turns import median_and_spread
@@ -17,21 +19,29 @@ print(time.process_time_ns() - begun)
 """
 
 
-def once(module: str) -> float:
-    """Milliseconds; the file system's cache is warm, bytecode is written."""
+def once(module: str, bytecode: str) -> float:
+    """Milliseconds of an import.
+
+    :param bytecode: folder for what has been compiled, as an installed package has it.
+    """
     code = CODE.format(module.partition(",")[0])
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+    environ = os.environ | {"PYTHONPYCACHEPREFIX": bytecode}
+    environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, check=True, env=environ, text=True
+    )
     return int(done.stdout) / 1e6
 
 
 def measure(quick: bool) -> Table:
     times: dict[str, list[float]] = {module: [] for module in MODULES}
-    for turn in range(6 if quick else 31):
-        for module in MODULES:
-            taken = once(module)
-            # The first one may have compiled.
-            if turn:
-                times[module].append(taken)
+    with tempfile.TemporaryDirectory() as bytecode:
+        for turn in range(6 if quick else 31):
+            for module in MODULES:
+                taken = once(module, bytecode)
+                # The first one has compiled.
+                if turn:
+                    times[module].append(taken)
     table: Table = {}
     for module, values in times.items():
         middle, spread = median_and_spread(values)
