@@ -127,6 +127,11 @@ class TestFalse:
         answer = browser.get("/blog/a")
         assert (answer.text, status_of(answer)) == ("the post a", COLD)
 
+    def test_beyond_ascii_too(self, browser: Browser, listed: list[str]) -> None:
+        listed.append("h\u00e9 100%")
+        assert browser.get("/blog/h%C3%A9%20100%25").text == "the post h\u00e9 100%"
+        assert browser.get("/blog/h%C3%A8").status_code == 404
+
     def test_under_a_mount_point_too(self, browser: Browser) -> None:
         mounted = {"base_url": "http://localhost/mounted"}
         assert browser.get("/blog/a", **mounted).status_code == 200

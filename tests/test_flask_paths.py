@@ -192,3 +192,33 @@ class TestPrerendering:
             for result in browser.isr.prerender(["/blog/a", "/blog/b"])
         }
         assert again == {"a": False, "b": True}
+
+
+class TestUnderAMountPoint:
+    """`APPLICATION_ROOT` is what `flask.url_for` goes by outside of a request."""
+
+    @pytest.fixture
+    def isr(self, app: Flask) -> ISR:
+        app.config["APPLICATION_ROOT"] = "/site"
+        return ISR(app, cache="memory://", base_url="http://localhost")
+
+    @pytest.mark.parametrize("item", [{"slug": "a"}, "/site/blog/a"])
+    def test_paths_have_it_and_cover_their_page(self, app: Flask, isr: ISR, item: t.Any) -> None:
+        def post() -> list[t.Any]:
+            return [item]
+
+        if isinstance(item, str):
+            post.__name__ = "by_path"
+        isr.paths(post)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert list(isr.prerender_paths(app)) == ["/site/blog/a"]
+
+    def test_what_is_listed_by_its_path_is_no_404(self, app: Flask) -> None:
+        app.config["APPLICATION_ROOT"] = "/site"
+        view = isr_page(paths=["/site/only/a"], fallback=False)(lambda slug: slug)
+        app.add_url_rule("/only/<slug>", "only", view)
+        browser = flask_browser(app)
+        mounted = {"base_url": "http://localhost/site"}
+        assert browser.get("/only/a", **mounted).status_code == 200
+        assert browser.get("/only/b", **mounted).status_code == 404

@@ -8,6 +8,7 @@ import threading
 import typing as t
 from collections.abc import Iterable
 from time import monotonic
+from urllib.parse import unquote
 
 from flask import Flask
 
@@ -53,7 +54,8 @@ class Listing:
             if monotonic() >= until:
                 try:
                     found = paths_of(self._app, self._generators, endpoint)
-                    paths = frozenset(path.partition("?")[0] for path in found)
+                    # Decoded, as the paths of requests are.
+                    paths = frozenset(unquote(path.partition("?")[0]) for path in found)
                 except Exception:
                     logger.exception("no list of the paths of %r: a generator failed", endpoint)
                 self._known[endpoint] = (monotonic() + LISTED, paths)

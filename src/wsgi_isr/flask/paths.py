@@ -11,9 +11,12 @@ import warnings
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
+from urllib.parse import unquote
 
 from flask import Flask
+from flask import request
 from flask import url_for
+from werkzeug.exceptions import HTTPException
 
 from .pages import Declaration
 from .pages import declaration_of
@@ -52,15 +55,11 @@ def prerender_paths(app: Flask, generators: Generators) -> Iterator[str]:
             if path is not None and path not in seen:
                 seen.add(path)
                 yield path
-        adapter = app.create_url_adapter(None) or app.url_map.bind("localhost")
+        endpoint_of = _matcher(app)
         for path in seen:
-            if missing := set(declared) - covered:
-                try:
-                    covered.add(adapter.match(path.partition("?")[0], method="GET")[0])
-                except Exception:
-                    continue
-            if not missing:
+            if not set(declared) - covered:
                 break
+            covered.add(endpoint_of(path))
     for endpoint in sorted(set(declared) - covered):
         warnings.warn(
             f"no generator covers the page {endpoint!r}: give it paths with @isr.paths or "
@@ -74,19 +73,27 @@ def paths_of(app: Flask, generators: Generators, endpoint: str) -> list[str]:
     """The paths of one endpoint."""
     declared = declared_endpoints(app)
     with app.test_request_context():
-        adapter = app.create_url_adapter(None) or app.url_map.bind("localhost")
-        found = []
-        for name, path in _all(app, generators, declared):
-            if path is None:
-                continue
-            if not name:
-                try:
-                    name = adapter.match(path.partition("?")[0], method="GET")[0]
-                except Exception:
-                    continue
-            if name == endpoint:
-                found.append(path)
-    return found
+        endpoint_of = _matcher(app)
+        return [
+            path
+            for name, path in _all(app, generators, declared)
+            if path is not None and (name or endpoint_of(path)) == endpoint
+        ]
+
+
+def _matcher(app: Flask) -> Callable[[str], str]:
+    """What tells the endpoint of a path, ``""`` for none, in the request context at hand."""
+    adapter = app.create_url_adapter(None) or app.url_map.bind("localhost")
+    root = request.script_root
+
+    def endpoint_of(path: str) -> str:
+        local = unquote(path.partition("?")[0]).removeprefix(root)
+        try:
+            return str(adapter.match(local, method="GET")[0])
+        except HTTPException:
+            return ""
+
+    return endpoint_of
 
 
 def _all(
