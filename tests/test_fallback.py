@@ -100,6 +100,8 @@ class TestAShell:
         steps.wait(1)
         for _ in range(3):
             assert client.get("/blog/a").text == "a moment, please"
+        # Nor does another thread wait for it.
+        assert client.isr._here().pool._pending == 1
         steps.release()
         client.isr.close()
         assert steps.begun == 1

@@ -22,6 +22,7 @@ from flasks import flask_browser
 from flasks import HIT
 from flasks import twice
 
+from wsgi_isr import RevalidationError
 from wsgi_isr.flask import isr_page
 from wsgi_isr.flask import revalidate
 
@@ -177,6 +178,27 @@ class TestErrors:
             answer = browser.get("/")
             assert (answer.status_code, answer.text) == (200, "home")
             browser.isr.close()
+
+    def test_an_exception_is_named_in_the_list_of_pages_and_on_demand(
+        self, app: Flask, browser: Browser
+    ) -> None:
+        working = [True]
+
+        @app.get("/")
+        @isr_page
+        def home() -> str:
+            if not working:
+                raise LookupError("no database")
+            return "home"
+
+        browser.get("/")
+        working.clear()
+        with pytest.raises(RevalidationError) as caught:
+            browser.isr.revalidate("http://localhost/")
+        told = "500 INTERNAL SERVER ERROR: LookupError: no database"
+        assert str(caught.value.failures["http://localhost/"]) == told
+        (page,) = browser.isr.pages()
+        assert page.last_error == told
 
     def test_an_exception_on_a_cold_page_is_the_apps_own_error_page(
         self, app: Flask, browser: Browser

@@ -153,6 +153,10 @@ def close(iterable: object) -> None:
             logger.exception("close() of a response failed")
 
 
+#: Where the extension of a framework that makes a page of every exception leaves it.
+ERROR = "wsgi_isr.error"
+
+
 class Renderer:
     """Renders pages of an app.
 
@@ -180,6 +184,9 @@ class Renderer:
         context.run(rendering.set, (*parents, key))
         context.run(current_origin.set, Origin(key.scheme, key.host, key.mount))
         response: Response = context.run(self._run, environ)
+        error = environ.get(ERROR)
+        if error is not None and response.code >= 500 and response.failure is None:
+            response.failure = f"{response.status}: {type(error).__name__}: {error}"
         if response.rest is not None:
             response.rest = _InContext(context, response.rest)
         return response

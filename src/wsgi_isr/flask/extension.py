@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from flask import current_app
 from flask import Flask
+from flask import got_request_exception
 from flask import has_request_context
 from flask import request
 from flask import Response
@@ -20,6 +21,7 @@ from werkzeug.exceptions import HTTPException
 from ..middleware import ISRMiddleware
 from ..ondemand import Result
 from ..render import current_origin
+from ..render import ERROR
 from ..rules import make_resolver
 from ..rules import Resolver
 from ..rules import Rule
@@ -129,6 +131,7 @@ class ISR:
         secret = config.get("ISR_SECRET")
         if secret:
             add_route(app, middleware, secret, config.get("ISR_URL_PREFIX") or "/_isr")
+        got_request_exception.connect(_note_error, app)
         app.cli.add_command(commands)
         self._middlewares[app] = middleware
         app.extensions["isr"] = self
@@ -210,6 +213,12 @@ class ISR:
         if len(self._middlewares) == 1:
             return next(iter(self._middlewares.values()))
         raise RuntimeError("work in an app context of an app that has the ISR extension")
+
+
+def _note_error(app: Flask, exception: BaseException | None = None, **extra: t.Any) -> None:
+    """Let `ISRMiddleware.pages` say what was raised, and not only that the answer was a 500."""
+    if "wsgi_isr.reason" in request.environ:
+        request.environ[ERROR] = exception
 
 
 def _middleware() -> ISRMiddleware:
