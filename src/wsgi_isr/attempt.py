@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import json
 import logging
+import re
 import threading
 import time
 import typing as t
@@ -48,6 +49,7 @@ logger = logging.getLogger("wsgi_isr")
 MAX_BACK_OFF = 30.0
 #: Bytes of an error page that those who wait in other processes share.
 MAX_RECORD = 2**20
+_DETAIL = re.compile(r"[a-z-]*")
 #: Seconds between two log lines on the same thing.
 QUIET = 60.0
 #: Bytes of a body that is compressed while a visitor waits: a millisecond or two for all codings.
@@ -123,9 +125,14 @@ class Outcome(t.NamedTuple):
             if "status" in head:
                 headers = [(str(name), str(value)) for name, value in head["headers"]]
                 response = Response(str(head["status"]), headers, body)
+                # As with an entry: whoever can write to the store splits no response.
+                if not all(is_sound(*item) for item in (*headers, ("Status", response.status))):
+                    return None
             elif "error" in head:
                 error = RenderError(f"the render failed in another process: {head['error']}")
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
+            return None
+        if not _DETAIL.fullmatch(detail):
             return None
         return cls(kind, None, detail, response, error, collapsed=True)
 

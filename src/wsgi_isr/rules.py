@@ -132,6 +132,11 @@ def _check_vary(vary: Mapping[str, Sequence[str]]) -> tuple[tuple[str, tuple[str
     return tuple(sorted(normal))
 
 
+#: Any number of segments, and the end of one.
+_ANY_SEGMENTS = "(?:/[^/]*)*"
+_END = r"(?=/|\Z)"
+
+
 def compile_pattern(pattern: str) -> re.Pattern[str]:
     """A path pattern as a regular expression over WSGI paths.
 
@@ -143,18 +148,34 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
         raise ValueError(f"a pattern is a path with * and **, as in '/blog/*', not {pattern!r}")
     if len(pattern) > 1024 or any(char < " " for char in pattern):
         raise ValueError(f"a pattern has at most 1024 printable characters: {pattern!r}")
-    expression = ""
-    previous = None
+    # The runs of segments between the **; runs of ** mean what one means.
+    first: list[str] = []
+    others: list[list[str]] = []
     for segment in pattern.split("/")[1:]:
         if segment == "**":
-            # Runs of ** mean what one means, and would backtrack without end.
-            expression += "" if previous == "**" else "(?:/.*)?"
-        elif segment == "*":
-            expression += "/[^/]+"
+            others.append([])
         else:
-            expression += "/" + re.sub(r"(?:\\\*)+", "[^/]*", re.escape(_to_wsgi(segment)))
-        previous = segment
+            (others[-1] if others else first).append(_segment(segment))
+    expression = "".join(first)
+    if others:
+        *between, last = others
+        for run in filter(None, between):
+            # The first place that fits is as good as any later one, since a ** follows.
+            expression += f"(?>{_ANY_SEGMENTS}?{''.join(run)}{_END})"
+        expression += _ANY_SEGMENTS + "".join(last)
     return re.compile(expression, re.DOTALL)
+
+
+def _segment(segment: str) -> str:
+    """A segment of a pattern, as an expression that does not backtrack on made-up paths."""
+    if segment == "*":
+        return "/[^/]++"
+    first, *others = re.split(r"(?:\\\*)+", re.escape(_to_wsgi(segment)))
+    if not others:
+        return f"/{first}"
+    *between, last = others
+    found = "".join(f"(?>[^/]*?{part})" for part in between)
+    return f"/{first}{found}(?>[^/]*{last}{_END})"
 
 
 def _to_wsgi(text: str) -> str:
