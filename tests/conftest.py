@@ -9,12 +9,15 @@ from collections.abc import Iterator
 from wsgiref.validate import validator
 
 import pytest
+from redis_server import Redis
+from redis_server import running
 from werkzeug.middleware.lint import InputStream
 from werkzeug.middleware.lint import LintMiddleware
 from werkzeug.test import Client
 
 from wsgi_isr import ISRMiddleware
 from wsgi_isr import page_headers
+from wsgi_isr.store.clients import PATIENT
 
 App = Callable[..., t.Any]
 
@@ -130,6 +133,30 @@ def cache(request: pytest.FixtureRequest, tmp_path: t.Any) -> str:
 def files(tmp_path: t.Any) -> str:
     """A store in files, as a URL."""
     return f"file://{tmp_path}/cache"
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine is no outage."""
+    monkeypatch.setattr("wsgi_isr.store.clients.TIMEOUT", PATIENT)
+
+
+@pytest.fixture(scope="session")
+def redis_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
+    with running(Redis(tmp_path_factory.mktemp("redis"))) as server:
+        assert isinstance(server, Redis)
+        yield server
+
+
+@pytest.fixture
+def redis(redis_process: Redis) -> Redis:
+    """A server with nothing in its database, which no process of another test follows any more.
+
+    Whoever stops a server, or sets it up, makes his own.
+    """
+    redis_process.database += 1
+    redis_process.do("CONFIG", "RESETSTAT")
+    return redis_process
 
 
 Make = Callable[..., ISRMiddleware]

@@ -17,6 +17,7 @@ from steps import start
 from steps import visit
 
 from wsgi_isr import ISRMiddleware
+from wsgi_isr.store import clients
 
 _processes = multiprocessing.get_context("spawn")
 
@@ -105,6 +106,8 @@ def _serve(
     connection: Connection, events: t.Any, cache: str, content: str, options: dict[str, t.Any]
 ) -> None:
     held, begun, released = events
+    # As conftest.py has it.
+    clients.TIMEOUT = clients.PATIENT
     site = Site()
 
     def body(environ: dict[str, t.Any]) -> str:

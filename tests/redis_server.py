@@ -94,25 +94,29 @@ class Server:
 
 
 class Redis(Server):
-    """A Redis server with nothing in it, which keeps nothing on its disk.
+    """A Redis server with nothing in it, bounded as the documentation advises.
 
-    :param options: as on its command line, ``"--appendonly yes"``.
+    :param options: as on its command line, ``"--appendonly yes"``; without them it keeps nothing
+        on its disk.
     """
+
+    OPTIONS = "--databases 10000 --maxmemory 1gb --maxmemory-policy volatile-lru"
 
     def __init__(self, folder: t.Any, options: str = "--save ''") -> None:
         port = free_port()
-        words = [word.strip("'") for word in options.split()]
+        words = [word.strip("'") for word in f"{self.OPTIONS} {options}".split()]
+        self.database = 0
         command = [find("redis-server"), "--port", str(port), "--bind", "127.0.0.1"]
         command += ["--dir", str(folder), *words]
         super().__init__(command, port, b"PING\r\n", b"+PONG")
 
     @property
     def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/0"
+        return f"redis://127.0.0.1:{self.port}/{self.database}"
 
     def client(self) -> t.Any:
         redis = pytest.importorskip("redis")
-        return redis.Redis(port=self.port)
+        return redis.Redis(port=self.port, db=self.database)
 
     def do(self, *command: object) -> t.Any:
         with contextlib.closing(self.client()) as client:

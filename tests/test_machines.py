@@ -16,7 +16,6 @@ from conftest import Site
 from conftest import status_of
 from elsewhere import Elsewhere
 from redis_server import Redis
-from redis_server import running
 from steps import PATIENCE
 from steps import result
 from steps import start
@@ -35,13 +34,6 @@ MACHINES = 8
 INTERLEAVINGS = 1000
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
-    with running(Redis(tmp_path_factory.mktemp("redis"))) as server:
-        assert isinstance(server, Redis)
-        yield server
-
-
 class TestEightMachines:
     @pytest.fixture
     def content(self, tmp_path: t.Any) -> t.Any:
@@ -50,9 +42,8 @@ class TestEightMachines:
         return path
 
     @pytest.fixture
-    def machines(self, server: Redis, content: t.Any) -> Iterator[list[Elsewhere]]:
-        server.do("FLUSHALL")
-        made = [Elsewhere(server.url, str(content), rules=RULES) for _ in range(MACHINES)]
+    def machines(self, redis: Redis, content: t.Any) -> Iterator[list[Elsewhere]]:
+        made = [Elsewhere(redis.url, str(content), rules=RULES) for _ in range(MACHINES)]
         for machine in made:
             machine.do("renders")
         yield made
@@ -108,15 +99,15 @@ class TestEightMachines:
         assert median < 1000
 
     def test_see_it_within_a_second_without_announcements(
-        self, server: Redis, machines: list[Elsewhere], content: t.Any
+        self, redis: Redis, machines: list[Elsewhere], content: t.Any
     ) -> None:
         """As where a firewall or an access list lets no subscription through."""
-        server.do("ACL", "SETUSER", "default", "resetchannels")
+        redis.do("ACL", "SETUSER", "default", "resetchannels")
         try:
-            server.do("CLIENT", "KILL", "TYPE", "pubsub")
+            redis.do("CLIENT", "KILL", "TYPE", "pubsub")
             for machine in machines:
                 machine.visit()
-            assert server.do("PUBSUB", "CHANNELS") == []
+            assert redis.do("PUBSUB", "CHANNELS") == []
             for number in range(1, 4):
                 content.write_text(str(number))
                 machines[0].do("revalidate", HOME)
@@ -125,7 +116,7 @@ class TestEightMachines:
                     while machine.visit()[2] != str(number):
                         assert time.monotonic() - returned < 1
         finally:
-            server.do("ACL", "SETUSER", "default", "allchannels")
+            redis.do("ACL", "SETUSER", "default", "allchannels")
 
 
 class Database:
@@ -150,9 +141,8 @@ class Database:
 class TestInterleavings:
     """Regenerations, cold renders and calls on demand, in a thousand orders on three machines."""
 
-    def test_lose_no_update(self, server: Redis, site: Site, make: Make, clock: Clock) -> None:
-        server.do("FLUSHALL")
-        machines = [make(server.url, rules=RULES) for _ in range(3)]
+    def test_lose_no_update(self, redis: Redis, site: Site, make: Make, clock: Clock) -> None:
+        machines = [make(redis.url, rules=RULES) for _ in range(3)]
         last = []
         for seed in range(INTERLEAVINGS):
             chance = random.Random(seed)
@@ -162,7 +152,7 @@ class TestInterleavings:
             last.append((path, str(database.value)))
             site.environs.clear()
         for path, value in last[-100:]:
-            for there in (make(server.url, rules=RULES), *machines):
+            for there in (make(redis.url, rules=RULES), *machines):
                 wait_until(lambda at=(there, path), value=value: visit(*at).text == value)
 
     def _run(
@@ -212,10 +202,9 @@ class TestInterleavings:
         assert page.bodies["identity"] == str(database.value).encode()
 
 
-def test_statuses_are_those_of_one_site(server: Redis, site: Site, make: Make) -> None:
+def test_statuses_are_those_of_one_site(redis: Redis, site: Site, make: Make) -> None:
     """A page that one machine has rendered is a hit on all others."""
-    server.do("FLUSHALL")
     site.page("/", "body", revalidate=10)
-    machines = [make(server.url) for _ in range(MACHINES)]
+    machines = [make(redis.url) for _ in range(MACHINES)]
     answers = [status_of(visit(machine)) for machine in machines]
     assert answers == ["isr; fwd=uri-miss; stored"] + (MACHINES - 1) * ["isr; hit; ttl=10"]

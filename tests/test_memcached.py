@@ -29,6 +29,7 @@ from steps import wait_until
 from wsgi_isr import ISRMiddleware
 from wsgi_isr import Rule
 from wsgi_isr.store import leases
+from wsgi_isr.store.clients import PATIENT
 from wsgi_isr.store.coordination import Held
 from wsgi_isr.store.coordination import LocalCoordination
 from wsgi_isr.store.plain import PlainCoordination
@@ -58,7 +59,7 @@ def steps(site: Site, make: Make) -> Iterator[Steps]:
 
 def pooled(server: Memcached, **options: t.Any) -> t.Any:
     base = pytest.importorskip("pymemcache.client.base")
-    timeouts = {"timeout": 0.25, "connect_timeout": 0.25, **options}
+    timeouts = {"timeout": PATIENT, "connect_timeout": PATIENT, **options}
     return base.PooledClient(("127.0.0.1", server.port), **timeouts)
 
 

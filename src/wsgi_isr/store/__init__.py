@@ -112,6 +112,10 @@ class PageStore:
         """See what invalidations have made of a page, if there were any."""
         generation = self.coordination.signal[0]
         if entry.confirmed[0] != generation:
+            if entry.mark is Mark.HARD:
+                # It stays so, also where the store has lost the invalidation since.
+                entry.confirmed = (generation, Mark.HARD)
+                return
             epochs = self._breaker.call("epochs", self.coordination.epochs)
             if epochs is not None:
                 self.memory.lineage = epochs.lineage

@@ -28,6 +28,9 @@ from cachelib import MemcachedCache
 from cachelib import RedisCache
 from cachelib import ValkeyCache
 
+from .coordination import StoreError
+from .coordination import WritesRefused
+
 logger = logging.getLogger("wsgi_isr")
 
 #: Seconds for an answer, and for a connection.
@@ -47,6 +50,8 @@ _REDIS = {
 SCHEMES = (*_REDIS, "memcached")
 #: What a server answers that is there, but takes no writes.
 _REFUSALS = ("OOM", "READONLY", "MISCONF", "NOREPLICAS")
+#: Errors of clients that a server of a cluster answered.
+_OF_CLUSTERS = ("MovedError", "AskError", "ClusterCrossSlotError", "ClusterDownError")
 
 
 def from_url(url: str) -> Callable[[], BaseCache]:
@@ -89,7 +94,9 @@ def _redis(url: str, package: str, client: str, cache: str) -> Callable[[], Base
         # Not connected: it only shows what is wrong with the URL's options.
         pool.connection_class(**pool.connection_kwargs)
     except (TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"the {package} cache URL cannot be used: {error}") from error
+        # A password that is not quoted may be taken for a port, and told.
+        why = "its port is no number; a password is percent-encoded" if _quotes(error) else error
+        raise ValueError(f"the {package} cache URL cannot be used: {why}") from None
     _refuse_text(pool)
 
     def make() -> BaseCache:
@@ -99,6 +106,10 @@ def _redis(url: str, package: str, client: str, cache: str) -> Callable[[], Base
         return made
 
     return make
+
+
+def _quotes(error: Exception) -> bool:
+    return str(error).startswith("Port ")
 
 
 def _afterwards(owner: object, close: Callable[[], object]) -> None:
@@ -148,7 +159,9 @@ def check(cache: BaseCache) -> None:
             raise ValueError(f"{type(cache).__name__} needs a client of one server, not a cluster")
         _refuse_text(pool)
         options = pool.connection_kwargs
-        waits = options.get("socket_timeout"), options.get("socket_connect_timeout")
+        waits = [options.get("socket_timeout"), options.get("socket_connect_timeout")]
+        # A pool that blocks has visitors wait for a connection, too.
+        waits.append(getattr(pool, "timeout", 0))
         _warn_if_slow(cache, waits, getattr(options.get("retry"), "_retries", 0))
     elif isinstance(cache, MemcachedCache):
         client = cache._client
@@ -159,10 +172,10 @@ def check(cache: BaseCache) -> None:
                 "MemcachedCache(PooledClient(...)) with the client of pymemcache, without a serde"
             )
         if _is_pooled(client):
-            _warn_if_slow(cache, (client.timeout, client.connect_timeout), 0)
+            _warn_if_slow(cache, [client.timeout, client.connect_timeout], 0)
 
 
-def _warn_if_slow(cache: BaseCache, waits: tuple[t.Any, t.Any], retries: int) -> None:
+def _warn_if_slow(cache: BaseCache, waits: list[t.Any], retries: int) -> None:
     if retries > 1 or any(not isinstance(w, int | float) or w > PATIENT for w in waits):
         logger.warning(
             "the client of this %s waits long for a server that does not answer, and visitors "
@@ -216,6 +229,26 @@ def renew_pool(client: t.Any) -> None:
             lock.release()
         else:
             setattr(pool, name, threading.RLock())
+
+
+@contextlib.contextmanager
+def told_apart() -> Iterator[None]:
+    """Tell what a server refuses from one that does not answer.
+
+    :raises WritesRefused: where it takes no writes.
+    :raises StoreError: where it is one of a cluster, with the remedy.
+    """
+    try:
+        yield
+    except Exception as error:
+        if is_refusal(error):
+            raise WritesRefused(str(error)) from error
+        if type(error).__name__ in _OF_CLUSTERS or str(error).startswith(("CROSSSLOT", "MOVED")):
+            raise StoreError(
+                "the server is one of a cluster, and the store needs one server (or a primary "
+                f"that sentinels watch): {error}"
+            ) from error
+        raise
 
 
 def is_refusal(error: Exception) -> bool:

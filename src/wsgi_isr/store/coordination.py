@@ -25,6 +25,12 @@ MAX_LABELS = 100_000
 #: Seconds between two looks at another process's render, where looking costs microseconds.
 WATCH = (0.001, 0.005)
 
+#: Told where the order of renders and invalidations begins anew.
+LOST = (
+    "the store has lost its invalidations: it was emptied, came back without its last data, or "
+    "evicted them; all pages count as stale and are rendered again behind their visitors"
+)
+
 Accept: t.TypeAlias = "Callable[[bytes | None], bool]"
 
 

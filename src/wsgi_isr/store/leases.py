@@ -16,6 +16,8 @@ from collections.abc import Callable
 LEASE = 5.0
 #: Seconds between two extensions: two of them may fail.
 BEAT = 1.25
+#: Seconds for which a lease is given back that the server may have given.
+GIVE_BACK = 60.0
 #: Seconds for which an outcome is there for those who waited; they look 20 times a second.
 OUTCOME = 2.0
 #: Seconds for which a failure is remembered. Each further one renews that.
@@ -45,6 +47,8 @@ class RemoteLease:
         self.extend = extend
         self._give_back = give_back
         self._heart: Heart | None = None
+        #: Whether the server may have given it without anybody having heard of that.
+        self.is_lost = False
 
     @property
     def next_term(self) -> float:
@@ -98,8 +102,21 @@ class Heart:
                     self._beating = False
                     return
             for lease in leases:
-                if not _extend(lease):
+                if not lease.is_lost and not _extend(lease):
                     self.discard(lease)
+            for lease in leases:
+                if lease.is_lost and not self._give_back(lease):
+                    break
+
+    def _give_back(self, lease: RemoteLease) -> bool:
+        """False if the server does not answer yet: the others would have to wait, too."""
+        try:
+            lease.release()
+        except Exception:
+            if time.monotonic() < lease.deadline:
+                self.add(lease)
+            return False
+        return True
 
 
 def _extend(lease: RemoteLease) -> bool:
@@ -120,7 +137,14 @@ def take(
 
     :param acquire: asks for it for some seconds; returns who has it, if somebody has.
     """
-    held = acquire(min(LEASE, seconds))
+    try:
+        held = acquire(min(LEASE, seconds))
+    except Exception:
+        # A server that was too slow may have given it, and others would wait until it lapses.
+        lease.is_lost = True
+        lease.deadline = time.monotonic() + GIVE_BACK
+        lease.keep_up(heart)
+        raise
     if held is None and not lease.keep_up(heart) and seconds > LEASE:
         # Nobody will extend it: rather a killed process in the way than two renders at once.
         lease.extend(lease, seconds)

@@ -38,7 +38,7 @@ from .files import FileCoordination
 from .plain import PlainCoordination
 from .plain import PlainStorage
 from .redis import RedisCoordination
-from .redis import RedisStorage
+from .redis_pages import RedisStorage
 
 logger = logging.getLogger("wsgi_isr")
 
@@ -115,7 +115,7 @@ def _from_url(url: str, prefix: str) -> Opener:
     # Not the whole URL: it may have a password.
     raise ValueError(
         "cache URLs are memory://, file:///path, redis://host, rediss://host, valkey://host and "
-        f"memcached://host, not {parts.scheme + '://' if parts.scheme else url!r}"
+        f"memcached://host, not {parts.scheme}://"
     )
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import math
 import secrets
 import threading
@@ -35,6 +36,7 @@ from .coordination import Accept
 from .coordination import Failure
 from .coordination import Held
 from .coordination import Lease
+from .coordination import LOST
 from .coordination import MAX_LABELS
 from .coordination import Number
 from .coordination import StoreError
@@ -47,6 +49,8 @@ from .records import parse_line
 
 if t.TYPE_CHECKING:
     from .backend import Storage
+
+logger = logging.getLogger("wsgi_isr")
 
 #: Bytes of an entry at the most, by the name of the cache's class.
 LIMITS = {"MemcachedCache": 2**20, "DynamoDbCache": 400 * 1024, "MongoDbCache": 16 * 2**20}
@@ -172,10 +176,11 @@ class PlainCoordination:
         return clock
 
     def _store(self, epochs: Epochs) -> None:
+        limit = min(MAX_EPOCHS, self._storage.limit or MAX_EPOCHS)
         while True:
             items = [[label, *numbers] for label, numbers in epochs.items()]
             record = [epochs.lineage, epochs.sequence, epochs.floor, items]
-            if len(items) <= MAX_LABELS and len(format_line(record)) <= MAX_EPOCHS:
+            if len(items) <= MAX_LABELS and len(format_line(record)) <= limit:
                 self._storage.write("epochs", record)
                 return
             epochs.forget_oldest(len(items) // 2)
@@ -196,6 +201,8 @@ class PlainCoordination:
     def _adopt(self, epochs: Epochs) -> None:
         with self._lock:
             known = self._epochs
+            if known.lineage and known.lineage != epochs.lineage:
+                logger.warning(LOST)
             if known.lineage != epochs.lineage or known.sequence < epochs.sequence:
                 self._epochs = epochs
                 self.signal[0] = next(self._marks)

@@ -7,37 +7,31 @@ stands behind that. Neither happens while a visitor waits.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import itertools
-import re
+import logging
 import secrets
 import threading
 import time
 import typing as t
-from collections.abc import Iterator
 from collections.abc import Sequence
 
-from cachelib import RedisCache
-from cachelib import ValkeyCache
-
-from ..key import PAGE_NAME
 from ..state import Epochs
 from ..state import Invalidation
+from . import advice
 from . import leases
 from . import scripts
 from .announcements import Channel
 from .announcements import StoredPages
-from .backend import CachelibStorage
 from .backend import RETENTION
 from .builds import before
 from .builds import MAX_BUILDS
-from .clients import is_refusal
-from .clients import renew_pool
+from .clients import told_apart
 from .coordination import Accept
 from .coordination import Failure
 from .coordination import Held
 from .coordination import Lease
+from .coordination import LOST
 from .coordination import MAX_LABELS
 from .coordination import Number
 from .coordination import StoreError
@@ -47,6 +41,7 @@ from .following import POLL
 from .leases import RemoteLease
 from .records import format_line
 from .records import parse_line
+from .redis_pages import RedisStorage
 from .workers import WorkerKeys
 
 if t.TYPE_CHECKING:
@@ -55,41 +50,7 @@ if t.TYPE_CHECKING:
 #: Comparisons that may fail before a page is given up: each time somebody else has stored it.
 MAX_TRIES = 20
 
-_GLOB = re.compile(r"[\[\]*?\\]")
-
-
-class RedisStorage(CachelibStorage):
-    """Pages in a `cachelib.RedisCache` or `cachelib.ValkeyCache`, as the bytes they are."""
-
-    def __init__(self, cache: RedisCache | ValkeyCache, prefix: str) -> None:
-        super().__init__(cache, prefix)
-        self.client: t.Any = cache._write_client
-        # Scripts take whole keys. A prefix that is called for each key could change under them.
-        own = cache._get_prefix()
-        self._cache.key_prefix = own  # type: ignore[attr-defined]
-        self.prefix = f"{own}{prefix}"
-        renew_pool(self.client)
-
-    def names(self, path_digest: str | None = None) -> Iterator[str]:
-        # SCAN may tell a key twice; KEYS would stop the server while it looks at all of them.
-        start = _GLOB.sub(r"\\\g<0>", self.prefix + (path_digest or ""))
-        seen = set()
-        for key in self.client.scan_iter(match=f"{start}*", count=1000):
-            name = key.decode(errors="replace").removeprefix(self.prefix)
-            if name not in seen and PAGE_NAME.fullmatch(name):
-                seen.add(name)
-                yield name
-
-    def get(self, name: str) -> bytes | None:
-        try:
-            return super().get(name)
-        except Exception as error:
-            if str(error).startswith("WRONGTYPE"):
-                return b""
-            raise
-
-    def after_fork(self) -> None:
-        renew_pool(self.client)
+logger = logging.getLogger("wsgi_isr")
 
 
 class RedisCoordination:
@@ -124,8 +85,9 @@ class RedisCoordination:
         self._lock = threading.RLock()
         self._follower = Follower(self.follow)
         self._heart = leases.Heart()
-        workers = WorkerKeys(self._client, f"{self._prefix}worker:")
-        self.leave_stats, self.all_stats = workers.leave, workers.all
+        self._workers = WorkerKeys(self._client, f"{self._prefix}worker:")
+        self.leave_stats, self.all_stats = self._workers.leave, self._workers.all
+        self._judged = False
 
     def after_fork(self) -> None:
         """There is nothing from before: each process has its own."""
@@ -133,7 +95,7 @@ class RedisCoordination:
     def _call(self, script: str, keys: Sequence[str], *args: object) -> t.Any:
         # Not by register_script, which takes three round trips where the server has not got it.
         digest = self._digests.get(script)
-        with _refusals():
+        with told_apart():
             if digest is not None:
                 try:
                     return self._client.evalsha(digest, len(keys), *keys, *args)
@@ -161,6 +123,8 @@ class RedisCoordination:
                     # From before a new lineage, which another thread has found meanwhile.
                     return Number(lineage, sequence)
                 epochs = Epochs(lineage)
+                if known[0]:
+                    logger.warning(LOST)
             changed = self._take_in(epochs, Invalidation(floor, hard), answer[6])
             if epochs is not self._epochs:
                 self._epochs, self._seen = epochs, 0
@@ -177,6 +141,8 @@ class RedisCoordination:
         return Number(lineage, sequence)
 
     def _take_in(self, epochs: Epochs, floor: Invalidation, entries: list[bytes]) -> bool:
+        # This process may have forgotten more than the server, and answers overtake each other.
+        floor = Invalidation(*map(max, epochs.floor, floor))
         changed = bool(entries) or epochs.floor != floor
         epochs.floor = floor
         for entry, number in zip(entries[::2], entries[1::2], strict=True):
@@ -213,7 +179,7 @@ class RedisCoordination:
         """Whether the server takes writes and can be followed."""
         refused = None
         try:
-            with _refusals():
+            with told_apart():
                 self._client.set(f"{self._prefix}probe", b"1", px=1000)
         except WritesRefused as error:
             refused = error
@@ -227,6 +193,10 @@ class RedisCoordination:
         self._follower.busy_since = time.monotonic()
         listening = self._channel.open()
         self._order(scripts.SYNC)
+        self._workers.keep()
+        if not self._judged:
+            self._judged = True
+            advice.tell(self._client)
         self._follower.busy_since = 0.0
         stores = self._stores
         if not listening:
@@ -287,7 +257,7 @@ class RedisCoordination:
     def swap(self, storage: Storage, name: str, data: bytes, accept: Accept) -> bool:
         if not self._epochs.lineage:
             self._order(scripts.SYNC)
-        keys = [self._prefix + name, self._keys[0]]
+        keys = self._keys_of(name)
         for _ in range(MAX_TRIES):
             lineage = self._epochs.lineage
             there = self._there(keys[0])
@@ -297,13 +267,17 @@ class RedisCoordination:
             there = there or b""
             known = (len(there), there[: scripts.HEAD])
             news = (self._channel.name, f"{self._pages.me} {name}")
-            stored = self._call(scripts.SWAP, keys, *news, lineage, *known, data, RETENTION)
+            stored = self._call(scripts.SWAP, keys, *news, lineage, *known, data, RETENTION, name)
             if stored > 0:
                 self._pages.here(stored)
                 return True
             if stored < 0:
                 self._order(scripts.SYNC)
         raise StoreError(f"others have stored the page {MAX_TRIES} times meanwhile")
+
+    def _keys_of(self, name: str) -> list[str]:
+        index = self._storage.index(name.partition(".")[0])
+        return [self._prefix + name, self._keys[0], index]
 
     def _there(self, key: str) -> bytes | None:
         # Not from a replica that the cache may read from.
@@ -316,9 +290,8 @@ class RedisCoordination:
         return data
 
     def remove(self, storage: Storage, name: str) -> None:
-        keys = [self._prefix + name, self._keys[0]]
         news = (self._channel.name, f"{self._pages.me} {name}")
-        self._pages.here(self._call(scripts.REMOVE, keys, *news))
+        self._pages.here(self._call(scripts.REMOVE, self._keys_of(name), *news, name))
 
     def failure(self, name: str) -> Failure | None:
         record = parse_line((self._client.get(f"{self._prefix}failure:{name}") or b"").strip())
@@ -326,15 +299,14 @@ class RedisCoordination:
 
     def set_failure(self, name: str, failure: Failure | None) -> None:
         key = f"{self._prefix}failure:{name}"
-        with _refusals():
+        with told_apart():
             if failure is None:
                 self._client.delete(key)
             else:
                 self._client.set(key, format_line(list(failure)), ex=leases.FAILURE)
 
     def note_build(self, build: str) -> list[str]:
-        with _refusals():
-            known = self._call(scripts.BUILDS, [f"{self._prefix}builds"], build, MAX_BUILDS)
+        known = self._call(scripts.BUILDS, [f"{self._prefix}builds"], build, MAX_BUILDS)
         return before([name.decode() for name in known], build)
 
 
@@ -344,14 +316,3 @@ def _ms(seconds: float) -> int:
 
 def _content(lease: RemoteLease) -> str:
     return f"{lease.token}|{int(lease.on_demand)}"
-
-
-@contextlib.contextmanager
-def _refusals() -> Iterator[None]:
-    """Tell a server that takes no writes from one that does not answer."""
-    try:
-        yield
-    except Exception as error:
-        if is_refusal(error):
-            raise WritesRefused(str(error)) from error
-        raise

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import re
 import secrets
 import time
 import typing as t
@@ -18,13 +17,15 @@ import zlib
 
 from .records import is_at
 from .records import open_file
+from .redis_pages import match_prefix
 
 #: Seconds for which an empty file without a lock stays: its owner may be about to lock it.
 YOUNG = 10.0
 #: Seconds after which a file is old where locks do not work at all, as on some networks.
 OLD = 24 * 3600.0
-#: Seconds for which a server has counters that nobody leaves anew: nothing tells who is alive.
-FORGOTTEN = 600
+#: Seconds for which a server has the counters of a process that does not renew them any more, and
+#: between two renewals: nothing else tells who is alive.
+FORGOTTEN, RENEWAL = 30, 10.0
 
 
 class WorkerFiles:
@@ -88,7 +89,7 @@ class WorkerFiles:
 
 
 class WorkerKeys:
-    """The same on a Redis server, which forgets a process that had no visitor for a while.
+    """The same on a Redis server, which forgets a process that does not renew its key.
 
     :param prefix: of its keys.
     """
@@ -97,13 +98,21 @@ class WorkerKeys:
         self._client = client
         self._prefix = prefix
         self._key = prefix + secrets.token_hex(8)
+        self._data: bytes | None = None
+        self._kept_at = 0.0
 
     def leave(self, data: bytes) -> None:
         self._client.set(self._key, data, ex=FORGOTTEN)
+        self._data, self._kept_at = data, time.monotonic()
+
+    def keep(self) -> None:
+        """Leave the same again, so that all know that this process lives."""
+        data = self._data
+        if data is not None and time.monotonic() - self._kept_at > RENEWAL:
+            self.leave(data)
 
     def all(self) -> list[bytes]:
-        pattern = re.sub(r"[\[\]*?\\]", r"\\\g<0>", self._prefix) + "*"
-        keys = set(self._client.scan_iter(match=pattern, count=1000))
+        keys = set(self._client.scan_iter(match=match_prefix(self._prefix), count=1000))
         return [data for key in sorted(keys) if (data := self._client.get(key)) is not None]
 
 
