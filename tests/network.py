@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import typing as t
+import weakref
 
 import pytest
 from cachelib import RedisCache
@@ -24,9 +25,11 @@ def quick_client(redis: Redis, package: str, name: str, **options: t.Any) -> t.A
     library = pytest.importorskip(package)
     retry = pytest.importorskip(f"{package}.retry").Retry
     pause = pytest.importorskip(f"{package}.backoff").NoBackoff()
-    return getattr(library, name)(
-        port=redis.port, db=redis.database, retry=retry(pause, 0), **FAST, **options
-    )
+    options = {"port": redis.port, "db": redis.database, **FAST, **options}
+    client = getattr(library, name)(retry=retry(pause, 0), **options)
+    # Else its sockets warn that nobody has closed them.
+    weakref.finalize(client, client.connection_pool.disconnect)
+    return client
 
 
 def redis_cache(redis: Redis, **options: t.Any) -> RedisCache:
