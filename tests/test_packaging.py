@@ -48,6 +48,12 @@ class TestDistribution:
         assert not set(loaded.split()) & {*extras.split(), "valkey", "zstandard"}
 
 
+def test_security_md_names_tests_that_exist() -> None:
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "SECURITY.md").read_text("utf-8")))
+    assert len(named) > 10
+    assert not [name for name in named if not (ROOT / "tests" / f"{name}.py").is_file()]
+
+
 def commands(mark: str) -> str:
     """The shell block that follows a text in README.md."""
     found = re.search(re.escape(mark) + r".*?```sh\n(.+?)\n```", README, re.DOTALL)

@@ -1,0 +1,195 @@
+"""Paths that programs read differently, and private pages that look static.
+
+What one reads as ``/static/x.css`` and another as ``/account`` is how a cache gets to store, and to
+hand out, what is somebody's own (web cache deception).
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import typing as t
+
+import pytest
+from attacks import HOST
+from attacks import TOKEN
+from raw import Program
+from raw import SERVERS
+
+from wsgi_isr import page_headers
+from wsgi_isr import Rule
+from wsgi_isr.key import is_ambiguous
+
+names = itertools.count(1)
+
+
+@pytest.fixture(scope="module", params=SERVERS)
+def server(request: pytest.FixtureRequest, tmp_path_factory: t.Any) -> t.Iterator[Program]:
+    program = Program(request.param, tmp_path_factory.mktemp("server") / "log")
+    yield program
+    program.stop()
+
+
+#: ``%s`` is a page; each of these is, to somebody, the same or another one.
+TARGETS = [
+    "/%s",
+    "%s/",
+    "%s//",
+    "%s/.",
+    "%s/..",
+    "%s/../%s",
+    "/.%s",
+    "/..%s",
+    "/x/..%s",
+    "/%%2e%s",
+    "/x/%%2e%%2e%s",
+    "/x%%2f..%s",
+    "%s%%2f",
+    "%s%%2F%%2F",
+    "%s%%252f..",
+    "%s%%5c",
+    "%s\\",
+    "\\..%s",
+    "%s%%00",
+    "%s%%00.css",
+    "%s%%0a.css",
+    "%s%%0d%%0aX-Name:%%20a",
+    "%s%%09",
+    "%s%%7f",
+    "%s%%c2%%85",
+    "%s%%c2%%9f.css",
+    "%s%%20",
+    "%s%%a0",
+    "%s%%ff",
+    "%s%%c0%%af",
+    "%s%%ed%%a0%%80",
+    "%s%%f4%%90%%80%%80",
+    "%s\xe9",
+    "%s;x.css",
+    "%s;jsessionid=1",
+    "%s.css",
+    "%s/x.css",
+    "%s%%3fx.css",
+    "%s%%23x.css",
+    "%s?x.css",
+    "%s#x.css",
+    "%s%%",
+    "%s%%zz",
+    "http://%(host)s%s",
+    "http://%(host)s/%s",
+    "%s" + "/x" * 1500,
+]
+
+
+def path_of(body: str) -> str:
+    """What the app saw, in WSGI's spelling."""
+    return dict(json.loads(body)[0]).get("PATH_INFO", "") if body.startswith("[[[") else ""
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("kind", ["declared", "undeclared"])
+class TestTargets:
+    def targets(self, path: str) -> t.Iterator[str]:
+        for target in TARGETS:
+            yield target.replace("%(host)s", HOST).replace("%s", path).replace("%%", "%")
+
+    def send(self, server: Program, target: str, *headers: str) -> t.Any:
+        lines = [f"GET {target} HTTP/1.1", f"Host: {HOST}", *headers, "Connection: close", "", ""]
+        return server.attack("\r\n".join(lines).encode("latin-1"))
+
+    def test_that_are_ambiguous_are_never_stored(self, server: Program, kind: str) -> None:
+        path = f"/{kind}/{next(names)}"
+        for target in self.targets(path):
+            for _ in range(2):
+                answer = self.send(server, target)
+            if "hit" in answer.headers.get("cache-status", ""):
+                assert not is_ambiguous(path_of(answer.body)), target
+
+    def test_bring_nobody_the_page_of_another(self, server: Program, kind: str) -> None:
+        """The victim's cookie is in no answer to somebody else, whatever he was lured to."""
+        path = f"/{kind}/{next(names)}"
+        for target in self.targets(path):
+            self.send(server, target, f"Cookie: session={TOKEN}")
+            answer = self.send(server, target)
+            assert TOKEN not in answer.raw.decode("latin-1"), target
+        assert TOKEN not in server.get(path).body
+
+    def test_leave_the_page_alone(self, server: Program, kind: str) -> None:
+        """Only what the app sees as the very path of the page is the page."""
+        path = f"/{kind}/{next(names)}"
+        for target in self.targets(path):
+            self.send(server, target)
+        answer = server.get(path)
+        assert (answer.status, path_of(answer.body)) == (200, path)
+
+
+class TestPrivatePagesThatLookStatic:
+    """An app whose router takes ``/account/x.css`` for ``/account``."""
+
+    @pytest.fixture(params=["says it is a page", "says nothing", "says it is private"])
+    def account(self, request: pytest.FixtureRequest) -> t.Any:
+        def app(environ: dict[str, t.Any], start_response: t.Any) -> list[bytes]:
+            who = environ.get("HTTP_COOKIE", "nobody")
+            headers = [("Content-Type", "text/html")]
+            if request.param == "says it is a page":
+                headers += page_headers(60)
+            if request.param == "says it is private":
+                headers += [*page_headers(60), ("Cache-Control", "private")]
+            start_response("200 OK", headers)
+            return [f"the account of {who}".encode()]
+
+        return app
+
+    @pytest.mark.parametrize(
+        "path",
+        [
+            "/account/x.css",
+            "/account.js",
+            "/account;x.png",
+            "/account/%2e%2e/static/x.css",
+            "/static/..%2faccount",
+            "/static/x.css",
+        ],
+    )
+    @pytest.mark.parametrize("rules", [None, {"/static/**": 60}, {"/**": Rule()}])
+    def test_are_seen_by_their_owner_alone(
+        self, unchecked: t.Any, account: t.Any, path: str, rules: t.Any
+    ) -> None:
+        client = unchecked(app=account, rules=rules)
+        client.set_cookie("session", "ada")
+        client.get(path)
+        client.delete_cookie("session")
+        for _ in range(2):
+            assert "ada" not in client.get(path).text
+
+
+class TestHeadersOfTheLibrary:
+    """What a visitor sends under our names means nothing, in whatever spelling."""
+
+    @pytest.mark.parametrize(
+        "name",
+        ["ISR-Revalidate", "isr-revalidate", "ISR_REVALIDATE", "Isr-Expire", "ISR-Tags"],
+    )
+    def test_never_reach_the_app(self, site: t.Any, browse: t.Any, name: str) -> None:
+        client = browse()
+        for method in ("GET", "HEAD", "POST"):
+            client.open("/x", method=method, headers={name: "1"})
+        assert len(site.environs) == 3
+        assert not [key for environ in site.environs for key in environ if "ISR_" in key]
+
+    def test_make_no_page_of_an_app_that_echoes_all(self, unchecked: t.Any) -> None:
+        def echo(environ: dict[str, t.Any], start_response: t.Any) -> list[bytes]:
+            headers = [
+                (key[5:].replace("_", "-").title(), value)
+                for key, value in environ.items()
+                if key.startswith("HTTP_")
+            ]
+            start_response("200 OK", [("Content-Type", "text/plain"), *headers])
+            return [b"echo"]
+
+        client = unchecked(app=echo)
+        for _ in range(2):
+            response = client.get("/x", headers={"ISR-Revalidate": "60", "ISR-Tags": "a"})
+            assert "Cache-Status" not in response.headers
+            assert not [name for name, _ in response.headers if name.startswith("Isr")]
+        assert list(client.isr.pages()) == []
