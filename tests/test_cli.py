@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 import tracemalloc
@@ -256,6 +257,7 @@ class TestPrerender:
 
         def app(environ: t.Any, start_response: t.Any) -> list[bytes]:
             if environ["PATH_INFO"] in ("/1000", "/5000"):
+                gc.collect()
                 sizes.append(tracemalloc.get_traced_memory()[0])
             start_response("200 OK", page_headers(60))
             return [b"a page that does not get smaller by compression" * 10]

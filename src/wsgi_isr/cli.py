@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import sys
+import threading
 import typing as t
 import warnings
 from collections.abc import Callable
@@ -18,10 +20,12 @@ from collections.abc import Iterator
 
 import click
 
+from .dedicated import work
 from .loading import App
 from .loading import load
 from .ondemand import Result
 from .ondemand import RevalidationError
+from .pool import WorkerPool
 from .report import amount
 from .report import number
 from .report import page_rows
@@ -33,6 +37,8 @@ from .store.bounds import Bounds
 from .store.coordination import StoreError
 from .store.prune import Pruner
 
+#: Seconds for renders that have begun when `regenerate` is ended.
+FINISHING = 10.0
 #: As of a process that SIGINT ended.
 INTERRUPTED = 130
 
@@ -268,6 +274,37 @@ def _echo_array(items: Iterable[object]) -> None:
 
 
 @click.command(cls=Command)
+@click.option("--workers", type=click.IntRange(1), metavar="N", help="Renders at a time.")
+@pass_app
+def regenerate(app: App, workers: int | None) -> None:
+    """Render the stale pages that web workers hand over, until SIGTERM or Ctrl-C.
+
+    Web workers hand them over where the app has workers=0 (ISR_WORKERS). Start as many of these
+    as there are cores for renders.
+    """
+    app.open()
+    process = app.middleware._here()
+    if process.line is None:
+        raise click.ClickException("this store cannot hand over pages: files and Redis can")
+    if not app.middleware._is_dedicated:
+        click.echo("Warning: web workers render themselves, unless they have workers=0", err=True)
+    stop = threading.Event()
+
+    def end(number: int, frame: object) -> None:
+        stop.set()
+        # A second one ends it at once.
+        signal.signal(number, signal.SIG_DFL)
+
+    for kind in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(kind, end)
+    pool = WorkerPool(workers or app.middleware._workers, app.middleware._render_timeout)
+    click.echo("Regenerating what web workers hand over.")
+    work(process.line, app.middleware._regenerate, pool, stop)
+    # What has begun is finished, if that does not take long; the old page stays otherwise.
+    pool.wait(FINISHING)
+
+
+@click.command(cls=Command)
 @pass_app
 def clear(app: App) -> None:
     """Remove all pages of the site, of whatever build.
@@ -312,6 +349,7 @@ def prune(app: App, keep_builds: int | None, max_pages: int | None, max_bytes: i
 #: What ``flask isr`` and ``python -m wsgi_isr MODULE:APP`` have.
 COMMANDS: list[click.Command] = [
     prerender,
+    regenerate,
     revalidate,
     invalidate,
     list_pages,

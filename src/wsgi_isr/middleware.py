@@ -13,12 +13,18 @@ from collections.abc import Mapping
 from time import time
 
 from . import options
+from .executor import ExecutorLike
+from .executor import open_pool
 from .key import Origin
 from .key import Origins
+from .key import PageKey
 from .ondemand import OnDemand
 from .ondemand import PageInfo
 from .ondemand import Result
 from .page import Codec
+from .pool import Pool
+from .pool import WorkerPool
+from .pool import WORKERS
 from .process import NotPage
 from .process import Process
 from .render import current_origin
@@ -66,7 +72,10 @@ class ISRMiddleware:
         ``None``: any.
     :param memory_size: bytes of rendered pages kept in this process; 0: none.
     :param max_body_size: bytes; a larger response is delivered, never stored.
-    :param workers: threads that regenerate, per process.
+    :param workers: threads that regenerate, per process; 0: stale pages are rendered by processes
+        of their own, ``python -m wsgi_isr MODULE:APP regenerate``, on files or Redis.
+    :param executor: regenerates in place of these threads: a `concurrent.futures.Executor`, or a
+        callable that returns one, called once in each process.
     :param render_timeout: seconds after which a render no longer blocks another attempt.
     :param build_id: pages of different builds live side by side.
     :param previous_builds: builds before this one whose pages are served, as stale ones, until
@@ -95,7 +104,8 @@ class ISRMiddleware:
         trusted_hosts: Iterable[str] | None = None,
         memory_size: int = 50 * 2**20,
         max_body_size: int = 10 * 2**20,
-        workers: int = 2,
+        workers: int = WORKERS,
+        executor: ExecutorLike | None = None,
         render_timeout: float = 60,
         build_id: str = "",
         previous_builds: int = 0,
@@ -110,6 +120,7 @@ class ISRMiddleware:
             memory_size=memory_size,
             max_body_size=max_body_size,
             workers=workers,
+            executor=executor,
             render_timeout=render_timeout,
             build_id=build_id,
             previous_builds=previous_builds,
@@ -118,7 +129,10 @@ class ISRMiddleware:
             tags_header=tags_header,
         )
         self.app = app
-        self._workers = workers
+        #: Renders at a time, where somebody waits for many.
+        self._workers = workers or WORKERS
+        self._is_dedicated = workers == 0
+        self._render_timeout = render_timeout
         self._clock: Callable[[], float] = time
         self._site = site = Site(
             app,
@@ -142,9 +156,25 @@ class ISRMiddleware:
         render = Renderer(app, self, max_body_size)
         codec = Codec(signing_key)
 
+        made_in = os.getpid()
+
+        def pool() -> Pool:
+            if executor is not None:
+                return open_pool(executor, made_in, self._workers, render_timeout)
+            # With workers=0 it does what else there is to do, and stands in.
+            return WorkerPool(workers or 1, render_timeout)
+
         def start(before: Process | None) -> Process:
             return Process(
-                site, open_store, render, codec, memory_size, workers, render_timeout, before
+                site,
+                open_store,
+                render,
+                codec,
+                memory_size,
+                pool,
+                render_timeout,
+                workers == 0,
+                before,
             )
 
         self._start = start
@@ -235,6 +265,12 @@ class ISRMiddleware:
     def origin_of(self, environ: WSGIEnvironment) -> Origin | None:
         """Where a request came in, ``None`` if pages may not have that host."""
         return self._site.origins.of(environ)
+
+    def _regenerate(self, key: PageKey) -> None:
+        """Render a page that another process has handed over."""
+        resolver = self._site.resolver
+        rule = resolver(key.to_environ("stale", self)) if resolver is not None else None
+        self._here().regeneration.regenerate(key, rule)
 
     def _on_demand(self) -> OnDemand:
         return OnDemand(self._here(), self._site.origins, self._site.describe, self._site.clock)

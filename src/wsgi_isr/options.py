@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import typing as t
 
+from .executor import check_executor
 from .metadata import check_tags_header
 
 _PREFIX = re.compile(r"[\x21-\x7e]{0,64}")
@@ -17,7 +18,7 @@ def check(**options: t.Any) -> None:
     """
     if not callable(options["app"]):
         raise TypeError(f"app is a WSGI application, not {options['app']!r}")
-    numbers = {"memory_size": 0, "max_body_size": 1, "workers": 1, "previous_builds": 0}
+    numbers = {"memory_size": 0, "max_body_size": 1, "workers": 0, "previous_builds": 0}
     for name, least in numbers.items():
         value = options[name]
         if isinstance(value, bool) or not isinstance(value, int):
@@ -44,5 +45,15 @@ def check(**options: t.Any) -> None:
         raise ValueError(f"signing_key has at least 16 bytes, not {len(key)}")
     if options["tags_header"] is not None:
         check_tags_header(options["tags_header"])
+    if options["executor"] is not None:
+        check_executor(options["executor"])
+    if options["workers"] == 0:
+        if options["executor"] is not None:
+            raise ValueError("workers=0 leaves renders to other processes; leave executor out")
+        if str(options["cache"]).partition(":")[0] in ("memory", "memcached"):
+            raise ValueError(
+                "workers=0 leaves renders to other processes, which need a store that can tell "
+                "them what to do: files, or Redis"
+            )
     if options["memory_size"] == 0 and str(options["cache"]).startswith("memory:"):
         raise ValueError("memory:// with memory_size=0 would store nothing; leave one of them out")

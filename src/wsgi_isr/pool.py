@@ -11,10 +11,13 @@ import logging
 import queue
 import threading
 import time
+import typing as t
 from collections.abc import Callable
 
 logger = logging.getLogger("wsgi_isr")
 
+#: Threads of a pool, unless somebody says otherwise.
+WORKERS = 2
 #: Jobs in line, at the most; beyond it the next visitor of a page asks again.
 QUEUE_LIMIT = 1000
 #: Seconds after which a thread without work ends.
@@ -23,6 +26,37 @@ IDLE = 10.0
 STALLED = 1.0
 #: Threads that stand in for hung ones, per regular thread.
 STAND_INS = 3
+
+
+Job: t.TypeAlias = "Callable[[], None]"
+
+
+class Pool(t.Protocol):
+    """Where jobs run behind the visitors."""
+
+    def submit(self, job: Job) -> bool:
+        """Put a job in line; false, and never an error, where the line is full."""
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether jobs wait although nothing is done: a visitor's thread has to help."""
+
+    def run_one(self) -> None:
+        """Run a job in this thread."""
+
+    def stand_in(self) -> None:
+        """See to it that a hung job does not hold up those behind it."""
+
+    def wait(self, timeout: float) -> bool:
+        """Wait until all jobs are done, at most that many seconds."""
+
+
+def perform(job: Job) -> None:
+    try:
+        job()
+    except BaseException:
+        # Even SystemExit, which an app may raise, is not ours to obey.
+        logger.exception("a regeneration failed")
 
 
 class WorkerPool:
@@ -34,7 +68,7 @@ class WorkerPool:
     def __init__(self, workers: int, patience: float) -> None:
         self._workers = workers
         self._patience = patience
-        self._queue: queue.Queue[Callable[[], None]] = queue.Queue(QUEUE_LIMIT)
+        self._queue: queue.Queue[Job] = queue.Queue(QUEUE_LIMIT)
         #: When each thread's job began; ``None`` for an idle one.
         self._threads: dict[threading.Thread, float | None] = {}
         self._idle = threading.Condition()
@@ -42,8 +76,7 @@ class WorkerPool:
         #: When the jobs in line began to wait for a thread that does nothing.
         self._waiting_since = 0.0
 
-    def submit(self, job: Callable[[], None]) -> bool:
-        """Put a job in line; false, and never an error, where the line is full."""
+    def submit(self, job: Job) -> bool:
         with self._idle:
             self._ensure_thread()
             if self._queue.empty():
@@ -70,24 +103,21 @@ class WorkerPool:
             return False
         return time.monotonic() - self._waiting_since > STALLED
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a job would have to wait for a thread."""
+        with self._idle:
+            return self._pending >= self._limit()
+
     def run_one(self) -> None:
-        """Run a job in this thread."""
         try:
             job = self._queue.get_nowait()
         except queue.Empty:
             return
-        self._perform(job)
+        perform(job)
         with self._idle:
             self._pending -= 1
             self._idle.notify_all()
-
-    @staticmethod
-    def _perform(job: Callable[[], None]) -> None:
-        try:
-            job()
-        except BaseException:
-            # Even SystemExit, which an app may raise, is not ours to obey.
-            logger.exception("a regeneration failed")
 
     def stand_in(self) -> None:
         """Start a thread in place of a hung one, if jobs are still in line behind it."""
@@ -97,12 +127,8 @@ class WorkerPool:
 
     def _ensure_thread(self) -> None:
         """Start a thread unless one is free, or enough of them do work."""
-        now = time.monotonic()
-        begun = list(self._threads.values())
-        hung = sum(1 for since in begun if since is not None and now - since > self._patience)
-        free = sum(1 for since in begun if since is None)
-        limit = self._workers + min(hung, STAND_INS * self._workers)
-        if free <= self._queue.qsize() and len(begun) < limit:
+        free = sum(1 for since in self._threads.values() if since is None)
+        if free <= self._queue.qsize() and len(self._threads) < self._limit():
             thread = threading.Thread(target=self._run, name="wsgi-isr", daemon=True)
             self._threads[thread] = None
             try:
@@ -112,15 +138,22 @@ class WorkerPool:
                 del self._threads[thread]
                 logger.warning("no thread for regenerations: %s", error)
 
+    def _limit(self) -> int:
+        """How many threads there may be: one more for each that hangs, within reason."""
+        now = time.monotonic()
+        begun = list(self._threads.values())
+        hung = sum(1 for since in begun if since is not None and now - since > self._patience)
+        return self._workers + min(hung, STAND_INS * self._workers)
+
     def _run(self) -> None:
         thread = threading.current_thread()
         while True:
-            job: Callable[[], None] | None = None
+            job: Job | None = None
             with contextlib.suppress(queue.Empty):
                 job = self._queue.get(timeout=IDLE)
             if job is not None:
                 self._threads[thread] = time.monotonic()
-                self._perform(job)
+                perform(job)
             with self._idle:
                 if job is not None:
                     self._pending -= 1

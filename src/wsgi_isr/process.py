@@ -7,27 +7,32 @@ locks, threads and connections of the parent are of no use there.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import typing as t
 from collections.abc import Callable
 
 from . import signals
 from .attempt import Attempts
+from .dedicated import Line
 from .key import Origin
 from .key import PageKey
 from .page import Codec
-from .pool import WorkerPool
+from .pool import Pool
 from .regeneration import Regeneration
 from .render import Renderer
 from .respond import FreshAnswer
 from .site import Site
 from .stats import Stats
 from .store import PageStore
+from .store.coordination import KeepsJobs
 from .store.memory import is_long
 from .store.memory import MemoryLevel
 from .store.memory import Target
 from .store.opening import Opener
 from .upkeep import Upkeep
+
+logger = logging.getLogger("wsgi_isr")
 
 #: Seconds for which a URL counts as "not a page".
 NOT_A_PAGE = 60.0
@@ -128,8 +133,9 @@ class Process:
         render: Renderer,
         codec: Codec,
         memory_size: int,
-        workers: int,
+        open_pool: Callable[[], Pool],
         render_timeout: float,
+        is_dedicated: bool,
         before: Process | None,
     ) -> None:
         self.pid = os.getpid()
@@ -150,10 +156,24 @@ class Process:
             self._store_failed,
             site.previous_builds,
         )
-        self.pool = WorkerPool(workers, render_timeout)
+        self.pool = open_pool()
+        #: Stale pages wait there for processes that do nothing but render.
+        self.line: Line | None = None
+        if isinstance(coordination, KeepsJobs):
+            self.line = Line(self.store, coordination.jobs, codec, site.build_id)
+        elif is_dedicated:
+            logger.warning(
+                "workers=0 leaves renders to other processes, which this store cannot tell of "
+                "them: pages are rendered here; files and Redis can"
+            )
         self.attempts = Attempts(site, render, self.store, self.stats, self.pool.submit)
         self.regeneration = Regeneration(
-            self.store, self.attempts, self.pool, site.clock, render_timeout
+            self.store,
+            self.attempts,
+            self.pool,
+            site.clock,
+            render_timeout,
+            self.line if is_dedicated else None,
         )
         self.upkeep = Upkeep(self.store, self.pool, self.stats, site.build_id)
         self.store.after = self.upkeep.look

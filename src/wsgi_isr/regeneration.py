@@ -19,8 +19,11 @@ from .attempt import Attempts
 from .attempt import Kind
 from .attempt import MAX_BACK_OFF
 from .attempt import Outcome
+from .dedicated import Line
+from .flight import Flight
+from .flight import Lane
 from .key import PageKey
-from .pool import WorkerPool
+from .pool import Pool
 from .render import RenderError
 from .render import rendering
 from .rules import Rule
@@ -36,54 +39,32 @@ from .store.memory import Entry
 MAX_FAILED_AHEAD = 1000
 #: Seconds before a page whose lease another process holds is tried again.
 ELSEWHERE = 0.05
-
-
-class Flight:
-    """An attempt that is being made in this process."""
-
-    __slots__ = ("done", "number", "outcome", "started")
-
-    def __init__(self, number: Number | None = None) -> None:
-        self.started = time.monotonic()
-        self.done = threading.Event()
-        self.outcome: Outcome | None = None
-        #: The invalidation that the render has to be later than.
-        self.number = number
-
-    def land(self, outcome: Outcome | None) -> None:
-        self.outcome = outcome
-        self.done.set()
-
-
-class Lane:
-    """On-demand renders of one page: the one that runs, and the one for all who came since."""
-
-    __slots__ = ("running", "waiting")
-
-    def __init__(self) -> None:
-        self.running: Flight | None = None
-        self.waiting: Flight | None = None
+#: Seconds before a page that was put in line, for other processes to render it, is put there again.
+IN_LINE = 1.0
 
 
 class Regeneration:
     """Brings about renders, each page's at most once at a time.
 
     :param render_timeout: seconds after which a render no longer blocks another attempt.
+    :param line: where other processes take stale pages from; ``None``: they are rendered here.
     """
 
     def __init__(
         self,
         store: PageStore,
         attempts: Attempts,
-        pool: WorkerPool,
+        pool: Pool,
         clock: Callable[[], float],
         render_timeout: float,
+        line: Line | None = None,
     ) -> None:
         self._store = store
         self._attempt = attempts
         self._pool = pool
         self._clock = clock
         self._timeout = render_timeout
+        self._line = line
         self._flights: dict[PageKey, Flight] = {}
         self._queued: set[PageKey] = set()
         self._lanes: dict[PageKey, Lane] = {}
@@ -218,8 +199,24 @@ class Regeneration:
             # The job before it may hang by now, and did not yet when this one was put in line.
             self._pool.stand_in()
             return
-        if not self._pool.submit(lambda: self._regenerate(entry, rule)):
+        # Also to put it in line elsewhere: that is a round trip, for which no visitor waits.
+        if not self._pool.submit(lambda: self._hand_over(entry, rule)):
             self._queued.discard(key)
+
+    def _hand_over(self, entry: Entry, rule: Rule | None) -> None:
+        if self._line is None or not self._line.put(entry.page.key):
+            self._regenerate(entry, rule)
+            return
+        entry.retry_at = self._clock() + IN_LINE
+        self._queued.discard(entry.page.key)
+
+    def regenerate(self, key: PageKey, rule: Rule | None) -> None:
+        """Render a page that was put in line elsewhere, if it is still stale."""
+        entry = self._store.newest(key)
+        if entry is None:
+            self.cold(key, rule, "miss").discard()
+        elif self._state(entry) is not State.FRESH:
+            self._regenerate(entry, rule)
 
     def ahead(self, key: PageKey, rule: Rule | None) -> bool:
         """Have a page rendered that is not there yet, while the visitor looks at a shell.

@@ -10,7 +10,7 @@ import threading
 import time
 import typing as t
 
-from .pool import WorkerPool
+from .pool import Pool
 from .stats import Stats
 from .store import PageStore
 from .store.coordination import StoreError
@@ -27,7 +27,7 @@ class Upkeep:
     :param stats: the counters to leave, where other processes can see them.
     """
 
-    def __init__(self, store: PageStore, pool: WorkerPool, stats: Stats, build_id: str) -> None:
+    def __init__(self, store: PageStore, pool: Pool, stats: Stats, build_id: str) -> None:
         self._store = store
         self._pool = pool
         self._stats = stats

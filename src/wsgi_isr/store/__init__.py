@@ -92,6 +92,10 @@ class PageStore:
         #: The last number this process knows of.
         self._last = Number("", 0)
 
+    def ask(self, operation: str, function: Callable[[], T], write: bool = False) -> T | None:
+        """What the store answers, or ``None`` if it does not."""
+        return self._breaker.call(operation, function, write)
+
     # Reading.
 
     def lookup(self, key: PageKey, now: float) -> Entry | None:

@@ -153,6 +153,35 @@ class KnowsBuilds(t.Protocol):
         """Note that a build is in use; all that were seen before it was, the last one first."""
 
 
+class Jobs(t.Protocol):
+    """Lines of pages to be rendered, which processes put there and others take from.
+
+    All methods may raise what the store raises.
+    """
+
+    def put(self, line: str, data: bytes) -> None:
+        """Put a job in line, unless it is there already, or the line is full."""
+
+    def take(self, line: str) -> bytes | None:
+        """The job that has been in line longest; nobody else gets it."""
+
+    def serve(self, line: str) -> None:
+        """Tell that somebody takes from the line; said again each second."""
+
+    def abandon(self, line: str) -> None:
+        """Tell that one of those who took from the line does so no more."""
+
+    def is_served(self, line: str) -> bool:
+        """Whether somebody has said so lately."""
+
+
+@t.runtime_checkable
+class KeepsJobs(t.Protocol):
+    """What a coordination of several processes may do besides: let some render for all."""
+
+    jobs: Jobs
+
+
 @t.runtime_checkable
 class KeepsStats(t.Protocol):
     """What a coordination of several processes may do besides: keep the counters of each."""

@@ -7,6 +7,7 @@
 ``failures/`` a file per page whose renders fail
 ``builds``    which builds there were, in their order
 ``workers/``  a file per process with its counters
+``jobs/``     pages that wait for a process that does nothing but render
 
 Every change is made under one advisory lock, held for microseconds. That something changed is
 told through two counters in shared memory, because a ``stat`` per hit costs a microsecond.
@@ -37,6 +38,7 @@ from .coordination import MAX_LABELS
 from .coordination import Number
 from .coordination import StoreError
 from .coordination import WATCH
+from .jobs import JobFiles
 from .records import format_line
 from .records import is_at
 from .records import lock_within
@@ -80,6 +82,7 @@ class FileCoordination:
         #: Leases of this process that were given back with an outcome.
         self._outcomes: deque[str] = deque()
         self._workers = WorkerFiles(os.path.join(folder, "workers"))
+        self.jobs = JobFiles(os.path.join(folder, "jobs"))
         self._lock = threading.RLock()
         self.signal = open_signal(folder)
 

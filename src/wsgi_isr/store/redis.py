@@ -38,6 +38,7 @@ from .coordination import StoreError
 from .coordination import WritesRefused
 from .following import Follower
 from .following import POLL
+from .jobs import JobKeys
 from .leases import RemoteLease
 from .records import format_line
 from .records import parse_line
@@ -87,6 +88,7 @@ class RedisCoordination:
         self._heart = leases.Heart()
         self._workers = WorkerKeys(self._client, f"{self._prefix}worker:")
         self.leave_stats, self.all_stats = self._workers.leave, self._workers.all
+        self.jobs = JobKeys(self._client, f"{self._prefix}jobs:")
         self._judged = False
 
     def after_fork(self) -> None:

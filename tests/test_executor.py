@@ -1,0 +1,205 @@
+"""``executor=``: stale pages are rendered where the app wants it."""
+
+from __future__ import annotations
+
+import os
+import threading
+import typing as t
+from concurrent.futures import Executor
+from concurrent.futures import Future
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from conftest import Clock
+from conftest import Make
+from conftest import Site
+from conftest import status_of
+from steps import visit
+from steps import wait_until
+
+from wsgi_isr import executor as executor_module
+from wsgi_isr import ISRMiddleware
+from wsgi_isr.pool import QUEUE_LIMIT
+
+
+class Inline(Executor):
+    """Runs a job where it is submitted, as executors for tests do."""
+
+    def submit(self, fn: t.Any, /, *args: t.Any, **kwargs: t.Any) -> Future[t.Any]:
+        future: Future[t.Any] = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
+
+
+class Dropping(Executor):
+    """Takes jobs and never runs one."""
+
+    def submit(self, fn: t.Any, /, *args: t.Any, **kwargs: t.Any) -> Future[t.Any]:
+        return Future()
+
+
+def in_a_fork(work: t.Callable[[], str]) -> str:
+    """What a function returns in a forked child."""
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.write(theirs, work().encode())
+        finally:
+            os._exit(0)
+    os.close(theirs)
+    with os.fdopen(ours) as file:
+        answer = file.read()
+    os.waitpid(child, 0)
+    return answer
+
+
+@pytest.fixture
+def page(site: Site) -> None:
+    site.page("/", lambda environ: f"render {site.renders('/')}", revalidate=10)
+
+
+def stale(isr: ISRMiddleware, clock: Clock) -> t.Any:
+    visit(isr)
+    clock.advance(11)
+    return visit(isr)
+
+
+@pytest.mark.usefixtures("page")
+class TestRenders:
+    def test_run_on_its_threads(self, site: Site, make: Make, clock: Clock) -> None:
+        names = []
+
+        def render(environ: t.Any) -> str:
+            names.append(threading.current_thread().name)
+            return ""
+
+        site.page("/", render, 10)
+        with ThreadPoolExecutor(1, thread_name_prefix="theirs") as executor:
+            isr = make(executor=executor)
+            stale(isr, clock)
+            isr.close()
+        assert [name.partition("_")[0] for name in names[-1:]] == ["theirs"]
+
+    def test_run_on_one_that_a_callable_makes_in_each_process(
+        self, site: Site, make: Make, clock: Clock
+    ) -> None:
+        made = []
+
+        def executor() -> Executor:
+            made.append(os.getpid())
+            return Inline()
+
+        isr = make(executor=executor)
+        assert made == []
+        stale(isr, clock)
+        assert (visit(isr).text, made) == ("render 2", [os.getpid()])
+
+    def test_are_waited_for_by_close(self, site: Site, make: Make, clock: Clock) -> None:
+        began, go_on = threading.Event(), threading.Event()
+
+        def render(environ: t.Any) -> str:
+            if site.renders("/") > 1:
+                began.set()
+                assert go_on.wait(10)
+            return ""
+
+        site.page("/", render, revalidate=10)
+        with ThreadPoolExecutor(1) as executor:
+            isr = make(executor=executor)
+            stale(isr, clock)
+            assert began.wait(10)
+            isr.close(0.01)
+            assert not isr._here().pool.wait(0.01)
+            go_on.set()
+            assert isr._here().pool.wait(10)
+
+    def test_that_fail_leave_the_executor_alone(self, site: Site, make: Make, clock: Clock) -> None:
+        with ThreadPoolExecutor(1) as executor:
+            isr = make(executor=executor)
+            visit(isr)
+            clock.advance(11)
+            site.fail("/")
+            visit(isr)
+            isr.close()
+            assert executor.submit(lambda: "alive").result(10) == "alive"
+        assert visit(isr).text == "render 1"
+
+
+@pytest.mark.usefixtures("page")
+class TestAnExecutorThatIsOfNoUse:
+    def test_is_replaced_where_it_was_shut_down(
+        self, make: Make, clock: Clock, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        executor = ThreadPoolExecutor(1)
+        isr = make(executor=executor)
+        visit(isr)
+        executor.shutdown()
+        for render in (2, 3):
+            clock.advance(11)
+            visit(isr)
+            isr.close()
+            assert visit(isr).text == f"render {render}"
+        (message,) = [record.getMessage() for record in caplog.records]
+        assert message.startswith("executor takes no jobs, threads of wsgi-isr take its place")
+
+    def test_is_replaced_where_it_was_made_before_a_fork(self, make: Make, clock: Clock) -> None:
+        with ThreadPoolExecutor(1) as executor:
+            isr = make(executor=executor)
+            stale(isr, clock)
+            isr.close()
+
+            def child() -> str:
+                clock.advance(11)
+                visit(isr)
+                isr.close()
+                return str(visit(isr).text)
+
+            assert in_a_fork(child) == "render 3"
+
+    def test_is_replaced_where_the_callable_raises(
+        self, make: Make, clock: Clock, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        isr = make(executor=lambda: 1 / 0)
+        stale(isr, clock)
+        isr.close()
+        assert visit(isr).text == "render 2"
+        assert "executor cannot be used" in caplog.text
+
+    def test_is_helped_out_by_visitors_where_it_runs_nothing(
+        self, make: Make, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(executor_module, "STALLED", 0.0)
+        isr = make(executor=Dropping())
+        stale(isr, clock)
+        assert visit(isr).text == "render 2"
+
+    def test_has_no_more_jobs_in_line_than_ours(self, make: Make) -> None:
+        pool = make(executor=Dropping())._here().pool
+        taken = [pool.submit(lambda: None) for _ in range(QUEUE_LIMIT + 10)]
+        assert (taken.count(True), taken.count(False)) == (QUEUE_LIMIT, 10)
+        for _ in range(QUEUE_LIMIT):
+            pool.run_one()
+
+
+class TestMistakes:
+    def test_an_executor_of_other_processes_is_none_for_renders(self) -> None:
+        with ProcessPoolExecutor(1) as executor:
+            with pytest.raises(TypeError, match="workers=0 and start 'python -m wsgi_isr"):
+                ISRMiddleware(Site(), "memory://", executor=executor)
+
+    def test_what_is_no_executor_is_refused(self) -> None:
+        with pytest.raises(TypeError, match="takes a concurrent.futures.Executor"):
+            ISRMiddleware(Site(), "memory://", executor=3)  # type: ignore[arg-type]
+
+    def test_it_is_of_no_use_where_other_processes_render(self) -> None:
+        with pytest.raises(ValueError, match="leave executor out"):
+            ISRMiddleware(Site(), executor=Inline(), workers=0)
+
+    def test_a_page_is_fresh_at_once_where_jobs_run_inline(
+        self, page: None, make: Make, clock: Clock
+    ) -> None:
+        isr = make(executor=Inline())
+        assert status_of(stale(isr, clock)) == "isr; hit; ttl=-1"
+        wait_until(lambda: status_of(visit(isr)) == "isr; hit; ttl=10")
