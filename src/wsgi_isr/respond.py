@@ -54,7 +54,7 @@ class Answer:
 
     def __init__(self, status: str, headers: Headers, body: bytes, etag: str) -> None:
         self.status = status
-        self.body = (body,)
+        self.body = body
         self.etag = etag
         #: Other statuses are never answered with 304; no header equals this then.
         self.etag_of_200 = etag if etag and status_code(status) == 200 else False
@@ -76,7 +76,7 @@ class FreshAnswer(Answer):
 
     def __init__(self, entry: Entry, coding: str, now: float, tags_header: str | None) -> None:
         answer = make_answer(entry.page, Mark.NONE, coding, "", now, tags_header)
-        super().__init__(answer.status, answer.headers, answer.body[0], answer.etag)
+        super().__init__(answer.status, answer.headers, answer.body, answer.etag)
         self.entry = entry
         self._own_control = entry.page.header("cache-control") is not None
         #: What the app says itself, before what the library says.
@@ -204,7 +204,7 @@ def respond(
             start_response("304 Not Modified", answer.not_modified_headers.copy())
             return ()
     start_response(answer.status, answer.headers.copy())
-    return () if environ["REQUEST_METHOD"] == "HEAD" else answer.body
+    return () if environ["REQUEST_METHOD"] == "HEAD" else [answer.body]
 
 
 class Negotiation:
