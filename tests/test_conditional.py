@@ -199,6 +199,21 @@ class TestETag:
         assert client.get("/x").headers["ETag"] == 'W/"v1"'
         assert client.get("/x", headers={"If-None-Match": 'W/"v1"'}).status_code == 304
 
+    @pytest.mark.parametrize(
+        "tag", ["v1", 'W\\"v1"', 'W"v1"', 'w/"v1"', '"v1', 'v"1', '"v 1"', '"v1", "v2"', "W/", '"']
+    )
+    def test_of_the_app_that_is_none_is_left_alone(
+        self, site: t.Any, unchecked: t.Any, tag: str
+    ) -> None:
+        site.page("/x", LONG, headers=[("ETag", tag)])
+        client = unchecked()
+        for _ in range(2):
+            response = client.get("/x")
+            assert (response.status_code, response.headers.getlist("ETag")) == (200, [tag])
+            coded = client.get("/x", headers={"Accept-Encoding": "gzip"})
+            assert coded.get_etag()[0] is not None
+            assert coded.headers["ETag"] != tag
+
 
 class TestIfNoneMatch:
     @pytest.mark.parametrize("form", ["{}", "W/{}", '"a", {}, "b"', 'W/"a",W/{}', "*"])

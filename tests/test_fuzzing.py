@@ -129,6 +129,23 @@ class TestHeadersOfAVisitor:
         assert len(list(isr.pages())) <= 2
 
 
+@given(fields.filter(lambda value: is_sound("ETag", value)), fields, fields)
+@example('W\\"a"', "", "gzip")
+@fuzz
+def test_any_etag_of_an_app_is_sent_or_known(own: str, matched: str, accepted: str) -> None:
+    def app(environ: dict[str, t.Any], start_response: t.Any) -> list[bytes]:
+        headers = [("Content-Type", "text/plain"), ("ETag", own), ("Last-Modified", own)]
+        start_response("200 OK", [*headers, *page_headers(60)])
+        return [b"a page " * 100]
+
+    isr = ISRMiddleware(app, "memory://")
+    for tag in (matched, own, f'W/"{matched}"'):
+        sent = {"HTTP_IF_NONE_MATCH": tag, "HTTP_ACCEPT_ENCODING": accepted}
+        sent["HTTP_IF_MODIFIED_SINCE"] = matched
+        status, _, _ = run(isr, {**create_environ("/x"), **sent})
+        assert status in ("200 OK", "304 Not Modified")
+
+
 class TestTargets:
     @given(fields, st.sampled_from(["http", "https"]))
     @fuzz

@@ -149,7 +149,6 @@ CONTROLS = [
     ("Edge-Control", "max-age=600"),
     ("X-Accel-Expires", "600"),
     ("X-LiteSpeed-Cache-Control", "public,max-age=600"),
-    ("Expires", "Fri, 31 Dec 2077 23:59:59 GMT"),
     ("cache-control", "public, max-age=600"),
 ]
 

@@ -28,12 +28,11 @@ if t.TYPE_CHECKING:
     from _typeshed import OptExcInfo
     from _typeshed.wsgi import StartResponse
 
-#: What caches behind us obey besides ``Cache-Control``, some of it first (RFC 9213).
+#: What caches behind us obey before ``Cache-Control`` (RFC 9213); it overrules ``Expires``.
 _FOR_CACHES = frozenset(
     {
         "cache-control",
         "edge-control",
-        "expires",
         "surrogate-control",
         "x-accel-expires",
         "x-litespeed-cache-control",

@@ -7,6 +7,7 @@ a ready one.
 from __future__ import annotations
 
 import math
+import re
 import typing as t
 from collections.abc import Sequence
 
@@ -42,6 +43,9 @@ PRIVATE = "private, no-store"
 _NOT_MODIFIED_HEADERS = frozenset(
     {"cache-control", "cache-status", "content-location", "etag", "expires", "vary"}
 )
+
+
+_ETAG = re.compile(r'(?:W/)?"[^"\x00-\x20\x7f]*"')
 
 
 class Answer:
@@ -168,6 +172,9 @@ def make_answer(
 
 def _etag(page: Page, own: str | None, coding: str) -> str:
     """A tag for each coding (RFC 9110 section 8.8.3.3)."""
+    if own and _ETAG.fullmatch(own) is None:
+        # No tag that a client could send back; the app's own business, as long as it goes alone.
+        return own if coding == "identity" else quote_etag(f"{page.digest}-{coding}")
     value, weak = unquote_etag(own) if own else (page.digest, False)
     if not value:
         return ""
