@@ -84,6 +84,7 @@ class IsrPage:
     :param fallback: ``"blocking"``: the first visitor waits. ``False``: 404 for what was not
         prerendered. A view: answers a browser at once while the page is rendered behind.
     :raises ValueError: for values that the middleware would refuse.
+    :raises TypeError: for a text in place of a list.
 
     .. code-block:: python
 
@@ -127,6 +128,11 @@ class IsrPage:
         check_expire(expire, revalidate)
         if not callable(tags):
             tags = check_tags(tags)
+        if isinstance(paths, str):
+            raise TypeError(f"paths takes a list of paths, as in [{paths!r}], or a function")
+        if paths is not None and not callable(paths):
+            # What can be iterated but once is listed more than once.
+            paths = tuple(paths)
         # How long a page lives is told by its response, which knows best.
         rule = Rule(query=query, vary=vary, fallback=fallback)
         declaration = Declaration(rule, revalidate, expire, tags, paths)
