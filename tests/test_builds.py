@@ -19,6 +19,7 @@ from redis_server import running
 from steps import wait_until
 
 from wsgi_isr import Rule
+from wsgi_isr.key import PageKey
 from wsgi_isr.store import builds
 from wsgi_isr.store.files import FileCoordination
 
@@ -116,6 +117,19 @@ class TestPagesOfThePreviousBuild:
         new.get("/")
         new.isr.close()
         assert new.get("/").text == "mended"
+
+    def test_are_rendered_as_stale_ones_by_other_processes_too(
+        self, deploy: Deploy, site: Site
+    ) -> None:
+        deploy("one").get("/")
+        new = deploy("two")
+        site.fail("/")
+        key = PageKey("http", "localhost", "", "/", build="two")
+        regenerate = new.isr._here().regeneration.regenerate
+        for _ in range(4):
+            regenerate(key, None)
+        # With its pause after the second failure.
+        assert [environ["wsgi_isr.reason"] for environ in site.environs] == ["miss"] + ["stale"] * 2
 
     def test_are_not_served_past_their_expiry(self, deploy: Deploy, clock: Clock) -> None:
         deploy("one").get("/")

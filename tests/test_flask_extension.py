@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import secrets
 import typing as t
 from pathlib import Path
@@ -18,9 +19,11 @@ from flasks import flask_browser
 from flasks import HIT
 from flasks import twice
 
+from wsgi_isr import ISRMiddleware
 from wsgi_isr import Result
 from wsgi_isr import RevalidationError
 from wsgi_isr import Rule
+from wsgi_isr.flask import extension
 from wsgi_isr.flask import invalidate
 from wsgi_isr.flask import ISR
 from wsgi_isr.flask import isr_page
@@ -235,6 +238,10 @@ class TestConfiguration:
         (page,) = browser.isr.pages()
         assert page.url == "https://argument.example/blog/a"
         assert app.config["ISR_BASE_URL"] == "https://argument.example"
+
+    def test_every_argument_of_the_middleware_is_one(self) -> None:
+        names = set(inspect.signature(ISRMiddleware).parameters) - {"app"}
+        assert names <= {*extension._OPTIONS, *extension._OWN_OPTIONS}
 
     def test_an_argument_that_does_not_exist_is_an_error(self) -> None:
         with pytest.raises(TypeError, match="ISR has no argument cash"):

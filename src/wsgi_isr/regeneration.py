@@ -212,7 +212,7 @@ class Regeneration:
 
     def regenerate(self, key: PageKey, rule: Rule | None) -> None:
         """Render a page that was put in line elsewhere, if it is still stale."""
-        entry = self._store.newest(key)
+        entry = self._store.newest(key) or self._store.borrow(key)
         if entry is None:
             self.cold(key, rule, "miss").discard()
         elif self._state(entry) is not State.FRESH:

@@ -48,6 +48,7 @@ _OPTIONS = (
     "memory_size",
     "max_body_size",
     "workers",
+    "executor",
     "render_timeout",
     "previous_builds",
     "key_prefix",
