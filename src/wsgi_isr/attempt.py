@@ -54,6 +54,7 @@ _DETAIL = re.compile(r"[a-z-]*")
 QUIET = 60.0
 #: Bytes of a body that is compressed while a visitor waits: a millisecond or two for all codings.
 COMPRESSED_AT_ONCE = 32 * 1024
+_DETAIL = re.compile(r"[a-z-]*")
 
 
 class Kind(enum.Enum):
@@ -121,7 +122,7 @@ class Outcome(t.NamedTuple):
         text, _, body = data.partition(b"\n")
         try:
             head = json.loads(text)
-            kind, detail, response, error = Kind(head["kind"]), str(head["detail"]), None, None
+            kind, detail, response, error = Kind(head["kind"]), head["detail"], None, None
             if "status" in head:
                 headers = [(str(name), str(value)) for name, value in head["headers"]]
                 response = Response(str(head["status"]), headers, body)
@@ -130,9 +131,13 @@ class Outcome(t.NamedTuple):
                     return None
             elif "error" in head:
                 error = RenderError(f"the render failed in another process: {head['error']}")
+            if not _DETAIL.fullmatch(detail):
+                return None
         except (ValueError, TypeError, KeyError, RecursionError):
             return None
-        if not _DETAIL.fullmatch(detail):
+        if kind is Kind.FAILED and error is None and (response is None or response.code < 200):
+            return None
+        if kind not in (Kind.NOT_A_PAGE, Kind.FAILED):
             return None
         return cls(kind, None, detail, response, error, collapsed=True)
 

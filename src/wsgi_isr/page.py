@@ -10,6 +10,8 @@ import functools
 import hashlib
 import hmac
 import json
+import math
+import re
 import struct
 import typing as t
 import zlib
@@ -18,14 +20,21 @@ from dataclasses import dataclass
 from dataclasses import field
 
 from .key import PageKey
+from .metadata import check_expire
+from .metadata import check_revalidate
+from .metadata import check_tags
 from .metadata import is_sound
 from .metadata import Metadata
 from .metadata import status_code
+from .metadata import STORABLE
+from .metadata import STORABLE_IF_DECLARED
 
 _MAGIC = b"ISR\x01"
 _HEAD_LENGTH = struct.Struct("!I")
 #: Bytes of a head that is parsed but once while it is in use.
 MAX_KNOWN_HEAD = 4096
+_STATUSES = STORABLE | STORABLE_IF_DECLARED
+_DIGEST = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +161,7 @@ class Codec:
             return None
         try:
             page = _parse(payload)
-        except (ValueError, TypeError, KeyError, IndexError, struct.error, RecursionError):
+        except (ValueError, TypeError, LookupError, ArithmeticError, struct.error, RecursionError):
             return None
         return page if key is None or page.key == key else None
 
@@ -188,44 +197,76 @@ def _parse(payload: memoryview) -> Page:
 
 
 def _parse_head(data: bytes) -> tuple[dict[str, t.Any], list[tuple[str, int]]]:
-    """The fields of a page without its bodies, and their codings and lengths."""
+    """The fields of a page without its bodies, and their codings and lengths.
+
+    An entry may come from whoever can write to the store: all that gets into an answer, or is
+    computed with, is what a render could have made of it.
+    """
     head = json.loads(data)
-    scheme, host, mount, path, query, vary, build = head["key"]
-    key = PageKey(scheme, host, mount, path, _pairs(query), _pairs(vary), build)
-    revalidate, expire, tags = head["metadata"]
+    key = _parse_key(head["key"])
+    vary = _strings(head["vary"])
     headers = _pairs(head["headers"])
-    # An entry may come from whoever can write to the store: no header splitting on the way out.
-    if not all(is_sound(name, value) for name, value in (*headers, ("Status", head["status"]))):
+    (status, lineage, digest) = _strings([head["status"], head["lineage"], head["digest"]])
+    # No header splitting on the way out.
+    values = [*headers, *((name, "") for name in vary), ("Status", status)]
+    if not all(is_sound(name, value) for name, value in values):
         raise ValueError("a header is not sound")
-    metadata = Metadata(
-        None if revalidate is None else int(revalidate),
-        None if expire is None else int(expire),
-        tuple(map(str, tags)),
-    )
+    if status_code(status) not in _STATUSES or not _DIGEST.fullmatch(digest):
+        raise ValueError("not a stored response")
+    metadata = _parse_metadata(*head["metadata"])
+    generated_at = float(head["generated_at"])
+    if not math.isfinite(generated_at):
+        raise ValueError("no time")
     fields = {
         "key": key,
-        "status": head["status"],
+        "status": status,
         "headers": headers,
         "metadata": metadata,
-        "generated_at": float(head["generated_at"]),
-        "sequence": int(head["sequence"]),
-        "lineage": str(head["lineage"]),
-        "vary": tuple(map(str, head["vary"])),
+        "generated_at": generated_at,
+        "sequence": _whole(head["sequence"]),
+        "lineage": lineage,
+        "vary": vary,
         "name": key.name,
-        "digest": str(head["digest"]),
+        "digest": digest,
         "labels": _labels(key, key.name, metadata.tags),
     }
-    sizes = [(str(coding), int(size)) for coding, size in head["bodies"]]
-    if any(size < 0 for _, size in sizes):
-        raise ValueError("a body has a negative length")
-    return fields, sizes
+    codings = [coding for coding, _ in head["bodies"]]
+    sizes = [_whole(size) for _, size in head["bodies"]]
+    return fields, list(zip(_strings(codings), sizes, strict=True))
+
+
+def _parse_key(fields: t.Any) -> PageKey:
+    scheme, host, mount, path, query, vary, build = fields
+    scheme, host, mount, path, build = _strings([scheme, host, mount, path, build])
+    key = PageKey(scheme, host, mount, path, _pairs(query), _pairs(vary), build)
+    # Raises for what is no URL: lists of pages show it.
+    key.url.encode("latin-1")
+    return key
+
+
+def _parse_metadata(revalidate: t.Any, expire: t.Any, tags: t.Any) -> Metadata:
+    window = False if revalidate is None else revalidate
+    check_revalidate(window)
+    check_expire(expire, window)
+    # Raises for what no time can be added to.
+    float(window), float(expire or 0)
+    return Metadata(revalidate, expire, check_tags(_strings(tags)))
 
 
 _known_head = functools.lru_cache(1024)(_parse_head)
 
 
 def _pairs(items: t.Any) -> tuple[tuple[str, str], ...]:
-    pairs = tuple((name, value) for name, value in items)
-    if not all(isinstance(text, str) for pair in pairs for text in pair):
-        raise TypeError("a pair is not of strings")
-    return pairs
+    return tuple((name, value) for name, value in map(_strings, items))
+
+
+def _strings(items: t.Any) -> tuple[str, ...]:
+    if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+        raise TypeError("not a list of strings")
+    return tuple(items)
+
+
+def _whole(value: t.Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError("not a whole number")
+    return value

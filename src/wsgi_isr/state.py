@@ -111,13 +111,14 @@ class Epochs:
 
     def mark(self, page: Page) -> Mark:
         """What the invalidations since its render began have made of a page."""
-        if page.lineage != self.lineage:
-            return Mark.SOFT
-        worst = Mark.NONE
+        foreign = page.lineage != self.lineage
+        # Its number says nothing here, and what is known to have happened may be later.
+        sequence = 0 if foreign else page.sequence
+        worst = Mark.SOFT if foreign else Mark.NONE
         for last, hard in self._of(page):
-            if hard > page.sequence:
+            if hard > sequence:
                 return Mark.HARD
-            if last > page.sequence:
+            if last > sequence:
                 worst = Mark.SOFT
         return worst
 

@@ -40,6 +40,7 @@ from .coordination import Number
 from .coordination import Remote
 from .coordination import StoreError
 from .coordination import TooLarge
+from .damage import Damage
 from .files import FileCoordination
 from .leases import RemoteLease
 from .memory import Entry
@@ -88,7 +89,7 @@ class PageStore:
             logger.warning("this store does not know of builds: previous_builds has no effect")
         probe = coordination.probe if isinstance(coordination, Remote) else None
         self._breaker = Breaker(on_error, probe)
-        self._damaged: dict[str, float] = {}
+        self._damage = Damage()
         #: The last number this process knows of.
         self._last = Number("", 0)
 
@@ -110,7 +111,7 @@ class PageStore:
             return entry
         if entry.stores == self.coordination.stored(entry.page.name):
             return entry
-        return self.newest(key)
+        return self.newest(key) or self.borrow(key)
 
     def confirm(self, entry: Entry) -> None:
         """See what invalidations have made of a page, if there were any."""
@@ -130,26 +131,33 @@ class PageStore:
         if number.lineage != self._last.lineage or number.sequence > self._last.sequence:
             self._last = number
 
-    def _entry(self, page: Page, stores: object, unconfirmed: Mark = Mark.NONE) -> Entry:
+    def _entry(
+        self, page: Page, stores: object, unconfirmed: Mark = Mark.NONE, shared: bool = False
+    ) -> Entry:
         """
         :param unconfirmed: what counts while the invalidations cannot be had.
+        :param shared: whether the shared level has had the page.
         """
-        entry = Entry(page, unconfirmed, None, stores)
+        entry = Entry(page, unconfirmed, None, stores, shared)
         self.confirm(entry)
         return entry
 
     def load(self, key: PageKey) -> Entry | None:
         """The page of the shared level."""
+        return self._load(key)[0]
+
+    def _load(self, key: PageKey) -> tuple[Entry | None, bool]:
+        """The same, and whether the shared level could tell."""
         # Read before the page is, so that any later change is noticed.
         stores = self.coordination.stored(key.name)
-        page = self._read(key.name, key)
+        page, told = self._read(key.name, key)
         if page is None:
-            return None
-        entry = self.memory.put(self._entry(page, stores, Mark.SOFT))
+            return None, told
+        entry = self.memory.put(self._entry(page, stores, Mark.SOFT, shared=True))
         self.used(entry, time.time())
         if self._last.lineage in ("", page.lineage):
             self._note(Number(page.lineage, page.sequence))
-        return entry
+        return entry, told
 
     def used(self, entry: Entry, now: float) -> None:
         """Note that a page is used, also from memory alone; it is one of the last to go."""
@@ -162,7 +170,7 @@ class PageStore:
         """The page of the level that has the newer one."""
         known = self.memory.get(key)
         stores = self.coordination.stored(key.name)
-        loaded = self.load(key)
+        loaded, told = self._load(key)
         if known is None or loaded is None:
             entry = loaded or known
         else:
@@ -171,7 +179,20 @@ class PageStore:
         if entry is not None:
             entry.stores = stores
             self.confirm(entry)
+            if loaded is None and told and self._may_be_superseded(entry):
+                self.memory.discard(key, entry)
+                return None
         return entry
+
+    def _may_be_superseded(self, entry: Entry) -> bool:
+        """Whether a page that is in memory only may have had a newer one, which was removed.
+
+        It was invalidated, and may have been rendered again: whoever demanded that must not get
+        this one. What the shared level never had was not rendered again for it either; and where
+        that has lost its lineage, all that is known is that it lost something.
+        """
+        marked = entry.mark is not Mark.NONE and entry.page.lineage == self.memory.lineage
+        return marked and entry.shared and not isinstance(self.storage, NullStorage)
 
     def borrow(self, key: PageKey) -> Entry | None:
         """The page of an earlier build, as a stale one; it is kept nowhere under this key.
@@ -182,7 +203,7 @@ class PageStore:
             return None
         for build in self.note_build()[: self._previous_builds]:
             lender = key._replace(build=build)
-            page = self._read(lender.name, lender)
+            page, _ = self._read(lender.name, lender)
             if page is None or page.code in GONE:
                 continue
             # Under its new name, so that all that happened to the page since counts.
@@ -198,27 +219,15 @@ class PageStore:
             self._earlier = self._breaker.call("builds", lambda: note(self._build_id), True)
         return self._earlier or []
 
-    def _read(self, name: str, key: PageKey | None) -> Page | None:
-        data = self._breaker.call("get", lambda: self.storage.get(name))
-        if data is None:
-            return None
-        page = self._codec.decode(data, key)
+    def _read(self, name: str, key: PageKey | None) -> tuple[Page | None, bool]:
+        """The page of an entry, and whether the store could be asked for it."""
+        answer = self._breaker.call("get", lambda: (self.storage.get(name),))
+        if answer is None or answer[0] is None:
+            return None, answer is not None
+        page = self._codec.decode(answer[0], key)
         if page is None:
-            self._report_damage(name, key)
-        return page
-
-    def _report_damage(self, name: str, key: PageKey | None) -> None:
-        now = time.monotonic()
-        if now < self._damaged.get(name, 0.0):
-            return
-        if len(self._damaged) > 1000:
-            self._damaged.clear()
-        self._damaged[name] = now + 60
-        logger.warning(
-            "entry %s%s is damaged or not ours: treated as missing",
-            name,
-            f" of {key.url}" if key is not None else "",
-        )
+            self._damage.report(name, key)
+        return page, True
 
     def siblings(self, full_path: str) -> list[PageKey]:
         """All known pages of a path, on whatever host, with whatever query or variant."""
@@ -228,8 +237,8 @@ class PageStore:
             names = self._breaker.call("list", lambda: list(self.storage.names(digest))) or []
         except NotImplementedError:
             names = []
-        pages = (self._read(name, None) for name in names)
-        keys.update(page.key for page in pages if page is not None)
+        pages = (self._read(name, None)[0] for name in names)
+        keys.update(p.key for p in pages if p is not None and p.key.full_path == full_path)
         return sorted(key for key in keys if key.build == self._build_id)
 
     def pages(self) -> Iterator[Entry]:
@@ -239,7 +248,7 @@ class PageStore:
         """
         seen = set()
         for name in self.storage.names():
-            page = self._read(name, None)
+            page, _ = self._read(name, None)
             if page is not None and page.name == name and page.key.build == self._build_id:
                 seen.add(page.key)
                 yield self._entry(page, None)
@@ -270,7 +279,7 @@ class PageStore:
             return self.memory.put(self._entry(page, stores)), "too-large"
         if stored is False and (newer := self.newest(page.key)) is not None:
             return newer, None
-        kept = self.memory.put(self._entry(page, stores))
+        kept = self.memory.put(self._entry(page, stores, shared=stored is not None))
         if stored is None:
             return kept, "store-error"
         if isinstance(self.storage, NullStorage) and self.memory.get(page.key) is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import errno
 import logging
 import os
 import secrets
@@ -29,6 +30,7 @@ from .bounds import Bounds
 from .bounds import Growth
 from .coordination import StoreError
 from .records import LITTER_AGE
+from .records import replace_file
 
 logger = logging.getLogger("wsgi_isr")
 
@@ -213,6 +215,11 @@ class FileStorage:
             descriptor = os.open(self.path(name), flags)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            # A symbolic link, or somebody else's file: none of ours, and it can be replaced.
+            if error.errno in (errno.ELOOP, errno.EACCES, errno.ENXIO):
+                return b""
+            raise
         try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_ENTRY:
@@ -236,7 +243,7 @@ class FileStorage:
                 if file.write(data) != len(data):
                     raise StoreError("the disk is full")
             before = _size(path)
-            os.replace(temporary, path)
+            replace_file(temporary, path)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)

@@ -64,6 +64,15 @@ class Failure(t.NamedTuple):
     retry_at: float
     error: str
 
+    @classmethod
+    def from_record(cls, record: object) -> Failure | None:
+        """What a store has kept, unless it is something else: it is computed with."""
+        if not isinstance(record, list) or len(record) != 3:
+            return None
+        times, retry_at, error = record
+        sound = type(times) is int and type(retry_at) in (int, float) and isinstance(error, str)
+        return cls(times, retry_at, error) if sound else None
+
 
 class Held(t.NamedTuple):
     """Somebody else renders the page; ``token`` names that attempt."""

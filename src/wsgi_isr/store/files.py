@@ -1,6 +1,6 @@
 """Coordination of the workers of one machine, on files beside the pages.
 
-``sequence``  the lineage and the last number given
+``sequence``  the lineage, the last number given, and that of the last invalidation
 ``epochs``    a log of invalidations, a line each; readers follow its end
 ``leases/``   a file per page being rendered, locked by its holder: a killed one frees it at once
 ``outcomes/`` what renders without a page left for those who waited
@@ -38,10 +38,13 @@ from .coordination import MAX_LABELS
 from .coordination import Number
 from .coordination import StoreError
 from .coordination import WATCH
+from .file_leases import FileLease
+from .file_leases import parse_lease
 from .jobs import JobFiles
 from .records import format_line
 from .records import is_at
 from .records import lock_within
+from .records import NoFile
 from .records import open_file
 from .records import parse_line
 from .records import read_file
@@ -72,6 +75,7 @@ class FileCoordination:
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
+        self._sequence = os.path.join(folder, "sequence")
         self._log = os.path.join(folder, "epochs")
         self._epochs = Epochs("")
         self._offset = 0
@@ -111,28 +115,28 @@ class FileCoordination:
         finally:
             self._lock.release()
 
-    def _take_number(self) -> Number:
-        path = os.path.join(self.folder, "sequence")
-        last = _parse_number(read_file(path))
-        if last is None:
-            last = self._begin_lineage()
-        number = Number(last.lineage, last.sequence + 1)
-        descriptor = open_file(path, os.O_RDWR | os.O_CREAT)
-        try:
-            os.pwrite(descriptor, _format_number(number), 0)
-        finally:
-            os.close(descriptor)
-        return number
+    def _clock(self) -> _Clock | None:
+        return _parse_clock(read_file(self._sequence))
 
-    def _begin_lineage(self) -> Number:
+    def _write_clock(self, clock: _Clock) -> None:
+        with os.fdopen(open_file(self._sequence, os.O_RDWR | os.O_CREAT), "r+b", 0) as file:
+            file.write(_format_clock(clock))
+
+    def _take_number(self) -> _Clock:
+        clock = self._clock() or self._begin_lineage()
+        clock = clock._replace(sequence=clock.sequence + 1)
+        self._write_clock(clock)
+        return clock
+
+    def _begin_lineage(self) -> _Clock:
         """Start anew after damage: all that is stored counts as stale from now on."""
-        number = Number(secrets.token_hex(8), 0)
-        if os.path.exists(self._log):
+        clock = _Clock(secrets.token_hex(8), 0, 0)
+        if os.path.lexists(self._log):
             logger.warning("%s: damaged; its pages count as stale", self.folder)
-        self._rewrite(Epochs(number.lineage))
-        write_file(os.path.join(self.folder, "sequence"), _format_number(number))
+        self._rewrite(Epochs(clock.lineage))
+        write_file(self._sequence, _format_clock(clock))
         self.signal[0] += 1
-        return number
+        return clock
 
     def _rewrite(self, epochs: Epochs) -> None:
         head = {"lineage": epochs.lineage, "floor": epochs.floor, "sequence": epochs.sequence}
@@ -165,12 +169,14 @@ class FileCoordination:
         """Read what was added to the log; false if it is missing or damaged."""
         try:
             descriptor = open_file(self._log, os.O_RDONLY)
-        except FileNotFoundError:
+        except (FileNotFoundError, NoFile):
             return False
         with os.fdopen(descriptor, "rb") as log:
             status = os.fstat(descriptor)
             if status.st_ino != self._identity or status.st_size < self._offset:
                 self._offset = 0
+            # Before the log is read: what is added to it meanwhile has a later number.
+            clock = self._clock() if self._offset == 0 else None
             log.seek(self._offset)
             # A line without its end is being written, or was when its writer was killed.
             data, newline, _ = log.read().rpartition(b"\n")
@@ -180,14 +186,17 @@ class FileCoordination:
             head = parse_line(lines.pop(0)) if lines else None
             if not isinstance(head, dict):
                 return False
-            epochs = Epochs(str(head["lineage"]), int(head["sequence"]))
-            epochs.floor = Invalidation(*head["floor"])
+            try:
+                epochs = Epochs(str(head["lineage"]), int(head["sequence"]))
+                epochs.floor = Invalidation(*map(int, head["floor"]))
+            except (LookupError, TypeError, ValueError):
+                return False
             records = 0
         for line in lines:
-            record = parse_line(line)
-            if not isinstance(record, list) or len(record) != 3:
+            if not _apply(epochs, parse_line(line)):
                 return False
-            epochs.apply(*record)
+        if offset == 0 and not _is_whole(epochs, clock):
+            return False
         self._epochs = epochs
         self._offset = offset + len(data) + len(newline)
         self._records = records + len(lines)
@@ -196,23 +205,24 @@ class FileCoordination:
 
     def next_number(self) -> Number:
         with self.exclusive():
-            return self._take_number()
+            return self._take_number().number
 
     def invalidate(self, labels: Sequence[str], hard: bool) -> Number:
         with self.exclusive():
-            number = self._take_number()
-            if not self._follow() or self._epochs.lineage != number.lineage:
+            clock = self._take_number()
+            if not self._follow() or self._epochs.lineage != clock.lineage:
                 self._begin_lineage()
-                number = self._take_number()
+                clock = self._take_number()
                 self._follow()
             descriptor = open_file(self._log, os.O_RDWR)
             try:
                 # Cut off what a killed writer left: it never returned, so it never held.
                 os.ftruncate(descriptor, self._offset)
-                lines = [format_line([number.sequence, label, hard]) for label in labels]
+                lines = [format_line([clock.sequence, label, hard]) for label in labels]
                 os.pwrite(descriptor, b"".join(lines), self._offset)
             finally:
                 os.close(descriptor)
+            self._write_clock(clock._replace(changed=clock.sequence))
             self._follow()
             if self._records > 2 * len(self._epochs) + 1000 or len(self._epochs) > MAX_LABELS:
                 if len(self._epochs) > MAX_LABELS:
@@ -220,7 +230,7 @@ class FileCoordination:
                 self._rewrite(self._epochs)
                 self._follow()
             self.signal[0] += 1
-            return number
+            return clock.number
 
     def poll(self) -> None:
         now = time.monotonic()
@@ -246,7 +256,7 @@ class FileCoordination:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 with os.fdopen(descriptor, "rb") as file:
-                    record = _parse_lease(file.read())
+                    record = parse_lease(file.read())
                 if record is not None and time.time() < record.deadline:
                     if record.on_demand or not on_demand:
                         return Held(record.token)
@@ -255,7 +265,7 @@ class FileCoordination:
                 descriptor = open_file(temporary, os.O_RDWR | os.O_CREAT)
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
                 os.replace(temporary, path)
-            return _FileLease(self, path, descriptor, seconds, on_demand)
+            return FileLease(self, path, descriptor, seconds, on_demand)
 
     def drop_lease(self, path: str, descriptor: int) -> None:
         with self.exclusive():
@@ -309,7 +319,7 @@ class FileCoordination:
 
     def failure(self, name: str) -> Failure | None:
         record = parse_line((read_file(os.path.join(self.folder, "failures", name)) or b"").strip())
-        return Failure(*record) if isinstance(record, list) and len(record) == 3 else None
+        return Failure.from_record(record)
 
     def set_failure(self, name: str, failure: Failure | None) -> None:
         path = os.path.join(self.folder, "failures", name)
@@ -341,52 +351,51 @@ class FileCoordination:
         return self._workers.sweep()
 
 
-class _LeaseRecord(t.NamedTuple):
-    token: str
-    deadline: float
-    on_demand: bool
+class _Clock(t.NamedTuple):
+    """What the file ``sequence`` says.
+
+    :param changed: number of the last invalidation; a log without it has lost its end.
+    """
+
+    lineage: str
+    sequence: int
+    changed: int
+
+    @property
+    def number(self) -> Number:
+        return Number(self.lineage, self.sequence)
 
 
-class _FileLease:
-    def __init__(
-        self,
-        owner: FileCoordination,
-        path: str,
-        descriptor: int,
-        seconds: float,
-        on_demand: bool,
-    ) -> None:
-        self.token = secrets.token_hex(8)
-        self._owner = owner
-        self._path = path
-        self._descriptor = descriptor
-        record = format_line([self.token, time.time() + seconds, on_demand])
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, record, 0)
-
-    def release(self, outcome: bytes | None = None) -> None:
-        try:
-            # First, so that it is there for whoever finds the lease free.
-            if outcome is not None:
-                self._owner.leave_outcome(os.path.basename(self._path), self.token, outcome)
-            self._owner.drop_lease(self._path, self._descriptor)
-        finally:
-            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
-            os.close(self._descriptor)
+def _is_whole(epochs: Epochs, clock: _Clock | None) -> bool:
+    """Whether a log has all invalidations up to a time."""
+    return (
+        clock is not None
+        and clock.lineage == epochs.lineage
+        and clock.changed <= epochs.sequence <= clock.sequence
+    )
 
 
-def _format_number(number: Number) -> bytes:
+def _apply(epochs: Epochs, record: object) -> bool:
+    """Take in a line of the log; false if it is none."""
+    if not isinstance(record, list) or [type(value) for value in record] != [int, str, bool]:
+        return False
+    try:
+        epochs.apply(*record)
+    except ValueError:
+        # A pattern that is none.
+        return False
+    return True
+
+
+def _format_clock(clock: _Clock) -> bytes:
     # Of one length, so that it is written in place.
-    return format_line([number.lineage, f"{number.sequence:020d}"])
+    return format_line([clock.lineage, f"{clock.sequence:020d}", f"{clock.changed:020d}"])
 
 
-def _parse_number(data: bytes | None) -> Number | None:
+def _parse_clock(data: bytes | None) -> _Clock | None:
     value = parse_line((data or b"").strip())
-    if not isinstance(value, list) or len(value) != 2:
+    try:
+        lineage, sequence, changed = value
+        return _Clock(str(lineage), int(sequence), int(changed))
+    except (TypeError, ValueError):
         return None
-    return Number(str(value[0]), int(value[1]))
-
-
-def _parse_lease(data: bytes) -> _LeaseRecord | None:
-    value = parse_line(data.partition(b"\n")[0])
-    return _LeaseRecord(*value) if isinstance(value, list) and len(value) == 3 else None

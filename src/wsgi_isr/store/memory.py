@@ -34,19 +34,24 @@ class Entry:
         "page",
         "referenced",
         "retry_at",
+        "shared",
         "size",
         "stores",
         "targets",
         "touched",
     )
 
-    def __init__(self, page: Page, mark: Mark, generation: object, stores: object) -> None:
+    def __init__(
+        self, page: Page, mark: Mark, generation: object, stores: object, shared: bool = False
+    ) -> None:
         self.page = page
         #: The generation under which the page was last confirmed, and what invalidations had
         #: made of it then. One value, so that no thread sees the one without the other.
         self.confirmed = (generation, mark)
         #: The signal under which the shared level had nothing newer.
         self.stores = stores
+        #: Whether the shared level has had the page.
+        self.shared = shared
         #: Seconds since 1970 before which no regeneration is started.
         self.retry_at = 0.0
         #: Whether it was served since its turn came last; not yet, so that a flood of pages that
@@ -119,7 +124,7 @@ class MemoryLevel:
             old = self._entries.get(page.key)
             if old is not None and is_same_render(page, old.page):
                 generation, mark = old.confirmed
-                entry = Entry(page, mark, generation, old.stores)
+                entry = Entry(page, mark, generation, old.stores, old.shared)
                 entry.retry_at = old.retry_at
                 self._remove(old)
                 self._add(entry)
@@ -144,9 +149,14 @@ class MemoryLevel:
                 entry.targets.append(target)
             self.known[target] = answer
 
-    def discard(self, key: PageKey) -> None:
+    def discard(self, key: PageKey, only: Entry | None = None) -> None:
+        """Forget the page of a key.
+
+        :param only: unless another one has taken its place by now.
+        """
         with self._lock:
-            if (entry := self._entries.get(key)) is not None:
+            entry = self._entries.get(key)
+            if entry is not None and only in (None, entry):
                 self._remove(entry)
 
     def _remove(self, entry: Entry) -> None:

@@ -345,7 +345,7 @@ class PlainCoordination:
 
     def failure(self, name: str) -> Failure | None:
         record = self._storage.read(f"failure:{name}")
-        return Failure(*record) if isinstance(record, list) and len(record) == 3 else None
+        return Failure.from_record(record)
 
     def set_failure(self, name: str, failure: Failure | None) -> None:
         if failure is None:

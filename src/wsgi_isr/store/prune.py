@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import re
+import stat
 import time
 import typing as t
 from array import array
@@ -150,6 +151,8 @@ class Pruner:
             try:
                 status = entry.stat(follow_symlinks=False)
             except OSError:
+                continue
+            if not stat.S_ISREG(status.st_mode):
                 continue
             gone = not status.st_mode & 0o200
             yield File(entry.name, entry.path, status.st_mtime_ns, status.st_size, gone)

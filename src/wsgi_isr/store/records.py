@@ -6,10 +6,12 @@ They are read by processes while others write them, or are killed while they do.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import secrets
+import stat
 import time
 import typing as t
 import zlib
@@ -20,16 +22,51 @@ from .coordination import StoreError
 LITTER_AGE = 3600.0
 
 
+class NoFile(OSError):
+    """Something else than a file of ours has its name: a directory, a link, a pipe."""
+
+
 def open_file(path: str, flags: int) -> int:
-    """Open a file of ours; a folder that was deleted meanwhile is made again."""
-    flags |= os.O_CLOEXEC | os.O_NOFOLLOW
+    """Open a file of ours; a folder that was deleted meanwhile is made again.
+
+    What has its name and is no file makes way where it is to be written, and never blocks.
+
+    :raises NoFile: where it is to be read.
+    """
     try:
-        return os.open(path, flags, 0o600)
+        return _open(path, flags)
     except FileNotFoundError:
         if not flags & os.O_CREAT:
             raise
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        return os.open(path, flags, 0o600)
+    except NoFile:
+        if not flags & os.O_CREAT:
+            raise
+        set_aside(path)
+    return _open(path, flags)
+
+
+def _open(path: str, flags: int) -> int:
+    try:
+        descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+    except OSError as error:
+        # A directory, a symbolic link, a pipe that nobody reads.
+        if error.errno in (errno.EISDIR, errno.ELOOP, errno.ENXIO):
+            raise NoFile(error.errno, "not a file", path) from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise NoFile(errno.EINVAL, "not a file", path)
+    return descriptor
+
+
+def set_aside(path: str) -> None:
+    """Let a file have the name of what is no file; whatever it is, it is kept."""
+    with contextlib.suppress(FileNotFoundError):
+        # Another process may have done so by now.
+        if stat.S_ISREG(os.stat(path, follow_symlinks=False).st_mode):
+            return
+        os.rename(path, f"{path}.{secrets.token_hex(8)}.tmp")
 
 
 def read_file(path: str) -> bytes | None:
@@ -47,11 +84,19 @@ def write_file(path: str, data: bytes) -> None:
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
-        os.replace(temporary, path)
+        replace_file(temporary, path)
     except OSError:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+def replace_file(temporary: str, path: str) -> None:
+    try:
+        os.replace(temporary, path)
+    except IsADirectoryError:
+        set_aside(path)
+        os.replace(temporary, path)
 
 
 def is_at(descriptor: int, path: str) -> bool:
@@ -89,5 +134,5 @@ def parse_line(line: bytes) -> t.Any:
         return None
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None

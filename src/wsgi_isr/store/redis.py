@@ -297,7 +297,7 @@ class RedisCoordination:
 
     def failure(self, name: str) -> Failure | None:
         record = parse_line((self._client.get(f"{self._prefix}failure:{name}") or b"").strip())
-        return Failure(*record) if isinstance(record, list) and len(record) == 3 else None
+        return Failure.from_record(record)
 
     def set_failure(self, name: str, failure: Failure | None) -> None:
         key = f"{self._prefix}failure:{name}"
