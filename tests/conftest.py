@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 import typing as t
 from collections.abc import Callable
@@ -9,6 +10,10 @@ from collections.abc import Iterator
 from wsgiref.validate import validator
 
 import pytest
+from cachelib import FileSystemCache
+from cachelib import MemcachedCache
+from cachelib import SimpleCache
+from redis_server import Memcached
 from redis_server import Redis
 from redis_server import running
 from werkzeug.middleware.lint import InputStream
@@ -123,10 +128,56 @@ def clock() -> Clock:
     return Clock()
 
 
-@pytest.fixture(params=["memory", "files"])
-def cache(request: pytest.FixtureRequest, tmp_path: t.Any) -> str:
-    """Every kind of store, as a URL."""
-    return {"memory": "memory://", "files": f"file://{tmp_path}/cache"}[request.param]
+SERVERS = ("redis", "valkey", "memcached")
+
+
+def stores(*names: str) -> list[t.Any]:
+    return [
+        pytest.param(name, marks=pytest.mark.servers if name in SERVERS else ()) for name in names
+    ]
+
+
+@pytest.fixture(params=stores("memory", "files", "redis", "memcached"))
+def cache(request: pytest.FixtureRequest) -> t.Any:
+    """Each way to coordinate, with nothing stored, as users hand it over."""
+    return open_cache(request, request.param)
+
+
+@pytest.fixture(params=stores("memory", "files", "redis"))
+def listable(request: pytest.FixtureRequest) -> t.Any:
+    """The same, of those that can list their pages."""
+    return open_cache(request, request.param)
+
+
+def open_cache(request: pytest.FixtureRequest, name: str) -> t.Any:
+    """A store of some kind, with nothing in it."""
+    if name == "memory":
+        return "memory://"
+    if name == "SimpleCache":
+        return SimpleCache(threshold=1000)
+    # Each test has its own part of a server, which is never emptied: the threads that followed it
+    # for an earlier test may still run.
+    if name in ("redis", "valkey"):
+        pytest.importorskip(name)
+        return request.getfixturevalue("redis").url.replace("redis:", f"{name}:")
+    if name == "memcached":
+        base = pytest.importorskip("pymemcache.client.base")
+        address = ("127.0.0.1", request.getfixturevalue("memcached_process").port)
+        client = base.PooledClient(address, timeout=1.5, connect_timeout=1.5)
+        return MemcachedCache(client, key_prefix=secrets.token_hex(8))
+    folder = f"{request.getfixturevalue('tmp_path')}/cache"
+    if name == "files":
+        return f"file://{folder}"
+    if name == "callable":
+        return lambda: FileSystemCache(folder, threshold=0)
+    return FileSystemCache(folder, threshold=0)
+
+
+@pytest.fixture(scope="session")
+def memcached_process() -> Iterator[Memcached]:
+    with running(Memcached()) as server:
+        assert isinstance(server, Memcached)
+        yield server
 
 
 @pytest.fixture

@@ -243,10 +243,10 @@ class TestTheLastGoodPageStays:
         ids=lambda app: app.__name__,
     )
     def test_whatever_a_regeneration_comes_to(
-        self, site: t.Any, browse: t.Any, clock: t.Any, cache: str, bad: t.Any
+        self, site: t.Any, browse: t.Any, clock: t.Any, listable: str, bad: t.Any
     ) -> None:
         site.page("/x", "good")
-        client = browse(cache)
+        client = browse(listable)
         client.get("/x")
         site.answers["/x"] = bad
         clock.advance(61)
@@ -276,10 +276,10 @@ class TestTheLastGoodPageStays:
         assert next(client.isr.pages()).last_error
 
     def test_a_good_render_heals_it(
-        self, site: t.Any, browse: t.Any, clock: t.Any, cache: str
+        self, site: t.Any, browse: t.Any, clock: t.Any, listable: str
     ) -> None:
         site.page("/x", "good")
-        client = browse(cache)
+        client = browse(listable)
         client.get("/x")
         site.fail("/x")
         clock.advance(61)

@@ -256,14 +256,14 @@ class TestBehind:
 
     @pytest.mark.parametrize("elsewhere", [False, True])
     def test_a_page_that_was_dropped_meanwhile_does_not_return(
-        self, site: t.Any, make: t.Any, browse: t.Any, cache: str, held: Held, elsewhere: bool
+        self, site: t.Any, make: t.Any, browse: t.Any, listable: str, held: Held, elsewhere: bool
     ) -> None:
         site.page("/x", LARGE)
-        client = browse(cache)
+        client = browse(listable)
         client.get("/x")
         assert held.begun.wait(PATIENCE)
         # Another process would do the same, on a store that is shared.
-        other = browse(cache).isr if elsewhere and cache != "memory://" else client.isr
+        other = browse(listable).isr if elsewhere and listable != "memory://" else client.isr
         assert other._here().store.clear() <= 1
         held.released.set()
         client.isr.close()
@@ -273,10 +273,10 @@ class TestBehind:
         assert client.get("/x").text == "new"
 
     def test_a_page_that_is_none_any_more_does_not_return(
-        self, site: t.Any, browse: t.Any, cache: str, held: Held
+        self, site: t.Any, browse: t.Any, listable: str, held: Held
     ) -> None:
         site.page("/x", LARGE)
-        client = browse(cache)
+        client = browse(listable)
         client.get("/x")
         assert held.begun.wait(PATIENCE)
         (entry,) = client.isr._here().store.memory
@@ -298,10 +298,10 @@ class TestBehind:
         assert client.get("/x").text == "new"
 
     def test_an_invalidation_meanwhile_holds(
-        self, site: t.Any, browse: t.Any, cache: str, held: Held
+        self, site: t.Any, browse: t.Any, listable: str, held: Held
     ) -> None:
         site.page("/x", LARGE)
-        client = browse(cache)
+        client = browse(listable)
         client.get("/x")
         assert held.begun.wait(PATIENCE)
         client.isr.invalidate("/x")

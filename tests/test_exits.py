@@ -32,13 +32,13 @@ class TestBehindAStalePage:
         self,
         site: Site,
         make: Make,
-        cache: str,
+        listable: str,
         clock: Clock,
         caplog: pytest.LogCaptureFixture,
         error: BaseException,
     ) -> None:
         site.page("/", "old", revalidate=10)
-        isr = make(cache, workers=1)
+        isr = make(listable, workers=1)
         visit(isr)
         clock.advance(10)
         leave(site, "/", error)
@@ -116,10 +116,10 @@ class TestAheadOfVisitors:
 
 
 class TestOnDemand:
-    def test_the_other_pages_are_rendered(self, site: Site, make: Make, cache: str) -> None:
+    def test_the_other_pages_are_rendered(self, site: Site, make: Make, listable: str) -> None:
         leave(site, "/a", SystemExit(3))
         site.page("/b")
-        isr = make(cache, base_url="http://localhost")
+        isr = make(listable, base_url="http://localhost")
         with pytest.raises(RevalidationError) as caught:
             isr.revalidate("/a", "/b")
         assert list(caught.value.failures) == ["/a"]

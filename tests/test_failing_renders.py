@@ -94,6 +94,10 @@ failing = pytest.mark.parametrize("failure", FAILURES.values(), ids=FAILURES)
 
 @pytest.fixture
 def browser(site: Site, make: Make, browse: Browse, cache: str, clock: Clock) -> Browser:
+    return old_page(site, browse, cache, clock)
+
+
+def old_page(site: Site, browse: Browse, cache: str, clock: Clock) -> Browser:
     """``/`` is a page that is 10 seconds old, and so has become stale."""
     site.page("/", "the old page", revalidate=10)
     browser = browse(cache, max_body_size=LIMIT)
@@ -157,8 +161,9 @@ class TestOfAStalePage:
 
     @failing
     def test_is_seen_in_the_list_of_pages_until_it_is_healed(
-        self, site: Site, browser: Browser, cache: str, failure: Answer
+        self, site: Site, browse: Browse, listable: str, clock: Clock, failure: Answer
     ) -> None:
+        browser = old_page(site, browse, listable, clock)
         site.answers["/"] = failure
         attempt(browser)
         assert last_error(browser.isr)
@@ -315,10 +320,10 @@ class TestOfAColdPage:
 
     @failing
     def test_nothing_is_stored(
-        self, site: Site, browse: Browse, cache: str, failure: Answer
+        self, site: Site, browse: Browse, listable: str, failure: Answer
     ) -> None:
         site.answers["/"] = failure
-        browser = browse(cache, rules=RULES, max_body_size=LIMIT)
+        browser = browse(listable, rules=RULES, max_body_size=LIMIT)
         with contextlib.suppress(ZeroDivisionError, RenderError):
             browser.get("/")
         assert list(browser.isr.pages()) == []

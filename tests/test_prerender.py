@@ -133,10 +133,10 @@ class TestPrerender:
 
 class TestPages:
     def test_tell_what_is_stored(
-        self, site: Site, browse: Browse, cache: str, clock: Clock
+        self, site: Site, browse: Browse, listable: str, clock: Clock
     ) -> None:
         site.page("/", "x" * 1000, revalidate=10, tags=["a", "b"])
-        browser = browse(cache)
+        browser = browse(listable)
         browser.get("/")
         clock.advance(4)
         (page,) = browser.isr.pages()
@@ -156,12 +156,12 @@ class TestPages:
         assert tuple(page.sizes) == ("identity", *page.codings)
         assert 1000 < page.size == sum(page.sizes.values()) < 1100
 
-    def test_tell_the_state(self, site: Site, browse: Browse, cache: str, clock: Clock) -> None:
+    def test_tell_the_state(self, site: Site, browse: Browse, listable: str, clock: Clock) -> None:
         site.page("/window", "body", revalidate=10, expire=20)
         site.page("/tag", "body", revalidate=100, tags=["soft"])
         site.page("/hard", "body", revalidate=100, tags=["hard"])
         site.page("/false", "body", revalidate=False)
-        browser = browse(cache)
+        browser = browse(listable)
         for path in ("/window", "/tag", "/hard", "/false"):
             browser.get(path)
 
@@ -178,9 +178,9 @@ class TestPages:
         clock.advance(8)
         assert states()[0] == ("expired", -10)
 
-    def test_tell_the_last_error(self, site: Site, browse: Browse, cache: str) -> None:
+    def test_tell_the_last_error(self, site: Site, browse: Browse, listable: str) -> None:
         site.page("/", "body")
-        browser = browse(cache)
+        browser = browse(listable)
         browser.get("/")
         site.fail("/")
         with pytest.raises(RevalidationError):

@@ -133,10 +133,10 @@ class TestCold:
 
 class TestRegeneration:
     def test_the_page_stays(
-        self, site: t.Any, browse: t.Any, clock: t.Any, cache: str, case: Case
+        self, site: t.Any, browse: t.Any, clock: t.Any, listable: str, case: Case
     ) -> None:
         site.page("/x", "good")
-        client = browse(cache)
+        client = browse(listable)
         client.get("/x")
         site.answers["/x"] = case.app
         clock.advance(61)
