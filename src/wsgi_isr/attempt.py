@@ -54,7 +54,6 @@ _DETAIL = re.compile(r"[a-z-]*")
 QUIET = 60.0
 #: Bytes of a body that is compressed while a visitor waits: a millisecond or two for all codings.
 COMPRESSED_AT_ONCE = 32 * 1024
-_DETAIL = re.compile(r"[a-z-]*")
 
 
 class Kind(enum.Enum):
