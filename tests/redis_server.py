@@ -140,6 +140,15 @@ class Memcached(Server):
     def url(self) -> str:
         return f"memcached://127.0.0.1:{self.port}"
 
+    def pooled_client(self, seconds: float = 2.0) -> t.Any:
+        """One as users hand over."""
+        base = pytest.importorskip("pymemcache.client.base")
+        return base.PooledClient(("127.0.0.1", self.port), timeout=seconds, connect_timeout=seconds)
+
+    def flush(self) -> None:
+        with contextlib.closing(self.pooled_client()) as client:
+            client.flush_all(noreply=False)
+
 
 @contextlib.contextmanager
 def running(server: Server) -> Iterator[Server]:

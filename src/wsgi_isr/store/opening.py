@@ -50,6 +50,11 @@ CacheLike: t.TypeAlias = "BaseCache | Callable[[], BaseCache] | str | None"
 
 #: Two middlewares over one cache of this process agree with each other.
 _local: weakref.WeakKeyDictionary[BaseCache, LocalCoordination] = weakref.WeakKeyDictionary()
+#: What a store in memory cannot do.
+ONE_PROCESS = (
+    "pages are those of one process and end with it; other workers render their own, and are not "
+    "reached by on-demand calls"
+)
 #: Kinds of caches whose limits this process has told.
 _told: set[str] = set()
 
@@ -97,6 +102,8 @@ def _from_url(url: str, prefix: str) -> Opener:
     parts = urlsplit(url)
     if parts.scheme == "memory":
         coordination = LocalCoordination()
+        # No warning: who writes that knows it.
+        _tell_once("memory://", ONE_PROCESS, logging.INFO)
         return lambda: (NullStorage(), coordination)
     if parts.scheme == "file":
         folder = unquote(parts.path)
@@ -143,14 +150,25 @@ def _refuse_foreign(folder: str) -> None:
 
 def _tell_limits(cache: BaseCache) -> None:
     """Say once what a cache cannot do; docs/stores.md says it of all of them."""
-    kind = type(cache).__name__
-    if _is_plain(cache) and kind not in _told:
-        _told.add(kind)
-        logger.warning(
-            "%s: pages cannot be listed, it may lose invalidations (pages then count as stale), "
-            "and one render per page is best effort; files and Redis have no such limits",
-            kind,
+    if isinstance(cache, RedisCache | ValkeyCache):
+        # What those cannot do, if anything, is known when they answer.
+        return
+    if _is_plain(cache):
+        limits = (
+            "pages cannot be listed, it may lose invalidations (pages then count as stale), "
+            "and one render per page is best effort; files and Redis have no such limits"
         )
+    elif isinstance(cache, FileSystemCache):
+        limits = "pages cannot be listed or pruned; a file:// URL has no such limits"
+    else:
+        limits = ONE_PROCESS
+    _tell_once(type(cache).__name__, limits)
+
+
+def _tell_once(kind: str, limits: str, level: int = logging.WARNING) -> None:
+    if kind not in _told:
+        _told.add(kind)
+        logger.log(level, "%s: %s", kind, limits)
 
 
 def _is_plain(cache: BaseCache) -> bool:

@@ -259,7 +259,7 @@ class RedisCoordination:
     def swap(self, storage: Storage, name: str, data: bytes, accept: Accept) -> bool:
         if not self._epochs.lineage:
             self._order(scripts.SYNC)
-        keys = self._keys_of(name)
+        keys, half = self._keys_of(name)
         for _ in range(MAX_TRIES):
             lineage = self._epochs.lineage
             there = self._there(keys[0])
@@ -269,7 +269,7 @@ class RedisCoordination:
             there = there or b""
             known = (len(there), there[: scripts.HEAD])
             news = (self._channel.name, f"{self._pages.me} {name}")
-            stored = self._call(scripts.SWAP, keys, *news, lineage, *known, data, RETENTION, name)
+            stored = self._call(scripts.SWAP, keys, *news, lineage, *known, data, RETENTION, half)
             if stored > 0:
                 self._pages.here(stored)
                 return True
@@ -277,9 +277,10 @@ class RedisCoordination:
                 self._order(scripts.SYNC)
         raise StoreError(f"others have stored the page {MAX_TRIES} times meanwhile")
 
-    def _keys_of(self, name: str) -> list[str]:
-        index = self._storage.index(name.partition(".")[0])
-        return [self._prefix + name, self._keys[0], index]
+    def _keys_of(self, name: str) -> tuple[list[str], str]:
+        """The keys that storing a page changes, and what the index of its path has of it."""
+        path_digest, _, half = name.partition(".")
+        return [self._prefix + name, self._keys[0], self._storage.index(path_digest)], half
 
     def _there(self, key: str) -> bytes | None:
         # Not from a replica that the cache may read from.
@@ -293,7 +294,8 @@ class RedisCoordination:
 
     def remove(self, storage: Storage, name: str) -> None:
         news = (self._channel.name, f"{self._pages.me} {name}")
-        self._pages.here(self._call(scripts.REMOVE, self._keys_of(name), *news, name))
+        keys, half = self._keys_of(name)
+        self._pages.here(self._call(scripts.REMOVE, keys, *news, half))
 
     def failure(self, name: str) -> Failure | None:
         record = parse_line((self._client.get(f"{self._prefix}failure:{name}") or b"").strip())

@@ -44,8 +44,9 @@ class RedisStorage(CachelibStorage):
     def names(self, path_digest: str | None = None) -> Iterator[str]:
         if path_digest is not None:
             with told_apart():
-                keys = self.client.eval(scripts.SIBLINGS, 1, self.index(path_digest), self.prefix)
-            found = (key.decode(errors="replace") for key in keys)
+                index, start = self.index(path_digest), f"{self.prefix}{path_digest}."
+                halves = self.client.eval(scripts.SIBLINGS, 1, index, start)
+            found = (f"{path_digest}.{half.decode(errors='replace')}" for half in halves)
         else:
             # KEYS would stop the server while it looks at all of them.
             keys = self.client.scan_iter(match=match_prefix(self.prefix), count=1000)

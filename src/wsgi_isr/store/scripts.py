@@ -102,7 +102,7 @@ redis.pcall('PUBLISH', channel, string.format('i%.0f', number))
 # A page in place of the very bytes that the caller has judged. Not WATCH and MULTI, which take
 # two round trips more and a connection of their own.
 # KEYS: page, clock, pages of its path. ARGV: channel, who and the page's name, lineage, length and
-# first bytes of what is there, what shall be there, seconds to keep it, the page's name.
+# first bytes of what is there, what shall be there, seconds to keep it, half of the page's name.
 # -1: the lineage is another one. 0: other bytes.
 SWAP = """
 local kind = redis.call('TYPE', KEYS[1]).ok
@@ -111,33 +111,34 @@ if redis.call('HGET', KEYS[2], 'lineage') ~= ARGV[3] then return -1 end
 if redis.call('STRLEN', KEYS[1]) ~= tonumber(ARGV[4])
     or redis.call('GETRANGE', KEYS[1], 0, #ARGV[5] - 1) ~= ARGV[5] then return 0 end
 redis.call('SET', KEYS[1], ARGV[6], 'EX', ARGV[7])
-redis.pcall('SADD', KEYS[3], ARGV[8])
+redis.pcall('ZADD', KEYS[3], 0, ARGV[8])
 redis.pcall('EXPIRE', KEYS[3], ARGV[7])
 local stored = redis.call('HINCRBY', KEYS[2], 'stores', 1)
 redis.pcall('PUBLISH', ARGV[1], string.format('s%.0f %s', stored, ARGV[2]))
 return stored
 """
 
-# KEYS: page, clock, pages of its path. ARGV: channel, who and the page's name, the page's name.
+# KEYS: page, clock, pages of its path. ARGV: channel, who and the page's name, half of that.
 REMOVE = """
 redis.call('DEL', KEYS[1])
-redis.pcall('SREM', KEYS[3], ARGV[3])
+redis.pcall('ZREM', KEYS[3], ARGV[3])
 local stored = redis.call('HINCRBY', KEYS[2], 'stores', 1)
 redis.pcall('PUBLISH', ARGV[1], string.format('s%.0f %s', stored, ARGV[2]))
 return stored
 """
 
-# The pages of a path that are still there: the server may have evicted some.
-# KEYS: pages of the path. ARGV: what their names begin with as keys.
+# The pages of a path that are still there: the server may have evicted some. They are in a sorted
+# set, by the second half of their names: a small one of members up to 64 bytes takes least memory.
+# KEYS: pages of the path. ARGV: what their keys begin with.
 SIBLINGS = """
 local found = {}
-local names = redis.pcall('SMEMBERS', KEYS[1])
+local names = redis.pcall('ZRANGE', KEYS[1], 0, -1)
 if names.err then return found end
 for _, name in ipairs(names) do
     if redis.call('EXISTS', ARGV[1] .. name) == 1 then
         table.insert(found, name)
     else
-        redis.pcall('SREM', KEYS[1], name)
+        redis.pcall('ZREM', KEYS[1], name)
     end
 end
 return found
