@@ -42,11 +42,13 @@ def create_app(config: t.Mapping[str, t.Any] | None = None) -> Flask:
 
     :param config: goes over the defaults below and over the environment:
         ``BLOG_DATABASE`` is the path of the SQLite file, ``BLOG_SECRET`` the token of
-        ``/api/revalidate``, and ``FLASK_…`` every other key (``FLASK_ISR_CACHE``).
+        ``/api/revalidate``, ``BLOG_SHELL=1`` shows a shell while a post is rendered for the
+        first time, and ``FLASK_…`` is every other key (``FLASK_ISR_CACHE``).
     """
     app = Flask(__name__)
     app.config.from_mapping(
         BLOG_SECRET=os.environ.get("BLOG_SECRET", ""),
+        BLOG_SHELL=os.environ.get("BLOG_SHELL", "") not in ("", "0"),
         DATABASE=os.environ.get("BLOG_DATABASE") or str(Path(app.instance_path, "blog.db")),
         MAX_CONTENT_LENGTH=2**20,
         SESSION_COOKIE_SAMESITE="Lax",
@@ -74,6 +76,7 @@ def rendered() -> dict[str, t.Any]:
         "rendered_at": datetime.now().isoformat(" ", "milliseconds"),
         "rendered_because": request.environ.get("wsgi_isr.reason"),
         "rendered_by": os.getpid(),
+        "preview": pages.isr.is_draft,
     }
 
 

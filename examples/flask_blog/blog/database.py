@@ -34,6 +34,21 @@ CREATE TABLE post_tags (
 CREATE INDEX tags_by_post ON post_tags (slug);
 """
 
+#: What editors have typed and visitors must not see yet.
+DRAFTS = """
+CREATE TABLE drafts (
+    slug TEXT PRIMARY KEY REFERENCES posts ON DELETE CASCADE,
+    title TEXT NOT NULL,
+    summary TEXT NOT NULL,
+    body TEXT NOT NULL,
+    tags TEXT NOT NULL,
+    updated REAL NOT NULL
+)
+"""
+
+#: Of the schema, in the file.
+VERSION = 2
+
 #: How long a worker waits at its start for the one that fills the database.
 SETUP_TIMEOUT = 60.0
 
@@ -105,30 +120,37 @@ def set_up(connection: sqlite3.Connection) -> None:
     the next one begins anew.
     """
     switch_to_wal(connection)
-    if is_set_up(connection):
+    if version(connection) == VERSION:
         return
     with transaction(connection):
-        if is_set_up(connection):
+        found = version(connection)
+        if found == VERSION:
             return
-        for statement in SCHEMA.split(";"):
-            connection.execute(statement)
-        connection.execute("INSERT INTO settings VALUES ('secret_key', ?)", [secrets.token_hex()])
-        now = time.time()
-        for module in stdlib.documented_modules():
-            row = [module.name.lower(), module.name, module.summary, module.body]
-            connection.execute(
-                "INSERT OR IGNORE INTO posts VALUES (?, ?, ?, ?, ?, ?)",
-                [*row, now, now],
-            )
-            connection.executemany(
-                "INSERT OR IGNORE INTO post_tags VALUES (?, ?)",
-                [(tag, row[0]) for tag in module.tags],
-            )
-        connection.execute("PRAGMA user_version = 1")
+        if found == 0:
+            fill(connection)
+        connection.execute(DRAFTS)
+        connection.execute(f"PRAGMA user_version = {VERSION}")
 
 
-def is_set_up(connection: sqlite3.Connection) -> bool:
-    return bool(connection.execute("PRAGMA user_version").fetchone()[0])
+def version(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def fill(connection: sqlite3.Connection) -> None:
+    for statement in SCHEMA.split(";"):
+        connection.execute(statement)
+    connection.execute("INSERT INTO settings VALUES ('secret_key', ?)", [secrets.token_hex()])
+    now = time.time()
+    for module in stdlib.documented_modules():
+        row = [module.name.lower(), module.name, module.summary, module.body]
+        connection.execute(
+            "INSERT OR IGNORE INTO posts VALUES (?, ?, ?, ?, ?, ?)",
+            [*row, now, now],
+        )
+        connection.executemany(
+            "INSERT OR IGNORE INTO post_tags VALUES (?, ?)",
+            [(tag, row[0]) for tag in module.tags],
+        )
 
 
 def switch_to_wal(connection: sqlite3.Connection) -> None:

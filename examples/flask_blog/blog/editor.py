@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from flask import abort
 from flask import Blueprint
 from flask import flash
+from flask import make_response
 from flask import redirect
 from flask import render_template
 from flask import request
@@ -25,6 +26,7 @@ from wsgi_isr.flask import revalidate_tag
 
 from . import posts
 from .database import get_db
+from .pages import isr
 from .pages import page_number
 from .posts import Post
 from .rest import complaints
@@ -97,27 +99,56 @@ def new() -> ResponseReturnValue:
     form = request.form
     post = read_form(posts.slugify(form.get("slug") or form.get("title", "")))
     problem = "" if post.slug and post.title else _NO_TITLE
-    if not problem and not posts.add_post(get_db(), post):
+    if not problem and not posts.add_post(get_db(), post, published="preview" not in form):
         problem = "There is a post with this address already."
     if problem:
         flash(problem, "error")
         return render_template("editor/form.html", post=post, is_new=True), 400
+    if "preview" in form:
+        return preview(post.slug)
     return renew(post, post.tags, "Published.")
 
 
 @bp.route("/edit/<slug:slug>", methods=["GET", "POST"])
 def edit(slug: str) -> ResponseReturnValue:
     if request.method == "GET":
-        post = posts.get_post(get_db(), slug) or abort(404)
-        return render_template("editor/form.html", post=post)
+        draft = posts.get_draft(get_db(), slug)
+        post = draft or posts.get_post(get_db(), slug) or abort(404)
+        return render_template("editor/form.html", post=post, is_draft=draft is not None)
     post = read_form(slug)
     if not post.title:
         flash(_NO_TITLE, "error")
         return render_template("editor/form.html", post=post), 400
+    if "preview" in request.form:
+        if posts.get_post(get_db(), slug) is None:
+            abort(404)
+        posts.save_draft(get_db(), post)
+        return preview(slug)
     old = posts.save_post(get_db(), post) or abort(404)
     for complaint in complaints(post.body)[:1]:
         flash(f"The text is not quite reStructuredText: {complaint}", "hint")
     return renew(post, old.tags + post.tags, "Saved.")
+
+
+def preview(slug: str) -> ResponseReturnValue:
+    """Show the editor, and nobody else, the post as it will be."""
+    response = make_response(redirect(url_for("blog.post", slug=slug)))
+    isr.enable_draft(response)
+    return response
+
+
+@bp.post("/preview/leave")
+def leave_preview() -> ResponseReturnValue:
+    response = make_response(redirect(url_for(".overview")))
+    isr.disable_draft(response)
+    return response
+
+
+@bp.post("/discard/<slug:slug>")
+def discard(slug: str) -> ResponseReturnValue:
+    posts.discard_draft(get_db(), slug)
+    flash("The draft is gone; visitors never saw it.", "ok")
+    return redirect(url_for(".edit", slug=slug))
 
 
 @bp.post("/delete/<slug:slug>")
@@ -129,6 +160,8 @@ def delete(slug: str) -> ResponseReturnValue:
 
 @bp.post("/publish/<slug:slug>")
 def publish(slug: str) -> ResponseReturnValue:
+    if request.form:
+        posts.save_post(get_db(), read_form(slug))
     post = posts.publish_post(get_db(), slug, published=True) or abort(404)
     return renew(post, post.tags, "Published.")
 

@@ -6,10 +6,13 @@ or a flashed message.
 
 from __future__ import annotations
 
+import typing as t
+
 from flask import abort
 from flask import Blueprint
 from flask import render_template
 from flask import request
+from flask.sansio.blueprints import BlueprintSetupState
 
 from wsgi_isr.flask import ISR
 from wsgi_isr.flask import isr_page
@@ -22,21 +25,54 @@ isr = ISR()
 bp = Blueprint("blog", __name__)
 
 
+def index_pages() -> t.Iterator[dict[str, int]]:
+    """What `flask isr prerender` renders besides the first page."""
+    for page in range(2, posts.page_count(len(posts.list_slugs(get_db()))) + 1):
+        yield {"page": page}
+
+
 @bp.get("/")
-@isr_page(revalidate=60, tags=("posts",), query=("page",))
+@isr_page(revalidate=60, tags=("posts",), query=("page",), paths=index_pages)
 def index() -> str:
     listing = posts.list_posts(get_db(), page_number()) or abort(404)
     return render_template("index.html", listing=listing)
 
 
-@bp.get("/post/<slug:slug>")
-@isr_page(revalidate=300, tags=lambda slug: (f"post:{slug}",))
+def post_pages() -> t.Iterator[dict[str, str]]:
+    for slug in posts.list_slugs(get_db()):
+        yield {"slug": slug}
+
+
+def shell(slug: str) -> str:
+    """What a browser gets at once while a post is rendered for the first time."""
+    return render_template("shell.html", slug=slug)
+
+
 def post(slug: str) -> str:
-    # A 404 is a page too: stored, and replaced when somebody publishes the post.
     found = posts.get_post(get_db(), slug)
-    if found is None or found.published is None:
+    draft = None
+    if isr.is_draft:
+        # The editor's own render, which is never stored.
+        draft = posts.get_draft(get_db(), slug)
+    elif found is not None and found.published is None:
+        found = None
+    if found is None:
+        # A 404 is a page too: stored, and replaced when somebody publishes the post.
         abort(404, "There is no such post (yet).")
+    found = draft or found
     return render_template("post.html", post=found, body=render(found.body))
+
+
+@bp.record
+def add_posts(state: BlueprintSetupState) -> None:
+    """Declare the posts' pages as the app's config wants them."""
+    declare = isr_page(
+        revalidate=300,
+        tags=lambda slug: (f"post:{slug}",),
+        paths=post_pages,
+        fallback=shell if state.app.config["BLOG_SHELL"] else "blocking",
+    )
+    state.add_url_rule("/post/<slug:slug>", "post", declare(post))
 
 
 @bp.get("/tag")
@@ -45,8 +81,15 @@ def tags() -> str:
     return render_template("tags.html", tags=posts.list_tags(get_db()))
 
 
+def tag_pages() -> t.Iterator[dict[str, t.Any]]:
+    for tag, count in posts.list_tags(get_db()):
+        yield {"tag": tag}
+        for page in range(2, posts.page_count(count) + 1):
+            yield {"tag": tag, "page": page}
+
+
 @bp.get("/tag/<slug:tag>")
-@isr_page(revalidate=60, tags=lambda tag: (f"tag:{tag}",), query=("page",))
+@isr_page(revalidate=60, tags=lambda tag: (f"tag:{tag}",), query=("page",), paths=tag_pages)
 def tag(tag: str) -> str:
     listing = posts.list_posts(get_db(), page_number(), tag)
     if listing is None or not listing.posts:

@@ -76,13 +76,24 @@ def list_tags(db: sqlite3.Connection) -> list[tuple[str, int]]:
     return [(tag, count) for tag, count in rows]
 
 
-def add_post(db: sqlite3.Connection, post: Post) -> bool:
-    """Publish a new post. False: its address is taken."""
+def list_slugs(db: sqlite3.Connection) -> list[str]:
+    """The addresses of all published posts."""
+    rows = db.execute("SELECT slug FROM posts WHERE published IS NOT NULL ORDER BY slug")
+    return [slug for (slug,) in rows]
+
+
+def page_count(total: int) -> int:
+    """Of a list of posts."""
+    return -(-total // PER_PAGE) or 1
+
+
+def add_post(db: sqlite3.Connection, post: Post, published: bool = True) -> bool:
+    """Write a new post. False: its address is taken."""
     now = time.time()
     with transaction(db):
         added = db.execute(
             "INSERT OR IGNORE INTO posts VALUES (?, ?, ?, ?, ?, ?)",
-            [post.slug, post.title, post.summary, post.body, now, now],
+            [post.slug, post.title, post.summary, post.body, now, now if published else None],
         )
         if added.rowcount:
             _write_tags(db, post)
@@ -100,7 +111,26 @@ def save_post(db: sqlite3.Connection, post: Post) -> Post | None:
         if old is not None:
             db.execute("DELETE FROM post_tags WHERE slug = ?", [post.slug])
             _write_tags(db, post)
+            discard_draft(db, post.slug)
     return old
+
+
+def get_draft(db: sqlite3.Connection, slug: str) -> Post | None:
+    """What an editor has typed of a post and not saved for all yet."""
+    row = db.execute(
+        "SELECT drafts.*, published FROM drafts JOIN posts USING (slug) WHERE slug = ?", [slug]
+    ).fetchone()
+    return _post(row) if row else None
+
+
+def save_draft(db: sqlite3.Connection, post: Post) -> None:
+    """Keep what an editor has typed, out of the sight of visitors."""
+    row = [post.slug, post.title, post.summary, post.body, " ".join(post.tags), time.time()]
+    db.execute("INSERT OR REPLACE INTO drafts VALUES (?, ?, ?, ?, ?, ?)", row)
+
+
+def discard_draft(db: sqlite3.Connection, slug: str) -> None:
+    db.execute("DELETE FROM drafts WHERE slug = ?", [slug])
 
 
 def publish_post(db: sqlite3.Connection, slug: str, published: bool) -> Post | None:
@@ -124,7 +154,7 @@ def _listing(
     db: sqlite3.Connection, where: str, values: t.Sequence[str], order: str, page: int
 ) -> Listing | None:
     (total,) = db.execute(f"SELECT count(*) FROM posts WHERE {where}", values).fetchone()
-    pages = -(-total // PER_PAGE) or 1
+    pages = page_count(total)
     if not 1 <= page <= pages:
         return None
     rows = db.execute(
