@@ -84,9 +84,9 @@ def result(future: Future[t.Any]) -> t.Any:
     return future.result(PATIENCE)
 
 
-def wait_until(condition: Callable[[], object]) -> None:
+def wait_until(condition: Callable[[], object], patience: float = PATIENCE) -> None:
     """For what gives no event: look until it is so."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + patience
     while not condition():
         assert time.monotonic() < deadline, "it never came to be"
         time.sleep(0.002)

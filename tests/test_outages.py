@@ -174,8 +174,11 @@ class TestAnOutage:
             assert answer.text == "body"
             assert status_of(answer) == "isr; fwd=uri-miss; detail=store-error"
             times.append(took)
-        assert times.pop(0) < FIRST
-        assert max(times) < OTHERS
+        first, others = times[0], times[1:]
+        # ``-s`` shows it; it has 0.25 seconds for each wait where nobody sets another timeout.
+        print(f"\nthe first waits {1000 * first:.0f} ms, others {1000 * max(others):.0f} at most")
+        assert first < FIRST
+        assert max(others) < OTHERS
         # By now they are in memory.
         assert status_of(visit(isr, "/5")) == "isr; hit; ttl=60"
 
