@@ -323,6 +323,19 @@ class TestHosts:
         assert response.text == "https://www.example.com"
         assert status_of(response) == "isr; hit; ttl=60"
 
+    def test_with_a_base_url_the_visitors_host_chooses_no_rule(
+        self, site: t.Any, browse: t.Any
+    ) -> None:
+        def rule(environ: dict[str, t.Any]) -> Rule | None:
+            at_home = environ["HTTP_HOST"] == "www.example.com"
+            return Rule(tags=["a"]) if at_home and environ["wsgi.url_scheme"] == "https" else None
+
+        site.page("/x")
+        client = browse(rules=rule, base_url="https://www.example.com")
+        client.get("/x", headers={"Host": "evil.example"})
+        (page,) = client.isr.pages()
+        assert page.tags == ("a",)
+
     def test_with_a_base_url_trusted_hosts_have_no_say(self, site: t.Any, browse: t.Any) -> None:
         site.page("/x", self.host)
         client = browse(base_url="https://www.example.com", trusted_hosts=["other.example"])

@@ -90,8 +90,7 @@ class Visit:
 
     def _pass_by(self, detail: str) -> Iterable[bytes]:
         """A draft is its visitor's alone; while the library is off, the app is left alone."""
-        resolver = self._site.resolver
-        rule = resolver(self._environ) if resolver is not None else None
+        rule = self._find_rule()
         # Where only the rule makes it a page, the answer does not call itself one.
         would_be = rule is not None and rule.revalidate is not None
         member = f"isr; fwd=bypass; detail={detail}"
@@ -105,13 +104,22 @@ class Visit:
         path = environ.get("PATH_INFO", "")
         if is_ambiguous(path or "/", self._origin.mount if path else ""):
             return "path"
-        resolver = self._site.resolver
-        self._rule = resolver(environ) if resolver is not None else None
+        self._rule = self._find_rule()
         self._key = self._site.key(self._origin, environ, self._rule)
         if sum(len(name) + len(value) for name, value in self._key.query) > MAX_KEY_LENGTH:
             return "path"
         self._process.see_mount(self._origin.mount)
         return None
+
+    def _find_rule(self) -> Rule | None:
+        site, environ = self._site, self._environ
+        if site.resolver is None:
+            return None
+        if site.origins.base is not None:
+            # The visitor's host is no part of the key, so it has no say in the rule either.
+            scheme, host = site.origins.base
+            environ = {**environ, "wsgi.url_scheme": scheme, "HTTP_HOST": host}
+        return site.resolver(environ)
 
     def _serve_known(self) -> Iterable[bytes]:
         """From the store, if the page is there and may be served."""
