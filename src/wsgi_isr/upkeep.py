@@ -40,6 +40,7 @@ class Upkeep:
         self._keeps_stats = store.keeps_stats
         self._left: dict[str, t.Any] = Stats().as_dict()
         self._left_at = 0.0
+        self._leaving = threading.Lock()
         self._running = False
         self._pruning = False
 
@@ -76,13 +77,16 @@ class Upkeep:
 
     def leave_stats(self) -> bool:
         """Let other processes see the counters; false if they are as they were."""
-        counters = self._stats.as_dict()
-        self._left_at = time.monotonic()
-        if counters == self._left:
-            return False
-        self._left = counters
-        self._store.leave_stats(json.dumps({**self._who, "left": time.time(), **counters}).encode())
-        return True
+        # Whoever finds them as they were may rely on it that they have been written.
+        with self._leaving:
+            counters = self._stats.as_dict()
+            self._left_at = time.monotonic()
+            if counters == self._left:
+                return False
+            self._left = counters
+            told = {**self._who, "left": time.time(), **counters}
+            self._store.leave_stats(json.dumps(told).encode())
+            return True
 
     def all_stats(self) -> list[dict[str, t.Any]]:
         """What each process left last; of this one alone where the store keeps no counters.
