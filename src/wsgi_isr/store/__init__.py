@@ -12,12 +12,10 @@ import time
 import typing as t
 from collections.abc import Callable
 from collections.abc import Iterator
-from dataclasses import replace
 
 from ..key import PAGE_NAME
 from ..key import PageKey
 from ..key import path_digest
-from ..metadata import GONE
 from ..page import Codec
 from ..page import Page
 from ..page import page_label
@@ -34,7 +32,6 @@ from .coordination import Coordination
 from .coordination import Failure
 from .coordination import Held
 from .coordination import KeepsStats
-from .coordination import KnowsBuilds
 from .coordination import Lease
 from .coordination import Number
 from .coordination import Remote
@@ -43,6 +40,7 @@ from .coordination import TooLarge
 from .damage import Damage
 from .files import FileCoordination
 from .leases import RemoteLease
+from .lending import Lending
 from .memory import Entry
 from .memory import is_same_render
 from .memory import MemoryLevel
@@ -82,13 +80,11 @@ class PageStore:
         self.after: Callable[[], None] = lambda: None
         self._codec = codec
         self._build_id = build_id
-        self._previous_builds = previous_builds
-        #: Builds before this one, once they are known.
-        self._earlier: list[str] | None = None
-        if previous_builds and not isinstance(coordination, KnowsBuilds):
-            logger.warning("this store does not know of builds: previous_builds has no effect")
         probe = coordination.probe if isinstance(coordination, Remote) else None
         self._breaker = Breaker(on_error, probe)
+        self._lending = Lending(coordination, self._breaker.call, build_id, previous_builds)
+        if previous_builds and not self._lending.is_possible:
+            logger.warning("this store does not know of builds: previous_builds has no effect")
         self._damage = Damage()
         #: The last number this process knows of.
         self._last = Number("", 0)
@@ -195,29 +191,17 @@ class PageStore:
         return marked and entry.shared and not isinstance(self.storage, NullStorage)
 
     def borrow(self, key: PageKey) -> Entry | None:
-        """The page of an earlier build, as a stale one; it is kept nowhere under this key.
-
-        What is gone is not borrowed: newer code may well have it.
-        """
-        if not self._previous_builds:
+        """The page of an earlier build, as a stale one; it is kept nowhere under this key."""
+        page = self._lending.find(key, lambda lender: self._read(lender.name, lender)[0])
+        if page is None:
             return None
-        for build in self.note_build()[: self._previous_builds]:
-            lender = key._replace(build=build)
-            page, _ = self._read(lender.name, lender)
-            if page is None or page.code in GONE:
-                continue
-            # Under its new name, so that all that happened to the page since counts.
-            entry = self._entry(replace(page, key=key, name=key.name, labels=()), None)
-            entry.confirmed = (entry.confirmed[0], max(entry.mark, Mark.SOFT))
-            return None if entry.mark is Mark.HARD else entry
-        return None
+        entry = self._entry(page, None)
+        entry.confirmed = (entry.confirmed[0], max(entry.mark, Mark.SOFT))
+        return None if entry.mark is Mark.HARD else entry
 
     def note_build(self) -> list[str]:
         """Let later builds know of this one; those before it, the last one first."""
-        if self._earlier is None and isinstance(self.coordination, KnowsBuilds):
-            note = self.coordination.note_build
-            self._earlier = self._breaker.call("builds", lambda: note(self._build_id), True)
-        return self._earlier or []
+        return self._lending.earlier()
 
     def _read(self, name: str, key: PageKey | None) -> tuple[Page | None, bool]:
         """The page of an entry, and whether the store could be asked for it."""

@@ -29,7 +29,6 @@ from collections.abc import Sequence
 
 from ..state import Epochs
 from ..state import Invalidation
-from . import builds
 from .coordination import Accept
 from .coordination import Failure
 from .coordination import Held
@@ -41,6 +40,7 @@ from .coordination import WATCH
 from .file_leases import FileLease
 from .file_leases import parse_lease
 from .jobs import JobFiles
+from .lending import note_in_file
 from .records import format_line
 from .records import is_at
 from .records import lock_within
@@ -330,14 +330,8 @@ class FileCoordination:
                 os.unlink(path)
 
     def note_build(self, build: str) -> list[str]:
-        path = os.path.join(self.folder, "builds")
         with self.exclusive():
-            known = parse_line((read_file(path) or b"").strip())
-            known = [str(name) for name in known] if isinstance(known, list) else []
-            if build not in known:
-                known = builds.add(known, build)
-                write_file(path, format_line(known))
-        return builds.before(known, build)
+            return note_in_file(os.path.join(self.folder, "builds"), build)
 
     # Counters of all processes.
 
