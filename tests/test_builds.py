@@ -20,7 +20,9 @@ from steps import wait_until
 
 from wsgi_isr import Rule
 from wsgi_isr.key import PageKey
+from wsgi_isr.page import Codec
 from wsgi_isr.store import builds
+from wsgi_isr.store import PageStore
 from wsgi_isr.store.files import FileCoordination
 
 BASE = "http://localhost"
@@ -281,3 +283,14 @@ class TestMistakes:
     def test_are_told_at_once(self, browse: t.Any, value: t.Any, error: type[Exception]) -> None:
         with pytest.raises(error, match="previous_builds"):
             browse(previous_builds=value)
+
+    def test_a_store_that_does_not_know_of_builds_says_so(
+        self, browse: Callable[..., Browser], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        here = browse().isr._here()
+        nothing: t.Any = object()
+        store = PageStore(
+            here.store.storage, nothing, here.memory, Codec(), "two", lambda *args: None, 1
+        )
+        assert store.note_build() == []
+        assert "previous_builds has no effect" in caplog.text
