@@ -132,7 +132,6 @@ class PageStore:
     ) -> Entry:
         """
         :param unconfirmed: what counts while the invalidations cannot be had.
-        :param shared: whether the shared level has had the page.
         """
         entry = Entry(page, unconfirmed, None, stores, shared)
         self.confirm(entry)
@@ -140,20 +139,16 @@ class PageStore:
 
     def load(self, key: PageKey) -> Entry | None:
         """The page of the shared level."""
-        return self._load(key)[0]
-
-    def _load(self, key: PageKey) -> tuple[Entry | None, bool]:
-        """The same, and whether the shared level could tell."""
         # Read before the page is, so that any later change is noticed.
         stores = self.coordination.stored(key.name)
-        page, told = self._read(key.name, key)
+        page = self._read(key.name, key)
         if page is None:
-            return None, told
+            return None
         entry = self.memory.put(self._entry(page, stores, Mark.SOFT, shared=True))
         self.used(entry, time.time())
         if self._last.lineage in ("", page.lineage):
             self._note(Number(page.lineage, page.sequence))
-        return entry, told
+        return entry
 
     def used(self, entry: Entry, now: float) -> None:
         """Note that a page is used, also from memory alone; it is one of the last to go."""
@@ -166,7 +161,7 @@ class PageStore:
         """The page of the level that has the newer one."""
         known = self.memory.get(key)
         stores = self.coordination.stored(key.name)
-        loaded, told = self._load(key)
+        loaded = self.load(key)
         if known is None or loaded is None:
             entry = loaded or known
         else:
@@ -175,7 +170,7 @@ class PageStore:
         if entry is not None:
             entry.stores = stores
             self.confirm(entry)
-            if loaded is None and told and self._may_be_superseded(entry):
+            if loaded is None and self._may_be_superseded(entry):
                 self.memory.discard(key, entry)
                 return None
         return entry
@@ -183,16 +178,15 @@ class PageStore:
     def _may_be_superseded(self, entry: Entry) -> bool:
         """Whether a page that is in memory only may have had a newer one, which was removed.
 
-        It was invalidated, and may have been rendered again: whoever demanded that must not get
-        this one. What the shared level never had was not rendered again for it either; and where
-        that has lost its lineage, all that is known is that it lost something.
+        It was invalidated, and whoever had it rendered again must not get this one. What the
+        shared level never had is another matter, and so is one that has lost its lineage.
         """
         marked = entry.mark is not Mark.NONE and entry.page.lineage == self.memory.lineage
-        return marked and entry.shared and not isinstance(self.storage, NullStorage)
+        return marked and entry.shared and self._breaker.well
 
     def borrow(self, key: PageKey) -> Entry | None:
         """The page of an earlier build, as a stale one; it is kept nowhere under this key."""
-        page = self._lending.find(key, lambda lender: self._read(lender.name, lender)[0])
+        page = self._lending.find(key, lambda lender: self._read(lender.name, lender))
         if page is None:
             return None
         entry = self._entry(page, None)
@@ -203,15 +197,14 @@ class PageStore:
         """Let later builds know of this one; those before it, the last one first."""
         return self._lending.earlier()
 
-    def _read(self, name: str, key: PageKey | None) -> tuple[Page | None, bool]:
-        """The page of an entry, and whether the store could be asked for it."""
-        answer = self._breaker.call("get", lambda: (self.storage.get(name),))
-        if answer is None or answer[0] is None:
-            return None, answer is not None
-        page = self._codec.decode(answer[0], key)
+    def _read(self, name: str, key: PageKey | None) -> Page | None:
+        data = self._breaker.call("get", lambda: self.storage.get(name))
+        if data is None:
+            return None
+        page = self._codec.decode(data, key)
         if page is None:
             self._damage.report(name, key)
-        return page, True
+        return page
 
     def siblings(self, full_path: str) -> list[PageKey]:
         """All known pages of a path, on whatever host, with whatever query or variant."""
@@ -221,7 +214,7 @@ class PageStore:
             names = self._breaker.call("list", lambda: list(self.storage.names(digest))) or []
         except NotImplementedError:
             names = []
-        pages = (self._read(name, None)[0] for name in names)
+        pages = (self._read(name, None) for name in names)
         keys.update(p.key for p in pages if p is not None and p.key.full_path == full_path)
         return sorted(key for key in keys if key.build == self._build_id)
 
@@ -232,7 +225,7 @@ class PageStore:
         """
         seen = set()
         for name in self.storage.names():
-            page, _ = self._read(name, None)
+            page = self._read(name, None)
             if page is not None and page.name == name and page.key.build == self._build_id:
                 seen.add(page.key)
                 yield self._entry(page, None)
@@ -263,10 +256,11 @@ class PageStore:
             return self.memory.put(self._entry(page, stores)), "too-large"
         if stored is False and (newer := self.newest(page.key)) is not None:
             return newer, None
-        kept = self.memory.put(self._entry(page, stores, shared=stored is not None))
+        alone = isinstance(self.storage, NullStorage)
+        kept = self.memory.put(self._entry(page, stores, shared=not alone and stored is not None))
         if stored is None:
             return kept, "store-error"
-        if isinstance(self.storage, NullStorage) and self.memory.get(page.key) is None:
+        if alone and self.memory.get(page.key) is None:
             return kept, "too-large"
         return kept, None
 

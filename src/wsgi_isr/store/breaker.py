@@ -66,6 +66,11 @@ class Breaker:
         """Whether the store is being left alone."""
         return self._level is Level.ANYTHING
 
+    @property
+    def well(self) -> bool:
+        """Whether the store has answered what it was asked last."""
+        return self._failures == 0 and self._level is Level.NOTHING
+
     def call(self, operation: str, function: Callable[[], T], write: bool = False) -> T | None:
         """What the store answers, or ``None`` if it does not.
 

@@ -373,12 +373,11 @@ def _apply(epochs: Epochs, record: object) -> bool:
     """Take in a line of the log; false if it is none."""
     if not isinstance(record, list) or [type(value) for value in record] != [int, str, bool]:
         return False
-    try:
+    # A pattern may be none.
+    with contextlib.suppress(ValueError):
         epochs.apply(*record)
-    except ValueError:
-        # A pattern that is none.
-        return False
-    return True
+        return True
+    return False
 
 
 def _format_clock(clock: _Clock) -> bytes:
@@ -387,9 +386,8 @@ def _format_clock(clock: _Clock) -> bytes:
 
 
 def _parse_clock(data: bytes | None) -> _Clock | None:
-    value = parse_line((data or b"").strip())
     try:
-        lineage, sequence, changed = value
+        lineage, sequence, changed = parse_line((data or b"").strip())
         return _Clock(str(lineage), int(sequence), int(changed))
     except (TypeError, ValueError):
         return None
