@@ -18,6 +18,7 @@ from steps import visit
 
 from wsgi_isr import ISRMiddleware
 from wsgi_isr.store import clients
+from wsgi_isr.store import leases
 
 _processes = multiprocessing.get_context("spawn")
 
@@ -27,7 +28,7 @@ class Elsewhere:
 
     :param cache: URL of the store.
     :param content: path of the file.
-    :param options: of the middleware.
+    :param options: of the middleware, and ``lease``: seconds for which its leases outlive it.
     """
 
     def __init__(self, cache: str, content: str, **options: t.Any) -> None:
@@ -108,6 +109,7 @@ def _serve(
     held, begun, released = events
     # As conftest.py has it.
     clients.TIMEOUT = clients.PATIENT
+    leases.LEASE = options.pop("lease", leases.LEASE)
     site = Site()
 
     def body(environ: dict[str, t.Any]) -> str:

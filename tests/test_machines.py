@@ -34,26 +34,33 @@ MACHINES = 8
 INTERLEAVINGS = 1000
 
 
+@pytest.fixture(scope="module")
+def content(tmp_path_factory: pytest.TempPathFactory) -> t.Any:
+    path = tmp_path_factory.mktemp("machines") / "content"
+    path.write_text("0")
+    return path
+
+
+@pytest.fixture(scope="module")
+def machines(redis_process: Redis, content: t.Any) -> Iterator[list[Elsewhere]]:
+    """They are the same in all tests: starting them takes longer than the tests do."""
+    redis_process.database += 1
+    url = redis_process.url
+    made = [Elsewhere(url, str(content), rules=RULES) for _ in range(MACHINES)]
+    for machine in made:
+        machine.do("renders")
+    yield made
+    for machine in made:
+        machine.kill()
+
+
 class TestEightMachines:
-    @pytest.fixture
-    def content(self, tmp_path: t.Any) -> t.Any:
-        path = tmp_path / "content"
-        path.write_text("0")
-        return path
-
-    @pytest.fixture
-    def machines(self, redis: Redis, content: t.Any) -> Iterator[list[Elsewhere]]:
-        made = [Elsewhere(redis.url, str(content), rules=RULES) for _ in range(MACHINES)]
-        for machine in made:
-            machine.do("renders")
-        yield made
-        for machine in made:
-            machine.kill()
-
     def renders(self, machines: list[Elsewhere]) -> int:
         return sum(machine.do("renders") for machine in machines)
 
     def test_render_a_cold_page_once(self, machines: list[Elsewhere]) -> None:
+        # The first test: nobody has seen the page yet.
+        assert self.renders(machines) == 0
         visits = [machine.begin("visit", "/") for machine in machines for _ in range(5)]
         assert {result(answer)[2] for answer in visits} == {"0"}
         assert self.renders(machines) == 1
@@ -63,6 +70,7 @@ class TestEightMachines:
     ) -> None:
         for machine in machines:
             machine.visit()
+        before = self.renders(machines)
         for number in range(1, 11):
             content.write_text(str(number))
             machines[number % MACHINES].do("invalidate", "/")
@@ -71,7 +79,7 @@ class TestEightMachines:
             assert {result(answer)[2] for answer in visits} <= {str(number - 1), str(number)}
             for machine in machines:
                 wait_until(lambda at=machine, text=str(number): at.visit()[2] == text)
-            assert self.renders(machines) == number + 1
+            assert self.renders(machines) == before + number
 
     def test_see_what_was_demanded_on_one_of_them(
         self, machines: list[Elsewhere], content: t.Any
@@ -114,7 +122,7 @@ class TestEightMachines:
                 returned = time.monotonic()
                 for machine in machines:
                     while machine.visit()[2] != str(number):
-                        assert time.monotonic() - returned < 1
+                        assert time.monotonic() - returned < PATIENCE
         finally:
             redis.do("ACL", "SETUSER", "default", "allchannels")
 
@@ -197,7 +205,7 @@ class TestInterleavings:
         for machine in machines:
             assert machine._here().pool.wait(PATIENCE)
         stored = machines[0]._here().store
-        page = stored._read(PageKey("http", "localhost", "", path).name, None)
+        page, _ = stored._read(PageKey("http", "localhost", "", path).name, None)
         assert page is not None
         assert page.bodies["identity"] == str(database.value).encode()
 

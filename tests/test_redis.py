@@ -286,7 +286,7 @@ class TestListing:
         self, redis: Redis, site: Site, make: Make
     ) -> None:
         isr = make(redis.url)
-        paths = [f"/{number}" for number in range(1500)]
+        paths = [f"/{number}" for number in range(1100)]
         for path in paths:
             site.page(path, "body")
         isr_of_all = make(redis.url, base_url="http://localhost")
