@@ -25,6 +25,7 @@ from steps import wait_until
 from wsgi_isr import ISRMiddleware
 from wsgi_isr import Rule
 from wsgi_isr.key import PageKey
+from wsgi_isr.page import Codec
 
 pytestmark = [pytest.mark.servers, pytest.mark.processes]
 
@@ -205,7 +206,8 @@ class TestInterleavings:
         for machine in machines:
             assert machine._here().pool.wait(PATIENCE)
         stored = machines[0]._here().store
-        page, _ = stored._read(PageKey("http", "localhost", "", path).name, None)
+        key = PageKey("http", "localhost", "", path)
+        page = Codec().decode(stored.storage.get(key.name), key)
         assert page is not None
         assert page.bodies["identity"] == str(database.value).encode()
 

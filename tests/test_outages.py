@@ -239,6 +239,8 @@ class TestAnOutage:
             site.page(f"/{number}", "body")
         isr = make(url_of(server), rules=RULES)
         visit(isr, "/0")
+        # By then it has been said what the server cannot promise, too.
+        wait_until(lambda: getattr(isr._here().store.coordination, "_judged", True))
         caplog.clear()
         outage.begin(server)
         for number in range(1, 10):

@@ -197,8 +197,8 @@ class RedisCoordination:
         self._order(scripts.SYNC)
         self._workers.keep()
         if not self._judged:
-            self._judged = True
             advice.tell(self._client)
+            self._judged = True
         self._follower.busy_since = 0.0
         stores = self._stores
         if not listening:
