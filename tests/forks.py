@@ -46,7 +46,11 @@ def run(isr: ISRMiddleware) -> bool:
     for thread in threads:
         thread.join()
     store = isr._here().store
-    return not wrong and not isr.stats()["store_errors"] and store.load(key_of(isr)) is not None
+    errors, loaded = isr.stats()["store_errors"], store.load(key_of(isr))
+    if wrong or errors or loaded is None:
+        print(wrong[:3], errors, loaded, file=sys.stderr, flush=True)
+        return False
+    return True
 
 
 def key_of(isr: ISRMiddleware) -> t.Any:
