@@ -81,7 +81,7 @@ def be_of_another_version(path: Path) -> None:
 
 
 def be_of_other_types(path: Path) -> None:
-    path.write_bytes(format_line(["1", "2", 3]) + format_line(["1", "2", 3]))
+    path.write_bytes(format_line(["1", "2", 3]))
 
 
 def be_deep(path: Path) -> None:

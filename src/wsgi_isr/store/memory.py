@@ -20,7 +20,7 @@ MAX_TARGET_LENGTH = 512
 #: Spellings of one page that are found without parsing; undeclared parameters make many.
 MAX_TARGETS = 16
 #: What a page costs beyond its bodies and headers: its objects, and its places in the tables.
-OVERHEAD = 2048
+OVERHEAD = 3072
 #: What a label costs beyond its characters.
 LABEL = 120
 

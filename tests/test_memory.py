@@ -1,0 +1,199 @@
+"""The memory level: bounded in bytes, and a hit copies nothing of a page."""
+
+from __future__ import annotations
+
+import copyreg
+import pickle
+import sys
+import tracemalloc
+import typing as t
+
+import pytest
+from conftest import Make
+from conftest import Site
+from conftest import status_of
+from entries import make_page
+from steps import visit
+from werkzeug.test import create_environ
+
+from wsgi_isr import ISRMiddleware
+from wsgi_isr import page_headers
+from wsgi_isr.state import Mark
+from wsgi_isr.store.memory import Entry
+from wsgi_isr.store.memory import MemoryLevel
+
+DEFAULT = 50 * 2**20
+SIZE = 20 * 1024
+
+
+def entry(path: str, body: bytes = b"", **fields: t.Any) -> Entry:
+    return Entry(make_page(path, body, **fields), Mark.NONE, 0, 0)
+
+
+def real_size(memory: MemoryLevel) -> int:
+    """Bytes of all that the pages in it consist of, each object counted once."""
+    seen: set[int] = set()
+    waiting: list[t.Any] = [memory._entries, memory.known]
+    size = 0
+    while waiting:
+        thing = waiting.pop()
+        if id(thing) in seen or isinstance(thing, type):
+            continue
+        seen.add(id(thing))
+        size += sys.getsizeof(thing)
+        if isinstance(thing, dict):
+            waiting += [*thing.keys(), *thing.values()]
+        elif isinstance(thing, tuple | list | set):
+            waiting += thing
+        for name in copyreg._slotnames(type(thing)):  # type: ignore[attr-defined]
+            if hasattr(thing, name):
+                waiting.append(getattr(thing, name))
+        waiting += vars(thing).values() if hasattr(thing, "__dict__") else ()
+    return size
+
+
+class TestBound:
+    def test_holds_for_ten_thousand_pages_of_20_kb(self) -> None:
+        memory = MemoryLevel(DEFAULT)
+        tracemalloc.start()
+        try:
+            before = tracemalloc.get_traced_memory()[0]
+            for number in range(10_000):
+                # A body of its own for each.
+                memory.put(entry(f"/{number}", b"%d" % number + bytes(SIZE)))
+                assert memory.size <= DEFAULT
+            taken = tracemalloc.get_traced_memory()[0] - before
+        finally:
+            tracemalloc.stop()
+        assert len(memory) * SIZE > 0.8 * DEFAULT, "it is made use of"
+        assert real_size(memory) <= DEFAULT
+        assert taken <= DEFAULT
+
+    def test_holds_for_a_site_that_is_visited(self, site: Site, make: Make) -> None:
+        limit = 2**20
+        isr = make(memory_size=limit)
+        for number in range(200):
+            path = f"/{number}"
+            site.page(path, f"{number} ".ljust(SIZE, "x"))
+            visit(isr, path)
+            visit(isr, path, headers={"Accept-Encoding": "gzip"})
+        memory = isr._here().memory
+        assert 10 < len(memory) < 60
+        assert real_size(memory) <= limit
+
+    def test_holds_for_small_pages_too(self) -> None:
+        memory = MemoryLevel(2**20)
+        for number in range(5000):
+            memory.put(entry(f"/{number}", b"%d" % number, tags=(f"tag {number}",)))
+        assert 100 < len(memory) < 5000
+        assert real_size(memory) <= 2**20
+
+    def test_of_zero_keeps_nothing(self, site: Site, make: Make, files: str) -> None:
+        site.page("/")
+        isr = make(files, memory_size=0)
+        assert status_of(visit(isr)) == "isr; fwd=uri-miss; stored"
+        assert status_of(visit(isr)) == "isr; hit; ttl=60"
+        assert len(isr._here().memory) == isr._here().memory.size == 0
+
+    def test_keeps_no_page_that_is_larger_and_lets_the_others_stay(self) -> None:
+        memory = MemoryLevel(100_000)
+        memory.put(entry("/small"))
+        memory.put(entry("/large", bytes(200_000)))
+        assert [kept.page.key.path for kept in memory] == ["/small"]
+
+    def test_is_given_back_when_pages_go(self) -> None:
+        memory = MemoryLevel(100_000)
+        for number in range(10):
+            memory.put(entry("/same", bytes(1000 * number), sequence=number))
+        kept = memory.get(make_page("/same").key)
+        assert kept is not None and memory.size == kept.size
+        memory.discard(kept.page.key)
+        assert memory.size == len(memory) == len(memory.known) == 0
+
+
+class TestEviction:
+    def test_takes_what_was_not_visited_since(self) -> None:
+        memory = MemoryLevel(10 * entry("/new/0", bytes(1000)).size)
+        entries = [memory.put(entry(f"/old/{number}", bytes(1000))) for number in range(10)]
+        for visited in entries[:5]:
+            visited.referenced = True
+        for number in range(5):
+            memory.put(entry(f"/new/{number}", bytes(1000)))
+        left = {kept.page.key.path for kept in memory}
+        assert left == {*(f"/old/{n}" for n in range(5)), *(f"/new/{n}" for n in range(5))}
+
+    def test_ends_although_all_were_visited(self) -> None:
+        memory = MemoryLevel(10 * entry("/00", bytes(1000)).size)
+        for number in range(10, 60):
+            memory.put(entry(f"/{number}", bytes(1000))).referenced = True
+        assert len(memory) == 10
+
+    def test_forgets_the_requests_that_led_to_the_page(self) -> None:
+        memory = MemoryLevel(entry("/0", bytes(1000)).size)
+        first = memory.put(entry("/0", bytes(1000)))
+        target = ("/0", "", "localhost", "http", "", None)
+        memory.let_hit(first, target, "an answer")
+        assert memory.known == {target: "an answer"}
+        memory.put(entry("/1", bytes(1000)))
+        assert memory.known == {}
+        memory.let_hit(first, target, "an answer")
+        assert memory.known == {}, "a page that is not kept is not found"
+
+
+class TestPut:
+    def test_keeps_the_newer_page(self) -> None:
+        memory = MemoryLevel(DEFAULT)
+        newer, older = entry("/", sequence=6), entry("/", sequence=5)
+        assert memory.put(newer) is newer
+        assert memory.put(older) is newer
+        assert memory.get(newer.page.key) is newer
+
+    def test_keeps_the_entry_of_a_page_that_is_read_again(self) -> None:
+        """With it stays what this process knows of the page."""
+        memory = MemoryLevel(DEFAULT)
+        known = memory.put(entry("/"))
+        assert memory.put(entry("/")) is known
+
+    def test_discards_no_page_that_took_the_place_of_the_one_that_is_meant(self) -> None:
+        memory = MemoryLevel(DEFAULT)
+        old = memory.put(entry("/", sequence=5))
+        new = memory.put(entry("/", sequence=6))
+        memory.discard(old.page.key, old)
+        assert memory.get(old.page.key) is new
+        memory.discard(old.page.key, new)
+        assert memory.get(old.page.key) is None
+
+
+class TestAHit:
+    @pytest.fixture(params=["memory", "files"])
+    def isr(self, request: pytest.FixtureRequest, files: str) -> t.Iterator[ISRMiddleware]:
+        def app(environ: t.Any, start_response: t.Any) -> list[bytes]:
+            start_response("200 OK", [("Content-Type", "text/html"), *page_headers(60)])
+            return [bytes(SIZE)]
+
+        isr = ISRMiddleware(app, "memory://" if request.param == "memory" else files)
+        visit(isr)
+        yield isr
+        isr.close()
+
+    @pytest.mark.parametrize("coding", ["identity", "gzip"])
+    def test_hands_out_the_very_bytes_that_are_stored(
+        self, isr: ISRMiddleware, coding: str
+    ) -> None:
+        (kept,) = isr._here().memory
+        for _ in range(3):
+            environ = create_environ(headers={"Accept-Encoding": coding})
+            (body,) = isr(environ, lambda status, headers: None)  # type: ignore[arg-type]
+            assert body is kept.page.bodies[coding]
+
+    def test_neither_pickles_nor_parses(
+        self, isr: ISRMiddleware, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def never(*args: object, **kwargs: object) -> t.Any:
+            raise AssertionError("a hit has no need of it")
+
+        for name in ("dumps", "loads"):
+            monkeypatch.setattr(pickle, name, never)
+        monkeypatch.setattr("wsgi_isr.page._parse", never)
+        monkeypatch.setattr("wsgi_isr.page.Codec.encode", never)
+        assert visit(isr).data == bytes(SIZE)
