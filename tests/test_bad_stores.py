@@ -81,6 +81,18 @@ CACHES: dict[str, t.Callable[[], BaseCache]] = {
 }
 
 
+@pytest.mark.parametrize("methods", [("get",), ("set",), ALL], ids=repr)
+def test_a_cache_that_fails_now_and_then_is_one_line_in_the_log(
+    site: Site, make: Make, caplog: pytest.LogCaptureFixture, methods: tuple[str, ...]
+) -> None:
+    isr = make(Bad(OSError("it is full"), *methods), memory_size=0)
+    for number in range(20):
+        site.page(f"/{number}")
+        visit(isr, f"/{number}")
+    told = [r.message for r in caplog.records if r.message.startswith("the store failed (")]
+    assert len(told) == 1
+
+
 @pytest.mark.parametrize("memory_size", [0, 2**20], ids=["alone", "behind memory"])
 @pytest.mark.parametrize("make_cache", CACHES.values(), ids=CACHES)
 class TestACacheThat:

@@ -28,6 +28,8 @@ THRESHOLD = 3
 PAUSE = (0.5, 10.0)
 #: The same between two probes, which cost no visitor anything.
 PROBE = (0.05, 2.0)
+#: Seconds between two log lines on a store that is not probed.
+QUIET = 60.0
 #: Seconds without a probe after which the thread counts as one that does not run.
 OVERDUE = 5.0
 
@@ -58,6 +60,7 @@ class Breaker:
         self._level = Level.NOTHING
         self._failures = 0
         self._retry_at = 0.0
+        self._quiet_until = 0.0
         self._watched = False
         self._lock = threading.Lock()
 
@@ -108,15 +111,19 @@ class Breaker:
             level = self._level
             if self._failures >= self._threshold:
                 level = max(level, _level_of(error))
-            changed = level is not self._level
+            told = level is not self._level
             self._level = level
             if self._probe is None:
+                # Where some of it works, as reading on a full disk, each failure is the first.
+                told = first and time.monotonic() >= self._quiet_until
+                if told:
+                    self._quiet_until = time.monotonic() + QUIET
                 pause = PAUSE[0] * 2 ** min(max(0, self._failures - self._threshold), 10)
                 self._retry_at = time.monotonic() + min(pause, PAUSE[1])
             elif not self._watched:
                 self._retry_at = time.monotonic() + OVERDUE
                 self._watched = _start(_watch, weakref.ref(self))
-        if first or (changed and self._probe is not None):
+        if told:
             _report(operation, error)
         self._on_error(operation, error)
 
@@ -128,6 +135,7 @@ class Breaker:
             self._failures = 0
             self._level = Level.NOTHING
         if answered:
+            self._quiet_until = 0.0
             logger.warning("the store answers again")
 
     def probe(self) -> bool:
