@@ -225,22 +225,32 @@ def _runs(pid: int) -> bool:
 
 
 def gunicorn(
-    folder: Folder, worker_class: str = "gthread", preload: bool = False, **environ: str
+    folder: Folder,
+    worker_class: str = "gthread",
+    preload: bool = False,
+    max_requests: int = 0,
+    workers: int = 4,
+    **environ: str,
 ) -> Server:
-    """gunicorn with four workers."""
+    """gunicorn with some workers.
+
+    :param max_requests: that a worker serves before another takes its place; 0: any number.
+    """
 
     def command(port: int, path: Path) -> list[str]:
-        config = path / "gunicorn.conf.py"
+        # A name of its own: Python may take one of the same second for compiled already.
+        config = path / f"gunicorn-{port}.conf.py"
         config.write_text(
             f"bind = '127.0.0.1:{port}'\n"
-            "workers = 4\n"
+            f"workers = {workers}\n"
             f"worker_class = {worker_class!r}\n"
             f"threads = {1 if worker_class == 'sync' else 16}\n"
             f"preload_app = {preload}\n"
+            f"max_requests = {max_requests}\n"
             "graceful_timeout = 30\n"
             # Later versions open one in the home directory, for all servers of the user.
             "control_socket_disable = True\n"
         )
         return [sys.executable, "-m", "gunicorn", "-c", str(config), "served:application"]
 
-    return Server(command, folder, 4, **environ)
+    return Server(command, folder, workers, **environ)

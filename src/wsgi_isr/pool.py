@@ -14,6 +14,8 @@ import time
 import typing as t
 from collections.abc import Callable
 
+from .threads import start
+
 logger = logging.getLogger("wsgi_isr")
 
 #: Threads of a pool, unless somebody says otherwise.
@@ -73,6 +75,7 @@ class WorkerPool:
         self._threads: dict[threading.Thread, float | None] = {}
         self._idle = threading.Condition()
         self._pending = 0
+        self._told = False
         #: When the jobs in line began to wait for a thread that does nothing.
         self._waiting_since = 0.0
 
@@ -131,12 +134,14 @@ class WorkerPool:
         if free <= self._queue.qsize() and len(self._threads) < self._limit():
             thread = threading.Thread(target=self._run, name="wsgi-isr", daemon=True)
             self._threads[thread] = None
-            try:
-                thread.start()
-            except RuntimeError as error:
-                # No threads in a sub-interpreter, at shutdown, or beyond the system's limit.
+            if not start(thread):
                 del self._threads[thread]
-                logger.warning("no thread for regenerations: %s", error)
+                if not self._told:
+                    self._told = True
+                    logger.warning(
+                        "threads do not run here: stale pages are rendered by the threads of "
+                        "visitors, once they have been served; under uWSGI set --enable-threads"
+                    )
 
     def _limit(self) -> int:
         """How many threads there may be: one more for each that hangs, within reason."""

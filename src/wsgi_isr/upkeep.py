@@ -14,6 +14,7 @@ from .pool import Pool
 from .stats import Stats
 from .store import PageStore
 from .store.coordination import StoreError
+from .threads import start
 
 logger = logging.getLogger("wsgi_isr")
 
@@ -58,12 +59,7 @@ class Upkeep:
             self._running = True
             self._left_at = time.monotonic()
             # A thread of its own: the others render. It ends with the traffic.
-            thread = threading.Thread(target=self._report, name="wsgi-isr-stats", daemon=True)
-            try:
-                thread.start()
-            except RuntimeError:
-                # No threads in a sub-interpreter, at shutdown, or beyond the system's limit.
-                pass
+            start(threading.Thread(target=self._report, name="wsgi-isr-stats", daemon=True))
         elif time.monotonic() - self._left_at > 2 * INTERVAL:
             # Threads do not run here.
             self.leave_stats()

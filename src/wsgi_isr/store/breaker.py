@@ -15,6 +15,7 @@ import typing as t
 import weakref
 from collections.abc import Callable
 
+from ..threads import start
 from .coordination import TooLarge
 from .coordination import WritesRefused
 
@@ -122,7 +123,10 @@ class Breaker:
                 self._retry_at = time.monotonic() + min(pause, PAUSE[1])
             elif not self._watched:
                 self._retry_at = time.monotonic() + OVERDUE
-                self._watched = _start(_watch, weakref.ref(self))
+                thread = threading.Thread(
+                    target=_watch, args=[weakref.ref(self)], name="wsgi-isr-probe", daemon=True
+                )
+                self._watched = start(thread)
         if told:
             _report(operation, error)
         self._on_error(operation, error)
@@ -172,14 +176,6 @@ def _report(operation: str, error: Exception) -> None:
         type(error).__name__,
         error,
     )
-
-
-def _start(target: Callable[..., None], *args: object) -> bool:
-    try:
-        threading.Thread(target=target, args=args, name="wsgi-isr-probe", daemon=True).start()
-    except RuntimeError:
-        return False
-    return True
 
 
 def _watch(reference: weakref.ref[Breaker]) -> None:

@@ -7,6 +7,8 @@ import time
 import weakref
 from collections.abc import Callable
 
+from ..threads import start
+
 #: Seconds between two looks at the store, whatever it announces by itself.
 POLL = 0.5
 #: Seconds without a look after which the thread counts as stuck, or as one that does not run.
@@ -41,11 +43,8 @@ class Follower:
         with self._lock:
             if self._thread is None or not self._thread.is_alive():
                 thread = threading.Thread(target=self._run, name="wsgi-isr-follower", daemon=True)
-                try:
-                    thread.start()
-                except RuntimeError:
-                    return
-                self._thread = thread
+                if start(thread):
+                    self._thread = thread
 
     @property
     def is_late(self) -> bool:

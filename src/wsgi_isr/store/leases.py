@@ -12,6 +12,8 @@ import time
 import typing as t
 from collections.abc import Callable
 
+from ..threads import start
+
 #: Seconds for which a lease outlives its process.
 LEASE = 5.0
 #: Seconds between two extensions: two of them may fail.
@@ -81,9 +83,8 @@ class Heart:
         """Extend a lease from now on; false where threads cannot be started."""
         with self._lock:
             if not self._beating:
-                try:
-                    threading.Thread(target=self._beat, name="wsgi-isr-leases", daemon=True).start()
-                except RuntimeError:
+                thread = threading.Thread(target=self._beat, name="wsgi-isr-leases", daemon=True)
+                if not start(thread):
                     return False
                 self._beating = True
             self._leases[lease.token] = lease
