@@ -119,8 +119,11 @@ class FileCoordination:
         return _parse_clock(read_file(self._sequence))
 
     def _write_clock(self, clock: _Clock) -> None:
-        with os.fdopen(open_file(self._sequence, os.O_RDWR | os.O_CREAT), "r+b", 0) as file:
-            file.write(_format_clock(clock))
+        descriptor = open_file(self._sequence, os.O_RDWR | os.O_CREAT)
+        try:
+            os.pwrite(descriptor, _format_clock(clock), 0)
+        finally:
+            os.close(descriptor)
 
     def _take_number(self) -> _Clock:
         clock = self._clock() or self._begin_lineage()
