@@ -21,6 +21,7 @@ from .subjects import BODY
 from .subjects import DictCache
 from .subjects import Environ
 from .subjects import GZIP
+from .subjects import PathCache
 from .subjects import request
 from .subjects import Response
 from .subjects import start_response
@@ -111,8 +112,8 @@ def peers(folder: Path) -> dict[str, Turn]:
 
 
 def measure(quick: bool) -> Table:
-    by_hand, again = DictCache(app), DictCache(app)
-    for subject in (by_hand, again):
+    by_hand, again, path_alone = DictCache(app), DictCache(app), PathCache(app)
+    for subject in (by_hand, again, path_alone):
         ready(subject, request())
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -120,6 +121,7 @@ def measure(quick: bool) -> Table:
             "": repeat(nothing, request(), start_response),
             BY_HAND: repeat(by_hand, request(), start_response),
             AGAIN: repeat(again, request(), start_response),
+            "by hand, path alone": repeat(path_alone, request(), start_response),
         }
         subjects |= stack.enter_context(hits("memory://", "memory://"))
         subjects |= stack.enter_context(hits(f"file://{folder}/files", "file://"))

@@ -16,7 +16,8 @@ CAPTIONS = {
     "hits": """### In process
 
 Nanoseconds a call, less those of an empty one. *by hand, again* is a second cache of the same kind:
-what differs from *by hand* is noise.""",
+what differs from *by hand* is noise. *by hand* looks at method, path, query and time; one that
+looks at *path alone* would also answer a POST from its pages.""",
     "memory": """### Many pages
 
 Nanoseconds a hit, by turns of a second; ready-made answers hold for a second, so where every page

@@ -47,7 +47,29 @@ def app(environ: Environ, start_response: t.Any) -> t.Any:
 
 
 class DictCache:
-    """What one writes by hand: a path, a time, a copy of a list."""
+    """What one writes by hand: method, path and query, a time, a copy of a list."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        self._pages: dict[tuple[str, str], tuple[float, list[tuple[str, str]], bytes]] = {}
+
+    def __call__(self, environ: Environ, start_response: t.Any) -> t.Any:
+        if environ["REQUEST_METHOD"] != "GET":
+            return self._app(environ, start_response)
+        key = (environ["PATH_INFO"], environ["QUERY_STRING"])
+        page = self._pages.get(key)
+        if page is not None and time.time() < page[0]:
+            start_response("200 OK", page[1].copy())
+            return [page[2]]
+        body = b"".join(self._app(environ, lambda *args: None))
+        headers = [HTML, ("Content-Length", str(len(body)))]
+        self._pages[key] = (time.time() + 3600, headers, body)
+        start_response("200 OK", headers.copy())
+        return [body]
+
+
+class PathCache:
+    """The least that answers at all: for any method, whatever the query."""
 
     def __init__(self, app: App) -> None:
         self._app = app
