@@ -160,12 +160,16 @@ class TestSizes:
             0.0,
         )
         codings.compress(page)
-        tracemalloc.start()
-        try:
-            compressed = codings.compress(page)
-            taken, _ = tracemalloc.get_traced_memory()
-        finally:
-            tracemalloc.stop()
+        sizes = []
+        for _ in range(5):
+            tracemalloc.start()
+            try:
+                compressed = codings.compress(page)
+                sizes.append(tracemalloc.get_traced_memory()[0])
+            finally:
+                tracemalloc.stop()
+        # Threads of earlier tests may have taken some meanwhile.
+        taken = min(sizes)
         assert set(compressed.codings) == set(CODINGS)
         assert taken < compressed.size - page.size + 3000
 
