@@ -186,6 +186,15 @@ def files(tmp_path: t.Any) -> str:
     return f"file://{tmp_path}/cache"
 
 
+@pytest.fixture(params=["files", pytest.param("redis", marks=pytest.mark.servers)])
+def shared(request: pytest.FixtureRequest) -> str:
+    """Every store from which other processes take pages to render, as a URL."""
+    url = request.getfixturevalue("files" if request.param == "files" else "redis")
+    # Also other processes shall take a busy machine for no outage.
+    wait = f"socket_timeout={PATIENT}&socket_connect_timeout={PATIENT}"
+    return url if request.param == "files" else f"{url.url}?{wait}"
+
+
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """A busy machine is no outage."""

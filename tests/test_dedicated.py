@@ -3,50 +3,42 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
-import subprocess
-import sys
+import threading
 import typing as t
+from collections.abc import Callable
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cachelib import SimpleCache
+from click.testing import CliRunner
 from conftest import Make
 from conftest import Site
-from redis_server import Redis
-from redis_server import running
+from regenerated import FLASK
+from regenerated import line_of
+from regenerated import PLAIN
+from regenerated import Regenerator
+from regenerated import web_worker
 from steps import PATIENCE
+from steps import start
 from steps import visit
 from steps import wait_until
 
+from wsgi_isr import dedicated
 from wsgi_isr import ISRMiddleware
 from wsgi_isr import Rule
-from wsgi_isr.dedicated import Line
+from wsgi_isr.cli import regenerate
 from wsgi_isr.key import PageKey
-from wsgi_isr.store.jobs import JobFiles
-from wsgi_isr.store.jobs import LIMIT
+from wsgi_isr.loading import App
+from wsgi_isr.pool import WorkerPool
+from wsgi_isr.store.coordination import WritesRefused
 
-pytestmark = pytest.mark.processes
+Regenerate = Callable[..., Regenerator]
 
-TESTS = Path(__file__).parent
-RULES = {"/**": Rule(revalidate=False)}
-KEY = PageKey("http", "localhost", "", "/page")
-
-
-@pytest.fixture(
-    params=["files", pytest.param("redis", marks=pytest.mark.servers)],
-)
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """Every store that can hand over pages, as a URL."""
-    if request.param == "files":
-        yield f"file://{tmp_path}/cache"
-        return
-    folder = tmp_path / "redis"
-    folder.mkdir()
-    with running(Redis(folder)) as server:
-        assert isinstance(server, Redis)
-        yield server.url
+KEY = PageKey(
+    "http", "localhost", "", "/page", vary=(("accept-language", "en"),), build="a build"
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -56,37 +48,12 @@ def content(tmp_path: Path) -> Path:
     return path
 
 
-class Regenerator:
-    """``python -m wsgi_isr MODULE:APP regenerate``."""
-
-    def __init__(self, store: str, content: Path) -> None:
-        environment = {**os.environ, "REGENERATED_STORE": store}
-        environment["REGENERATED_CONTENT"] = str(content)
-        command = [sys.executable, "-u", "-m", "wsgi_isr", "regenerated:app", "regenerate"]
-        self.process = subprocess.Popen(
-            command, cwd=TESTS, env=environment, stdout=subprocess.PIPE, text=True
-        )
-        assert self.process.stdout is not None
-        self.process.stdout.readline()
-        self.begun = content.with_name(f"begun-{self.process.pid}")
-
-    @property
-    def signature(self) -> str:
-        return f"by {self.process.pid}"
-
-    def end(self, number: int = signal.SIGTERM) -> int:
-        self.process.send_signal(number)
-        return self.process.wait(PATIENCE)
-
-
 @pytest.fixture
-def regenerator(store: str, content: Path) -> Iterator[t.Callable[[], Regenerator]]:
+def regenerator(shared: str, content: Path) -> Iterator[Regenerate]:
     made = []
 
-    def start() -> Regenerator:
-        made.append(Regenerator(store, content))
-        # It says that it is there a moment after it is.
-        wait_until(lambda: _line(make_isr(store, content)).is_served)
+    def start(command: list[str] = PLAIN) -> Regenerator:
+        made.append(Regenerator(shared, content, command))
         return made[-1]
 
     yield start
@@ -95,55 +62,48 @@ def regenerator(store: str, content: Path) -> Iterator[t.Callable[[], Regenerato
         one.process.communicate()
 
 
-def make_isr(store: str, content: Path) -> ISRMiddleware:
-    def site(environ: dict[str, t.Any], start_response: t.Any) -> list[bytes]:
-        start_response("200 OK", [("Content-Type", "text/plain")])
-        return [f"{content.read_text()} here".encode()]
-
-    return ISRMiddleware(site, store, rules=RULES, base_url="http://localhost", workers=0)
-
-
-def _line(isr: ISRMiddleware) -> Line:
-    line = isr._here().line
-    assert line is not None
-    return line
-
-
 @pytest.fixture
-def isr(store: str, content: Path) -> Iterator[ISRMiddleware]:
+def isr(shared: str, content: Path) -> Iterator[ISRMiddleware]:
     """A web worker."""
-    isr = make_isr(store, content)
+    isr = web_worker(shared, content)
     yield isr
     isr.close()
 
 
 def change(content: Path, isr: ISRMiddleware, text: str) -> None:
     content.write_text(text)
-    isr.invalidate("/page")
+    isr.invalidate("/**")
 
 
+@pytest.mark.processes
 class TestAStalePage:
-    def test_is_rendered_there(self, isr: ISRMiddleware, content: Path, regenerator: t.Any) -> None:
-        there = regenerator()
+    @pytest.mark.parametrize("command", [PLAIN, FLASK])
+    def test_is_rendered_there(
+        self, isr: ISRMiddleware, content: Path, regenerator: Regenerate, command: list[str]
+    ) -> None:
+        there = regenerator(command)
         assert visit(isr, "/page").text == "first here"
         change(content, isr, "second")
         assert visit(isr, "/page").text == "first here"
         wait_until(lambda: visit(isr, "/page").text == f"second {there.signature}")
         assert isr.stats()["renders"] == 1
 
-    def test_is_in_line_once(
-        self, isr: ISRMiddleware, content: Path, store: str, regenerator: t.Any
+    @pytest.mark.parametrize(
+        ("url", "headers"), [("/page?q=%C3%A9&q=", {}), ("/page", {"Accept-Language": "de"})]
+    )
+    def test_is_named_there_with_its_query_and_its_variant(
+        self,
+        isr: ISRMiddleware,
+        content: Path,
+        regenerator: Regenerate,
+        url: str,
+        headers: dict[str, str],
     ) -> None:
         there = regenerator()
-        visit(isr, "/page")
-        there.process.send_signal(signal.SIGSTOP)
+        visit(isr, url, headers=headers)
         change(content, isr, "second")
-        for worker in (isr, make_isr(store, content), make_isr(store, content)):
-            visit(worker, "/page")
-            worker.close()
-        line = _line(isr)
-        assert line.take() == KEY._replace(path="/page")
-        assert line.take() is None
+        visit(isr, url, headers=headers)
+        wait_until(lambda: visit(isr, url, headers=headers).text == f"second {there.signature}")
 
     def test_is_rendered_here_while_nobody_is_there(
         self, isr: ISRMiddleware, content: Path, caplog: pytest.LogCaptureFixture
@@ -158,18 +118,47 @@ class TestAStalePage:
         assert "start 'python -m wsgi_isr MODULE:APP regenerate'" in record.getMessage()
 
     def test_is_rendered_here_when_the_last_one_has_ended(
-        self, isr: ISRMiddleware, content: Path, regenerator: t.Any
+        self, isr: ISRMiddleware, content: Path, regenerator: Regenerate
     ) -> None:
         there = regenerator()
         visit(isr, "/page")
-        assert there.end() == 0
+        assert there.end(signal.SIGKILL) == -signal.SIGKILL
+        change(content, isr, "second")
+        wait_until(lambda: visit(isr, "/page").text == "second here", 3 * PATIENCE)
+
+    def test_is_rendered_here_where_the_store_takes_no_jobs(
+        self, isr: ISRMiddleware, content: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def refuse(line: str, data: bytes) -> bool:
+            raise WritesRefused("full")
+
+        line_of(isr)._jobs.put = refuse  # type: ignore[method-assign]
+        visit(isr, "/page")
         change(content, isr, "second")
         visit(isr, "/page")
         isr.close()
         assert visit(isr, "/page").text == "second here"
+        assert "start 'python" not in caplog.text
+
+    def test_is_rendered_here_where_its_canonical_request_has_another_key(
+        self, shared: str, content: Path
+    ) -> None:
+        """No other process could know by which rule."""
+
+        def rules(environ: dict[str, t.Any]) -> t.Any:
+            asked = "HTTP_X_ASKED" in environ
+            return Rule(revalidate=False, vary={"Accept-Language": ["en"]} if asked else None)
+
+        isr = web_worker(shared, content, rules=rules)
+        line_of(isr).serve()
+        visit(isr, "/page", headers={"X-Asked": "1"})
+        change(content, isr, "second")
+        visit(isr, "/page", headers={"X-Asked": "1"})
+        isr.close()
+        assert visit(isr, "/page", headers={"X-Asked": "1"}).text == "second here"
 
     def test_is_rendered_by_the_call_where_somebody_demands_it(
-        self, isr: ISRMiddleware, content: Path, regenerator: t.Any
+        self, isr: ISRMiddleware, content: Path, regenerator: Regenerate
     ) -> None:
         regenerator()
         visit(isr, "/page")
@@ -177,19 +166,35 @@ class TestAStalePage:
         isr.revalidate("/page")
         assert visit(isr, "/page").text == "second here"
 
+    def test_that_the_store_has_lost_is_rendered_there(
+        self, isr: ISRMiddleware, content: Path, regenerator: Regenerate
+    ) -> None:
+        there = regenerator()
+        visit(isr, "/page")
+        store = isr._here().store
+        change(content, isr, "second")
+        store.storage.delete(KEY.name)
+        assert visit(isr, "/page").text == "first here"
+        wait_until(lambda: visit(isr, "/page").text == f"second {there.signature}")
 
+    def test_that_is_fresh_by_now_is_not_rendered(self, isr: ISRMiddleware) -> None:
+        visit(isr, "/page")
+        isr._regenerate(KEY)
+        assert isr.stats()["renders"] == 1
+
+
+@pytest.mark.processes
 class TestProcesses:
     def test_share_what_is_in_line(
-        self, isr: ISRMiddleware, content: Path, regenerator: t.Any
+        self, isr: ISRMiddleware, content: Path, regenerator: Regenerate
     ) -> None:
         both = [regenerator(), regenerator()]
         paths = [f"/{number}" for number in range(6)]
         for path in paths:
             visit(isr, path)
-        content.write_text("second")
         # Each renders two at a time, so that two are left when one of them has all it can do.
         content.with_name("hold").touch()
-        isr.invalidate("/**")
+        change(content, isr, "second")
         for path in paths:
             visit(isr, path)
         wait_until(lambda: all(one.begun.exists() for one in both))
@@ -199,8 +204,8 @@ class TestProcesses:
         signatures = {visit(isr, path).text.removeprefix("second ") for path in paths}
         assert signatures == {one.signature for one in both}
 
-    def test_that_are_killed_in_a_render_are_replaced_by_others(
-        self, isr: ISRMiddleware, content: Path, regenerator: t.Any
+    def test_that_are_killed_in_a_render_leave_it_to_others(
+        self, isr: ISRMiddleware, content: Path, regenerator: Regenerate
     ) -> None:
         first = regenerator()
         visit(isr, "/page")
@@ -208,15 +213,28 @@ class TestProcesses:
         change(content, isr, "second")
         visit(isr, "/page")
         wait_until(first.begun.exists)
-        first.process.kill()
-        first.process.wait(PATIENCE)
-        content.with_name("hold").unlink()
+        # No visitor comes any more.
+        first.end(signal.SIGKILL)
         second = regenerator()
+        wait_until(second.begun.exists, 3 * PATIENCE)
+        content.with_name("hold").unlink()
         wait_until(lambda: visit(isr, "/page").text == f"second {second.signature}")
+
+    def test_find_what_came_while_none_was_there(
+        self, isr: ISRMiddleware, content: Path, regenerator: Regenerate
+    ) -> None:
+        visit(isr, "/page")
+        change(content, isr, "second")
+        line_of(isr).serve()
+        visit(isr, "/page")
+        isr.close()
+        there = regenerator()
+        wait_until(lambda: isr._here().store.newest(KEY).page.bodies["identity"][:6] == b"second")  # type: ignore[union-attr]
+        assert visit(isr, "/page").text == f"second {there.signature}"
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     def test_finish_what_they_have_begun(
-        self, isr: ISRMiddleware, content: Path, regenerator: t.Any, number: int
+        self, isr: ISRMiddleware, content: Path, regenerator: Regenerate, number: int
     ) -> None:
         there = regenerator()
         visit(isr, "/page")
@@ -229,8 +247,26 @@ class TestProcesses:
         assert there.process.wait(PATIENCE) == 0
         assert visit(isr, "/page").text == f"second {there.signature}"
 
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_end_at_once_when_they_are_told_twice(
+        self, isr: ISRMiddleware, content: Path, regenerator: Regenerate, number: int
+    ) -> None:
+        there = regenerator()
+        visit(isr, "/page")
+        content.with_name("hold").touch()
+        change(content, isr, "second")
+        visit(isr, "/page")
+        wait_until(there.begun.exists)
+
+        def tell() -> bool:
+            there.process.send_signal(number)
+            return there.process.poll() is not None
+
+        wait_until(tell)
+        assert there.process.returncode == -number
+
     def test_are_counted_with_the_others(
-        self, isr: ISRMiddleware, content: Path, regenerator: t.Any
+        self, isr: ISRMiddleware, content: Path, regenerator: Regenerate
     ) -> None:
         there = regenerator()
         visit(isr, "/page")
@@ -247,95 +283,70 @@ class TestProcesses:
         wait_until(lambda: renders() == [1])
 
 
-class TestTheLine:
-    def test_is_taken_from_in_the_order_of_its_jobs(self, isr: ISRMiddleware) -> None:
-        line = _line(isr)
-        line.serve()
-        keys = [KEY._replace(path=f"/{number}") for number in (2, 1, 3)]
-        for key in keys:
-            assert line.put(key)
-        assert [line.take() for _ in range(4)] == [*keys, None]
+class TestAHungRender:
+    """Others may do the job of one that takes longer than `render_timeout`."""
 
-    def test_is_bounded(self, isr: ISRMiddleware) -> None:
-        line = _line(isr)
-        line.serve()
-        for number in range(LIMIT + 10):
-            line.put(KEY._replace(path=f"/{number}"))
-        taken = 0
-        while line.take() is not None:
-            taken += 1
-        assert taken == LIMIT
+    @pytest.mark.parametrize(("patience", "kept"), [(3600, True), (0, False)])
+    def test_is_told_to_be_at_work_only_so_long(
+        self,
+        files: str,
+        content: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        patience: float,
+        kept: bool,
+    ) -> None:
+        monkeypatch.setattr(dedicated, "SERVE", 0.0)
+        monkeypatch.setattr(dedicated, "WAIT", 0.01)
+        isr = web_worker(files, content)
+        line = line_of(isr)
+        told = []
+        served = threading.Semaphore(0)
+        serve = line.serve
+        monkeypatch.setattr(line, "serve", lambda: (serve(), served.release()))
+        monkeypatch.setattr(line, "keep", told.append)
+        begun, go_on, stop = threading.Event(), threading.Event(), threading.Event()
 
-    def test_is_left_by_one_of_several_only_for_a_moment(self, isr: ISRMiddleware) -> None:
-        line = _line(isr)
-        line.serve()
-        line.abandon()
-        assert not line.is_served
-        line.serve()
-        assert line.is_served
+        def render(key: PageKey) -> None:
+            begun.set()
+            assert go_on.wait(PATIENCE)
 
-    @pytest.mark.parametrize(
-        "garbage",
-        [
-            b"",
-            b"cos\nsystem\n(S'exit 1'\ntR.",
-            b"[" * 50_000,
-            b'["http", "localhost", "", 3, [], [], ""]',
-            b'["http", "localhost", "", "/page", [[1, 2]], [], ""]',
-            b'["http", "localhost", "", "/page", [], [], "another build"]',
-            b"{}",
-        ],
-    )
-    def test_is_not_believed(self, isr: ISRMiddleware, garbage: bytes) -> None:
-        """Jobs come from whoever can write to the store."""
-        line = _line(isr)
-        for data in (garbage, line._codec.seal(garbage)):
-            line._jobs.put(line._name, data)
-            assert line.take() is None
-
-    def test_takes_no_job_without_its_checksum(self, isr: ISRMiddleware) -> None:
-        line = _line(isr)
-        line._jobs.put(line._name, b'["http", "localhost", "", "/page", [], [], ""]')
+        line.serve()
+        line.put(KEY)
+        pool = WorkerPool(1, PATIENCE)
+        running = start(dedicated.Regenerator(line, render, pool, patience).run, stop)
+        assert begun.wait(PATIENCE)
+        while served.acquire(blocking=False):
+            pass
+        assert all(served.acquire(timeout=PATIENCE) for _ in range(3))
+        stop.set()
+        running.result(PATIENCE)
+        assert bool(told) is kept
+        go_on.set()
+        assert pool.wait(PATIENCE)
         assert line.take() is None
-
-    def test_of_another_signing_key_is_another(self, store: str, content: Path) -> None:
-        keys = [b"0123456789abcdef", b"fedcba9876543210"]
-        one, other = (
-            ISRMiddleware(Site(), store, workers=0, signing_key=key)._here().line for key in keys
-        )
-        assert one is not None and other is not None
-        one.serve()
-        one.put(KEY)
-        assert other.take() is None
-
-
-class TestJobFiles:
-    def test_what_is_no_file_makes_way(self, tmp_path: Path) -> None:
-        jobs = JobFiles(str(tmp_path))
-        (tmp_path / "line" / "folder").mkdir(parents=True)
-        os.mkfifo(tmp_path / "line" / "pipe")
-        jobs.put("line", b"job")
-        taken = [jobs.take("line") for _ in range(4)]
-        assert sorted(filter(None, taken)) == [b"job"]
-        assert list((tmp_path / "line").iterdir()) == []
 
 
 class TestMistakes:
-    @pytest.mark.parametrize("cache", ["memory://", "memcached://localhost"])
-    def test_a_store_that_cannot_hand_over_is_refused(self, cache: str) -> None:
+    @pytest.mark.parametrize("cache", ["memory://", "memcached://localhost", SimpleCache()])
+    def test_a_store_that_cannot_hand_over_is_refused(self, cache: t.Any) -> None:
         with pytest.raises(ValueError, match="files, or Redis"):
             ISRMiddleware(Site(), cache, workers=0)
 
-    def test_a_cache_that_cannot_renders_here(
+    def test_a_cache_of_a_callable_that_cannot_renders_here(
         self, site: Site, make: Make, clock: t.Any, caplog: pytest.LogCaptureFixture
     ) -> None:
-        from cachelib import SimpleCache
-
         site.page("/", lambda environ: f"render {site.renders('/')}", revalidate=10)
-        isr = make(SimpleCache(threshold=0), workers=0)
+        isr = make(lambda: SimpleCache(threshold=0), workers=0)
         visit(isr)
         clock.advance(11)
         visit(isr)
         isr.close()
         assert visit(isr).text == "render 2"
         assert "workers=0 leaves renders to other processes" in caplog.text
+
+    def test_the_command_tells_of_a_store_that_cannot(self) -> None:
+        pytest.importorskip("pymemcache")
+        isr = ISRMiddleware(Site(), "memcached://localhost:9")
+        result = CliRunner().invoke(regenerate, obj=App(isr))
+        assert "this store cannot hand over pages: files and Redis can" in result.output
+        assert result.exit_code == 1

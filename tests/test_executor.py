@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
+import pickle
 import threading
 import typing as t
 from concurrent.futures import Executor
 from concurrent.futures import Future
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from conftest import Clock
 from conftest import Make
 from conftest import Site
 from conftest import status_of
+from flasks import flask_app
+from flasks import flask_browser
 from steps import visit
 from steps import wait_until
 
@@ -37,6 +41,18 @@ class Dropping(Executor):
 
     def submit(self, fn: t.Any, /, *args: t.Any, **kwargs: t.Any) -> Future[t.Any]:
         return Future()
+
+
+class Pickling(Executor):
+    """Runs jobs in other processes, and finds out late that ours cannot be sent there."""
+
+    def submit(self, fn: t.Any, /, *args: t.Any, **kwargs: t.Any) -> Future[t.Any]:
+        future: Future[t.Any] = Future()
+        try:
+            pickle.dumps(fn)
+        except Exception as error:
+            future.set_exception(error)
+        return future
 
 
 def in_a_fork(work: t.Callable[[], str]) -> str:
@@ -142,7 +158,54 @@ class TestAnExecutorThatIsOfNoUse:
             isr.close()
             assert visit(isr).text == f"render {render}"
         (message,) = [record.getMessage() for record in caplog.records]
-        assert message.startswith("executor takes no jobs, threads of wsgi-isr take its place")
+        assert message.startswith("executor runs no jobs, threads of wsgi-isr take its place")
+
+    def test_is_replaced_where_it_is_shut_down_before_its_jobs_run(
+        self, make: Make, clock: Clock
+    ) -> None:
+        busy = threading.Event()
+        executor = ThreadPoolExecutor(1)
+        executor.submit(busy.wait, 10)
+        isr = make(executor=executor)
+        stale(isr, clock)
+        executor.shutdown(wait=False, cancel_futures=True)
+        isr.close()
+        assert visit(isr).text == "render 2"
+        busy.set()
+
+    def test_is_replaced_where_it_cannot_run_our_jobs(
+        self, make: Make, clock: Clock, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        isr = make(executor=Pickling())
+        stale(isr, clock)
+        isr.close()
+        assert visit(isr).text == "render 2"
+        assert "executor runs no jobs" in caplog.text
+
+    def test_is_helped_out_by_visitors_where_its_jobs_hang(
+        self, site: Site, make: Make, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(executor_module, "STALLED", 0.0)
+        go_on = threading.Event()
+        began = threading.Event()
+
+        def hang(environ: t.Any) -> str:
+            if site.renders("/hangs") > 1:
+                began.set()
+                assert go_on.wait(10)
+            return ""
+
+        site.page("/hangs", hang, revalidate=10)
+        with ThreadPoolExecutor(1) as executor:
+            isr = make(executor=executor, render_timeout=0.001)
+            visit(isr, "/hangs")
+            visit(isr)
+            clock.advance(11)
+            visit(isr, "/hangs")
+            assert began.wait(10)
+            visit(isr)
+            wait_until(lambda: visit(isr).text == "render 2")
+            go_on.set()
 
     def test_is_replaced_where_it_was_made_before_a_fork(self, make: Make, clock: Clock) -> None:
         with ThreadPoolExecutor(1) as executor:
@@ -181,6 +244,16 @@ class TestAnExecutorThatIsOfNoUse:
         assert (taken.count(True), taken.count(False)) == (QUEUE_LIMIT, 10)
         for _ in range(QUEUE_LIMIT):
             pool.run_one()
+
+
+class TestFlask:
+    def test_takes_it_as_an_argument_or_from_its_config(self, tmp_path: Path) -> None:
+        for name, options in (("argument", {"executor": Inline}), ("config", {})):
+            app = flask_app(tmp_path, name)
+            if not options:
+                app.config["ISR_EXECUTOR"] = Inline
+            pool = flask_browser(app, **options).isr._here().pool
+            assert isinstance(pool, executor_module.ExecutorPool)
 
 
 class TestMistakes:

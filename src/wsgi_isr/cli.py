@@ -20,7 +20,7 @@ from collections.abc import Iterator
 
 import click
 
-from .dedicated import work
+from .dedicated import Regenerator
 from .loading import App
 from .loading import load
 from .ondemand import Result
@@ -297,9 +297,11 @@ def regenerate(app: App, workers: int | None) -> None:
 
     for kind in (signal.SIGINT, signal.SIGTERM):
         signal.signal(kind, end)
-    pool = WorkerPool(workers or app.middleware._workers, app.middleware._render_timeout)
+    patience = app.middleware._render_timeout
+    pool = WorkerPool(workers or app.middleware._workers, patience)
+    process.line.serve()
     click.echo("Regenerating what web workers hand over.")
-    work(process.line, app.middleware._regenerate, pool, stop)
+    Regenerator(process.line, app.middleware._regenerate, pool, patience).run(stop)
     # What has begun is finished, if that does not take long; the old page stays otherwise.
     pool.wait(FINISHING)
 

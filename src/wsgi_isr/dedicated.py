@@ -17,38 +17,45 @@ from collections.abc import Callable
 from .key import PageKey
 from .page import Codec
 from .pool import WorkerPool
+from .site import Site
 from .store import PageStore
+from .store.coordination import Job
 from .store.coordination import Jobs
 
 logger = logging.getLogger("wsgi_isr")
 
-#: Seconds between two looks at an empty line: from, to. Each is a round trip, or a system call.
-PAUSE = (0.005, 0.05)
-#: Seconds between two times that a line is said to be served.
+#: Seconds between two times that a line is said to be served, and jobs to be done.
 SERVE = 1.0
+#: Longest wait for a job, or for a thread, in seconds: for so long nobody looks whether to stop.
+WAIT = 0.25
+
+
+class Task(t.NamedTuple):
+    """A page to be rendered, and the job that told of it."""
+
+    key: PageKey
+    job: Job
 
 
 class Line:
-    """The pages of a build that wait to be rendered, in the store that all processes share.
+    """The pages of a build that wait to be rendered, in the store that all processes share."""
 
-    :param build_id: each build has a line of its own, for its code renders its pages.
-    """
-
-    def __init__(self, store: PageStore, jobs: Jobs, codec: Codec, build_id: str) -> None:
+    def __init__(self, store: PageStore, jobs: Jobs, codec: Codec, site: Site) -> None:
         self._store = store
         self._jobs = jobs
         self._codec = codec
-        self._build_id = build_id
-        self._name = hashlib.sha256(build_id.encode()).hexdigest()[:16]
+        self._site = site
+        # Each build has a line of its own, for its code renders its pages.
+        self._name = hashlib.sha256(site.build_id.encode()).hexdigest()[:16]
         self._was_served = True
 
     def put(self, key: PageKey) -> bool:
-        """Have a page rendered elsewhere; false if nobody is there to do it."""
-        served = self.is_served
-        if served:
-            data = self._codec.seal(json.dumps(key).encode())
-            self._store.ask("jobs", lambda: self._jobs.put(self._name, data), True)
-        if served != self._was_served:
+        """Have a page rendered elsewhere; false if that will not be."""
+        if not self._site.is_canonical(key):
+            return False
+        data = self._codec.seal(json.dumps(key).encode())
+        served = self._store.ask("jobs", lambda: self._jobs.put(self._name, data), True)
+        if served is not None and served != self._was_served:
             self._was_served = served
             if served:
                 logger.info("stale pages are rendered by processes of their own again")
@@ -57,25 +64,35 @@ class Line:
                     "no process takes the stale pages that wait to be rendered, so they are "
                     "rendered here: start 'python -m wsgi_isr MODULE:APP regenerate'"
                 )
-        return served
+        return bool(served)
 
-    @property
-    def is_served(self) -> bool:
-        return bool(self._store.ask("jobs", lambda: self._jobs.is_served(self._name)))
+    def take(self) -> Task | None:
+        """The page that waits longest, which nobody else gets until it is done."""
+        while True:
+            job = self._store.ask("jobs", lambda: self._jobs.take(self._name), True)
+            if job is None:
+                return None
+            payload = self._codec.unseal(job.data)
+            key = None if payload is None else _parse(bytes(payload))
+            if key is not None and self._site.is_canonical(key):
+                return Task(key, job)
+            # Whoever can write to the store can put anything in line.
+            self.done(job)
 
-    def take(self) -> PageKey | None:
-        """The page that waits longest."""
-        sealed = self._store.ask("jobs", lambda: self._jobs.take(self._name))
-        payload = self._codec.unseal(sealed)
-        key = None if payload is None else _parse(bytes(payload))
-        return key if key is not None and key.build == self._build_id else None
+    def keep(self, job: Job) -> None:
+        """Tell that somebody is still at it."""
+        self._store.ask("jobs", job.keep, True)
+
+    def done(self, job: Job) -> None:
+        self._store.ask("jobs", job.done, True)
+
+    def wait(self, seconds: float) -> None:
+        """Wait until something may be in line, at most that many seconds."""
+        self._jobs.wait(self._name, seconds)
 
     def serve(self) -> None:
         """Tell that somebody takes pages from the line."""
         self._store.ask("jobs", lambda: self._jobs.serve(self._name), True)
-
-    def abandon(self) -> None:
-        self._store.ask("jobs", lambda: self._jobs.abandon(self._name), True)
 
 
 def _parse(data: bytes) -> PageKey | None:
@@ -97,28 +114,54 @@ def _pairs(items: t.Any) -> tuple[tuple[str, str], ...]:
     return pairs
 
 
-def work(
-    line: Line, render: Callable[[PageKey], None], pool: WorkerPool, stop: threading.Event
-) -> None:
-    """Render what waits in line, until ``stop`` is set.
+class Regenerator:
+    """Renders what waits in line.
 
-    :param pool: takes no more pages than it has threads, so that others are left to others.
+    :param pool: gets no more pages than it has threads, so that others are left to others.
+    :param patience: seconds after which a render counts as hung: others may do it.
     """
-    served_at = 0.0
-    pause = PAUSE[0]
-    while not stop.is_set():
-        if time.monotonic() - served_at >= SERVE:
-            served_at = time.monotonic()
-            line.serve()
-        key = None if pool.is_busy else line.take()
-        if key is not None:
-            pause = PAUSE[0]
-            pool.submit(_bound(render, key))
-        else:
-            stop.wait(pause)
-            pause = min(2 * pause, PAUSE[1])
-    line.abandon()
 
+    def __init__(
+        self, line: Line, render: Callable[[PageKey], None], pool: WorkerPool, patience: float
+    ) -> None:
+        self._line = line
+        self._render = render
+        self._pool = pool
+        self._patience = patience
+        #: When the jobs began that are being done.
+        self._doing: dict[Job, float] = {}
+        # Held while they are told of, so that none is when it has been done.
+        self._lock = threading.Lock()
 
-def _bound(render: Callable[[PageKey], None], key: PageKey) -> Callable[[], None]:
-    return lambda: render(key)
+    def run(self, stop: threading.Event) -> None:
+        """Render until ``stop`` is set; what has begun by then may still run."""
+        served_at = 0.0
+        while not stop.is_set():
+            if time.monotonic() - served_at >= SERVE:
+                served_at = time.monotonic()
+                self._tell()
+            if not self._pool.has_room(WAIT):
+                continue
+            task = self._line.take()
+            if task is None:
+                self._line.wait(WAIT)
+                continue
+            with self._lock:
+                self._doing[task.job] = time.monotonic()
+            self._pool.submit(lambda task=task: self._do(task))  # type: ignore[misc]
+
+    def _tell(self) -> None:
+        self._line.serve()
+        now = time.monotonic()
+        with self._lock:
+            for job, began in self._doing.items():
+                if now - began < self._patience:
+                    self._line.keep(job)
+
+    def _do(self, task: Task) -> None:
+        try:
+            self._render(task.key)
+        finally:
+            with self._lock:
+                del self._doing[task.job]
+            self._line.done(task.job)

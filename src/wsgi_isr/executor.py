@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import threading
@@ -9,7 +10,9 @@ import time
 import typing as t
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import CancelledError
 from concurrent.futures import Executor
+from concurrent.futures import Future
 from concurrent.futures import ProcessPoolExecutor
 
 from .pool import Job
@@ -51,10 +54,10 @@ def open_pool(executor: ExecutorLike, made_in: int, workers: int, patience: floa
         if isinstance(executor, Executor):
             if made_in != os.getpid():
                 raise RuntimeError("it was made before the fork: hand over a callable")
-            return ExecutorPool(executor, own)
+            return ExecutorPool(executor, own, patience)
         made = executor()
         check_executor(made)
-        return ExecutorPool(made, own)
+        return ExecutorPool(made, own, patience)
     except Exception as error:
         logger.warning("executor cannot be used, threads of wsgi-isr take its place: %s", error)
         return own
@@ -64,14 +67,18 @@ class ExecutorPool:
     """Runs jobs on an executor.
 
     :param instead: runs them where the executor takes none any more.
+    :param patience: seconds after which a job counts as hung.
     """
 
-    def __init__(self, executor: Executor, instead: WorkerPool) -> None:
+    def __init__(self, executor: Executor, instead: WorkerPool, patience: float) -> None:
         self._executor = executor
+        self._patience = patience
         self._instead = instead
         self._jobs: deque[Job] = deque()
         self._done = threading.Condition()
-        self._running = 0
+        #: When each job began that runs, by its number.
+        self._running: dict[int, float] = {}
+        self._numbers = itertools.count()
         #: When the jobs in line began to wait while none ran.
         self._waiting_since = 0.0
         self._shut_down = False
@@ -81,39 +88,50 @@ class ExecutorPool:
         with self._done:
             if len(self._jobs) >= QUEUE_LIMIT:
                 return False
-            if not self._shut_down:
-                if not self._jobs:
-                    self._waiting_since = time.monotonic()
-                self._jobs.append(job)
-        if not self._shut_down:
-            try:
-                # It takes whichever job is first by then: a visitor may have run some.
-                self._executor.submit(self.run_one)
-                return True
-            except Exception as error:
-                self._give_up(error)
-                return True
-        return self._instead.submit(job)
+            if self._shut_down:
+                return self._instead.submit(job)
+            if not self._jobs:
+                self._waiting_since = time.monotonic()
+            self._jobs.append(job)
+        try:
+            # It takes whichever job is first by then: a visitor may have run some.
+            self._executor.submit(self.run_one).add_done_callback(self._look)
+        except Exception as error:
+            self._give_up(error)
+        return True
 
-    def _give_up(self, error: Exception) -> None:
+    def _look(self, future: Future[None]) -> None:
+        """See whether the executor has run what it was given."""
+        if future.cancelled():
+            self._give_up(CancelledError("it has cancelled one"))
+        elif (error := future.exception()) is not None:
+            # Not of a job: it was never called, as by an executor that pickles what it runs.
+            self._give_up(error)
+
+    def _give_up(self, error: BaseException) -> None:
         """Let threads of our own do what is in line, and what comes."""
         with self._done:
             if not self._shut_down:
                 logger.warning(
-                    "executor takes no jobs, threads of wsgi-isr take its place: %s", error
+                    "executor runs no jobs, threads of wsgi-isr take its place: %s", error
                 )
             self._shut_down = True
-            jobs, self._jobs = list(self._jobs), deque()
-        for job in jobs:
-            self._instead.submit(job)
+            while self._jobs:
+                self._instead.submit(self._jobs.popleft())
+            self._done.notify_all()
 
     @property
     def is_stalled(self) -> bool:
-        """Whether jobs wait although none runs: the executor has dropped them, or is stuck."""
+        """Whether jobs wait although none runs: the executor has dropped them, or hangs."""
         if self._shut_down:
             return self._instead.is_stalled
-        waiting = bool(self._jobs) and not self._running
-        return waiting and time.monotonic() - self._waiting_since > STALLED
+        if not self._jobs:
+            return False
+        now = time.monotonic()
+        with self._done:
+            if any(now - began < self._patience for began in self._running.values()):
+                return False
+        return now - self._waiting_since > STALLED
 
     def run_one(self) -> None:
         """Run a job in this thread."""
@@ -124,10 +142,11 @@ class ExecutorPool:
             if not self._jobs:
                 return
             job = self._jobs.popleft()
-            self._running += 1
+            number = next(self._numbers)
+            self._running[number] = time.monotonic()
         perform(job)
         with self._done:
-            self._running -= 1
+            del self._running[number]
             self._waiting_since = time.monotonic()
             self._done.notify_all()
 

@@ -268,9 +268,7 @@ class ISRMiddleware:
 
     def _regenerate(self, key: PageKey) -> None:
         """Render a page that another process has handed over."""
-        resolver = self._site.resolver
-        rule = resolver(key.to_environ("stale", self)) if resolver is not None else None
-        self._here().regeneration.regenerate(key, rule)
+        self._here().regeneration.regenerate(key, self._site.rule_of(key))
 
     def _on_demand(self) -> OnDemand:
         return OnDemand(self._here(), self._site.origins, self._site.describe, self._site.clock)

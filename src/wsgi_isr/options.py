@@ -5,6 +5,11 @@ from __future__ import annotations
 import re
 import typing as t
 
+from cachelib import BaseCache
+from cachelib import FileSystemCache
+from cachelib import RedisCache
+from cachelib import ValkeyCache
+
 from .executor import check_executor
 from .metadata import check_tags_header
 
@@ -50,10 +55,17 @@ def check(**options: t.Any) -> None:
     if options["workers"] == 0:
         if options["executor"] is not None:
             raise ValueError("workers=0 leaves renders to other processes; leave executor out")
-        if str(options["cache"]).partition(":")[0] in ("memory", "memcached"):
+        if not _hands_over(options["cache"]):
             raise ValueError(
                 "workers=0 leaves renders to other processes, which need a store that can tell "
                 "them what to do: files, or Redis"
             )
     if options["memory_size"] == 0 and str(options["cache"]).startswith("memory:"):
         raise ValueError("memory:// with memory_size=0 would store nothing; leave one of them out")
+
+
+def _hands_over(cache: object) -> bool:
+    """Whether a store, as far as one can tell by now, tells other processes what to render."""
+    if isinstance(cache, BaseCache):
+        return isinstance(cache, RedisCache | ValkeyCache | FileSystemCache)
+    return str(cache).partition(":")[0] not in ("memory", "memcached")

@@ -106,11 +106,10 @@ class WorkerPool:
             return False
         return time.monotonic() - self._waiting_since > STALLED
 
-    @property
-    def is_busy(self) -> bool:
-        """Whether a job would have to wait for a thread."""
+    def has_room(self, timeout: float) -> bool:
+        """Whether a job would begin at once; waits for that, at most so many seconds."""
         with self._idle:
-            return self._pending >= self._limit()
+            return self._idle.wait_for(lambda: self._pending < self._limit(), timeout)
 
     def run_one(self) -> None:
         try:

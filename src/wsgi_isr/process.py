@@ -160,7 +160,7 @@ class Process:
         #: Stale pages wait there for processes that do nothing but render.
         self.line: Line | None = None
         if isinstance(coordination, KeepsJobs):
-            self.line = Line(self.store, coordination.jobs, codec, site.build_id)
+            self.line = Line(self.store, coordination.jobs, codec, site)
         elif is_dedicated:
             logger.warning(
                 "workers=0 leaves renders to other processes, which this store cannot tell of "

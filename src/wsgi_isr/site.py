@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .key import canonical_query
+from .key import is_ambiguous
 from .key import Origin
 from .key import Origins
 from .key import PageKey
@@ -55,6 +56,30 @@ class Site:
             () if rule is None else rule.vary_of(environ),
             self.build_id,
         )
+
+    def rule_of(self, key: PageKey) -> Rule | None:
+        """The rule of a page by its canonical request."""
+        if self.resolver is None:
+            return None
+        return self.resolver(key.to_environ("stale", self.middleware))
+
+    def is_canonical(self, key: PageKey) -> bool:
+        """Whether a key may have a page, and is that of its own canonical request.
+
+        A key that comes from elsewhere has to be, so that nobody invents pages, and one that is
+        to be told elsewhere.
+        """
+        origin = Origin(key.scheme, key.host, key.mount)
+        try:
+            if is_ambiguous(key.path, key.mount):
+                return False
+            if self.origins.trust(key.scheme, key.host) != key.host:
+                return False
+            environ = key.to_environ("stale", self.middleware)
+            return self.key(origin, environ, self.rule_of(key)) == key
+        except ValueError:
+            # Text that is no latin-1.
+            return False
 
     def describe(self, origin: Origin, path: str, query_string: str) -> tuple[PageKey, Rule | None]:
         """The key and the rule of a page that is named, not visited."""

@@ -25,6 +25,13 @@ MAX_LABELS = 100_000
 #: Seconds between two looks at another process's render, where looking costs microseconds.
 WATCH = (0.001, 0.005)
 
+#: Jobs in a line, at the most; beyond it the next visitor of a page asks again.
+MAX_JOBS = 1000
+#: Seconds after which a line that nobody has said to serve counts as abandoned.
+ABANDONED = 5
+#: Seconds for which a job is its taker's: a killed one's lease has lapsed by then.
+CLAIM = 8
+
 #: Told where the order of renders and invalidations begins anew.
 LOST = (
     "the store has lost its invalidations: it was emptied, came back without its last data, or "
@@ -162,26 +169,38 @@ class KnowsBuilds(t.Protocol):
         """Note that a build is in use; all that were seen before it was, the last one first."""
 
 
+class Job(t.Protocol):
+    """A page to be rendered, which nobody else renders for `CLAIM` seconds."""
+
+    data: bytes
+
+    def keep(self) -> None:
+        """Tell that it is still being done; said again each second."""
+
+    def done(self) -> None:
+        """Take it from the line."""
+
+
 class Jobs(t.Protocol):
     """Lines of pages to be rendered, which processes put there and others take from.
 
     All methods may raise what the store raises.
     """
 
-    def put(self, line: str, data: bytes) -> None:
-        """Put a job in line, unless it is there already, or the line is full."""
+    def put(self, line: str, data: bytes) -> bool:
+        """Put a job in line, unless it is there already, or the line is full.
 
-    def take(self, line: str) -> bytes | None:
-        """The job that has been in line longest; nobody else gets it."""
+        False if nobody takes from it.
+        """
+
+    def take(self, line: str) -> Job | None:
+        """The job that has been in line longest, of those that nobody does."""
+
+    def wait(self, line: str, seconds: float) -> None:
+        """Wait for a job, at most that many seconds; it may be less, also without one."""
 
     def serve(self, line: str) -> None:
         """Tell that somebody takes from the line; said again each second."""
-
-    def abandon(self, line: str) -> None:
-        """Tell that one of those who took from the line does so no more."""
-
-    def is_served(self, line: str) -> bool:
-        """Whether somebody has said so lately."""
 
 
 @t.runtime_checkable

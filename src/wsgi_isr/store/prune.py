@@ -240,6 +240,7 @@ class Pruner:
         count += sum(map(_unlink, _old(os.path.join(folder, "outcomes"))))
         # What replaces a file as a whole is written beside it first.
         count += sum(_unlink(path) for path in _old(folder) if _TEMPORARY.search(path))
+        count += self._coordination.jobs.sweep()
         failures = os.path.join(folder, "failures")
         for name in _names(failures):
             if not os.path.exists(self._storage.path(name)):

@@ -7,7 +7,6 @@ stands behind that. Neither happens while a visitor waits.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import logging
 import secrets
@@ -38,10 +37,10 @@ from .coordination import StoreError
 from .coordination import WritesRefused
 from .following import Follower
 from .following import POLL
-from .jobs import JobKeys
 from .leases import RemoteLease
 from .records import format_line
 from .records import parse_line
+from .redis_jobs import RedisJobs
 from .redis_pages import RedisStorage
 from .workers import WorkerKeys
 
@@ -71,8 +70,7 @@ class RedisCoordination:
         # Channels know no databases.
         database = self._client.connection_pool.connection_kwargs.get("db") or 0
         self._channel = Channel(self._client, f"{self._prefix}changes:{database}")
-        #: Digests of the scripts that the server has got.
-        self._digests: dict[str, str] = {}
+        self._call = scripts.Runner(self._client)
         # Not from 0: pages that were in memory before a fork know the parent's numbers.
         self._marks = itertools.count(secrets.randbits(62))
         self.signal = [next(self._marks), next(self._marks)]
@@ -88,25 +86,11 @@ class RedisCoordination:
         self._heart = leases.Heart()
         self._workers = WorkerKeys(self._client, f"{self._prefix}worker:")
         self.leave_stats, self.all_stats = self._workers.leave, self._workers.all
-        self.jobs = JobKeys(self._client, f"{self._prefix}jobs:")
+        self.jobs = RedisJobs(self._client, self._call, f"{self._prefix}jobs:", database)
         self._judged = False
 
     def after_fork(self) -> None:
         """There is nothing from before: each process has its own."""
-
-    def _call(self, script: str, keys: Sequence[str], *args: object) -> t.Any:
-        # Not by register_script, which takes three round trips where the server has not got it.
-        digest = self._digests.get(script)
-        with told_apart():
-            if digest is not None:
-                try:
-                    return self._client.evalsha(digest, len(keys), *keys, *args)
-                except Exception as error:
-                    if type(error).__name__ != "NoScriptError":
-                        raise
-            answer = self._client.eval(script, len(keys), *keys, *args)
-        self._digests[script] = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
-        return answer
 
     # Renders and invalidations in one order.
 

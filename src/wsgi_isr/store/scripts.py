@@ -18,6 +18,12 @@ begins a new lineage: nobody knows what was invalidated in between.
 
 from __future__ import annotations
 
+import hashlib
+import typing as t
+from collections.abc import Sequence
+
+from .clients import told_apart
+
 #: Entries are compared by their length and this many bytes: checksum and nearly always the head.
 HEAD = 4096
 
@@ -179,3 +185,29 @@ if not redis.call('ZSCORE', KEYS[1], ARGV[1]) then
 end
 return redis.call('ZRANGE', KEYS[1], 0, -1)
 """
+
+
+class Runner:
+    """Runs scripts on a server.
+
+    :param client: of redis-py or valkey-py.
+    """
+
+    def __init__(self, client: t.Any) -> None:
+        self._client = client
+        #: Digests of the scripts that the server has got.
+        self._digests: dict[str, str] = {}
+
+    def __call__(self, script: str, keys: Sequence[str], *args: object) -> t.Any:
+        # Not by register_script, which takes three round trips where the server has not got it.
+        digest = self._digests.get(script)
+        with told_apart():
+            if digest is not None:
+                try:
+                    return self._client.evalsha(digest, len(keys), *keys, *args)
+                except Exception as error:
+                    if type(error).__name__ != "NoScriptError":
+                        raise
+            answer = self._client.eval(script, len(keys), *keys, *args)
+        self._digests[script] = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
+        return answer
