@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+import time
 import typing as t
 from collections.abc import Callable
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from conftest import Make
 from conftest import Site
 from regenerated import FLASK
 from regenerated import line_of
+from regenerated import OPTIONS
 from regenerated import PLAIN
 from regenerated import Regenerator
 from regenerated import web_worker
@@ -167,15 +170,19 @@ class TestAStalePage:
         assert visit(isr, "/page").text == "second here"
 
     def test_that_the_store_has_lost_is_rendered_there(
-        self, isr: ISRMiddleware, content: Path, regenerator: Regenerate
+        self, shared: str, content: Path, regenerator: Regenerate
     ) -> None:
+        """A server may evict what a web worker has in memory."""
         there = regenerator()
+        rule = replace(OPTIONS["rules"]["/**"], revalidate=60)
+        isr = web_worker(shared, content, rules={"/**": rule})
         visit(isr, "/page")
-        store = isr._here().store
-        change(content, isr, "second")
-        store.storage.delete(KEY.name)
+        content.write_text("second")
+        isr._here().store.storage.delete(KEY.name)
+        isr._clock = lambda: time.time() + 120
         assert visit(isr, "/page").text == "first here"
         wait_until(lambda: visit(isr, "/page").text == f"second {there.signature}")
+        isr.close()
 
     def test_that_is_fresh_by_now_is_not_rendered(self, isr: ISRMiddleware) -> None:
         visit(isr, "/page")

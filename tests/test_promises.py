@@ -126,6 +126,27 @@ class TestAStore:
         else:
             wait_until(lambda: visit(elsewhere).text == text)
 
+    def test_hands_stale_pages_over_to_other_processes(
+        self, kind: str, cache: Callable[[], t.Any], site: Site, make: Make
+    ) -> None:
+        if kind not in ("files", "FileSystemCache", "redis"):
+            with pytest.raises(ValueError, match="workers=0 leaves renders to other processes"):
+                make(cache(), workers=0)
+            return
+        site.page("/", "body", revalidate=False)
+        isr, there = make(cache(), workers=0), make(cache(), workers=0)
+        visit(isr)
+        isr.invalidate("/")
+        ours, theirs = isr._here().line, there._here().line
+        assert ours is not None and theirs is not None
+        theirs.serve()
+        visit(isr)
+        isr.close()
+        task = theirs.take()
+        assert task is not None and task.key.url == HOME
+        theirs.done(task.job)
+        assert (site.renders(), theirs.take()) == (1, None)
+
     def test_lists_its_pages(
         self, kind: str, cache: Callable[[], t.Any], site: Site, make: Make
     ) -> None:

@@ -30,13 +30,14 @@ pytestmark = pytest.mark.servers
 
 #: As docs/stores.md says.
 RIGHTS = "+@read +@write +@scripting +@pubsub +@connection +info +time"
+CHANNELS = ("&isr:changes:*", "&isr:jobs:*")
 
 
 class TestAUserWithFewRights:
     def test_is_enough(
         self, redis: Redis, site: Site, make: Make, caplog: pytest.LogCaptureFixture
     ) -> None:
-        rules = ("on", ">secret", "~isr:*", "resetchannels", "&isr:changes:*", "-@all")
+        rules = ("on", ">secret", "~isr:*", "resetchannels", *CHANNELS, "-@all")
         redis.do("ACL", "SETUSER", "few", "reset", *rules, *RIGHTS.split())
         url = redis.url.replace("//", "//few:secret@")
         site.page("/", lambda environ: f"render {site.renders()}", revalidate=False)
@@ -46,7 +47,26 @@ class TestAUserWithFewRights:
         wait_until(lambda: visit(other).text == "render 2")
         assert [page.url for page in one.pages()] == [HOME]
         assert coordination(other)._channel.open()
+        jobs = coordination(other).jobs
+        jobs.serve("line")
+        assert jobs.put("line", b"job")
+        jobs.wait("line", 0.0)
+        job = jobs.take("line")
+        assert job is not None and job.data == b"job"
+        job.keep()
+        job.done()
+        assert jobs._channels["line"].open()
         assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+class TestAUserWhoMayNotAskForTheTime:
+    def test_has_pages_rendered_where_they_are_visited(self, redis: Redis, make: Make) -> None:
+        rules = ("on", ">secret", "~*", "&*", "+@all", "-time")
+        redis.do("ACL", "SETUSER", "timeless", "reset", *rules)
+        jobs = coordination(make(redis.url.replace("//", "//timeless:secret@"))).jobs
+        jobs.serve("line")
+        assert not jobs.put("line", b"job")
+        assert jobs.take("line") is None
 
 
 class Sentinel(Server):
