@@ -330,7 +330,23 @@ class TestAHungRender:
         assert bool(told) is kept
         go_on.set()
         assert pool.wait(PATIENCE)
+
+    def test_or_one_that_fails_is_in_line_no_more(self, files: str, content: Path) -> None:
+        line = line_of(web_worker(files, content))
+        stop = threading.Event()
+
+        def render(key: PageKey) -> None:
+            stop.set()
+            raise ZeroDivisionError
+
+        line.serve()
+        line.put(KEY)
+        pool = WorkerPool(1, PATIENCE)
+        dedicated.Regenerator(line, render, pool, PATIENCE).run(stop)
+        assert pool.wait(PATIENCE)
         assert line.take() is None
+        line.put(KEY)
+        assert line.take() is not None
 
 
 class TestMistakes:

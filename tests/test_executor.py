@@ -19,6 +19,7 @@ from conftest import Site
 from conftest import status_of
 from flasks import flask_app
 from flasks import flask_browser
+from steps import HOLD
 from steps import visit
 from steps import wait_until
 
@@ -192,7 +193,7 @@ class TestAnExecutorThatIsOfNoUse:
         def hang(environ: t.Any) -> str:
             if site.renders("/hangs") > 1:
                 began.set()
-                assert go_on.wait(10)
+                assert go_on.wait(HOLD)
             return ""
 
         site.page("/hangs", hang, revalidate=10)

@@ -215,7 +215,7 @@ class Regeneration:
         entry = self._store.newest(key) or self._store.borrow(key)
         if entry is None:
             self.cold(key, rule, "miss").discard()
-        elif self._state(entry) is not State.FRESH:
+        else:
             self._regenerate(entry, rule)
 
     def ahead(self, key: PageKey, rule: Rule | None) -> bool:
