@@ -255,6 +255,10 @@ class TestProcesses:
         assert visit(isr, "/page").text == f"second {there.signature}"
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_end_when_they_are_told(self, regenerator: Regenerate, number: int) -> None:
+        assert regenerator().end(number) == 0
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     def test_end_at_once_when_they_are_told_twice(
         self, isr: ISRMiddleware, content: Path, regenerator: Regenerate, number: int
     ) -> None:
@@ -366,6 +370,17 @@ class TestMistakes:
         isr.close()
         assert visit(isr).text == "render 2"
         assert "workers=0 leaves renders to other processes" in caplog.text
+
+    def test_the_command_tells_of_web_workers_that_render_themselves(
+        self, files: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("wsgi_isr.cli.Regenerator.run", lambda regenerator, stop: None)
+        monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+        for workers, tells in ((2, True), (0, False)):
+            isr = ISRMiddleware(Site(), files, workers=workers)
+            result = CliRunner().invoke(regenerate, obj=App(isr))
+            assert result.exit_code == 0
+            assert ("Warning: web workers render themselves" in result.output) is tells
 
     def test_the_command_tells_of_a_store_that_cannot(self) -> None:
         pytest.importorskip("pymemcache")
