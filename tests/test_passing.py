@@ -258,6 +258,18 @@ class TestExcInfo:
         assert (response.status_code, response.text) == (500, "oops")
         assert list(client.isr.pages()) == []
 
+    def test_makes_no_page_of_what_was_known_as_none(self, site: t.Any, browse: t.Any) -> None:
+        site.answers["/x"] = app_of([b"no page"])
+        client = browse()
+        client.get("/x")
+        client.get("/x")
+
+        site.answers["/x"] = self.app(*page_headers(60))
+        response = client.get("/x")
+
+        assert (response.status_code, response.text) == (500, "oops")
+        assert list(client.isr.pages()) == []
+
     def test_raises_what_came_too_late(self) -> None:
         def app(environ: dict[str, t.Any], start_response: t.Any) -> list[bytes]:
             start_response("200 OK", [PLAIN])(b"sent")

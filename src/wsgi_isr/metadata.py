@@ -17,6 +17,8 @@ from werkzeug.http import parse_cache_control_header
 from werkzeug.http import parse_set_header
 
 if t.TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
+
     from .rules import Rule
 
 Headers: t.TypeAlias = "list[tuple[str, str]]"
@@ -24,6 +26,10 @@ Headers: t.TypeAlias = "list[tuple[str, str]]"
 MAX_TAGS = 128
 MAX_TAG_LENGTH = 256
 ISR_HEADERS = frozenset({"isr-revalidate", "isr-expire", "isr-tags"})
+#: Names of other response headers, in the spellings that were seen: to look one up in a set takes
+#: less than to spell it in lower case.
+HARMLESS: set[str] = set()
+MAX_HARMLESS = 1000
 #: What an app must not find in a visitor's request: headers that mean nothing there, and the
 #: reason that only a render has.
 ISR_ENVIRON_KEYS = (
@@ -148,6 +154,21 @@ def page_headers(
 def declares_page(headers: Iterable[tuple[str, str]]) -> bool:
     """Whether a response calls itself a page."""
     return any(name.lower() == "isr-revalidate" for name, _ in headers)
+
+
+def is_isr_header(name: str) -> bool:
+    """Whether a response header is the library's; one that is not is `HARMLESS` from now on."""
+    if name.lower() in ISR_HEADERS:
+        return True
+    if len(HARMLESS) < MAX_HARMLESS:
+        HARMLESS.add(name)
+    return False
+
+
+def remove_isr(environ: WSGIEnvironment) -> None:
+    """Take from a visitor's request what means nothing in it."""
+    for key in ISR_ENVIRON_KEYS:
+        environ.pop(key, None)
 
 
 def without_isr(headers: Iterable[tuple[str, str]]) -> Headers:

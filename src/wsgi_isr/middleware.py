@@ -41,7 +41,7 @@ from .stats import Stats
 from .store.memory import Target
 from .store.opening import CacheLike
 from .store.opening import opener
-from .visit import serve_dynamic
+from .visit import pass_through
 from .visit import Visit
 
 if t.TYPE_CHECKING:
@@ -208,11 +208,12 @@ class ISRMiddleware:
         if known is not None:
             # A local, because calling an attribute costs a look-up on the type.
             clock = self._clock
+            now = clock()
             if (
-                known.since <= clock() < known.until
+                known.since <= now < known.until
                 and known.generation == self._signal[0]
                 or known.__class__ is FreshAnswer
-                and self._here().renew(known, clock())
+                and self._here().renew(known, now)
             ) and (self._bypass is None or self._bypass(environ) is None):
                 if (
                     environ["REQUEST_METHOD"] == "GET"
@@ -228,12 +229,12 @@ class ISRMiddleware:
                     return respond(environ, start_response, known)
             elif (
                 known.__class__ is NotPage
-                and known.since <= clock() < known.end
+                and known.since <= now < known.end
                 and known.generation == self._signal[0]
                 and environ["REQUEST_METHOD"] in ("GET", "HEAD")
                 and (self._bypass is None or self._bypass(environ) is None)
             ):
-                return serve_dynamic(self._site, self._here, environ, start_response, target, known)
+                return pass_through(self._site, self._here, environ, start_response, known)
         return Visit(self._site, self._here(), environ, start_response, target).serve()
 
     # What belongs to this process.

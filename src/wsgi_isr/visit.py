@@ -15,9 +15,10 @@ from .key import MAX_KEY_LENGTH
 from .key import Origin
 from .metadata import Headers
 from .metadata import InvalidMetadata
-from .metadata import ISR_ENVIRON_KEYS
-from .metadata import ISR_HEADERS
+from .metadata import HARMLESS
+from .metadata import is_isr_header
 from .metadata import read_metadata
+from .metadata import remove_isr
 from .passing import AfterAnswer
 from .passing import deliver
 from .passing import Discover
@@ -45,6 +46,10 @@ if t.TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
 
+# Looked up once: it is for every request.
+_enter, _leave = current_origin.set, current_origin.reset
+
+
 class Visit:
     """One request: what is known of it so far, and its way to an answer."""
 
@@ -67,8 +72,7 @@ class Visit:
 
     def serve(self) -> Iterable[bytes]:
         environ = self._environ
-        for name in ISR_ENVIRON_KEYS:
-            environ.pop(name, None)
+        remove_isr(environ)
         environ["wsgi_isr.middleware"] = self._site.middleware
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
             self._origin = self._site.origins.of(environ)
@@ -307,48 +311,53 @@ class Visit:
         )
 
 
-def serve_dynamic(
+def pass_through(
     site: Site,
     here: Callable[[], Process],
     environ: WSGIEnvironment,
     start_response: StartResponse,
-    target: Target,
     dynamic: NotPage,
 ) -> Iterable[bytes]:
     """Let a request to a URL that is no page through, watching for the answer of a page.
 
     As `Visit` would, but without all that a dynamic URL has no use for.
     """
-    request = (site, here, environ, start_response, target, dynamic)
-    #: Empty until the app has called; then what the answer of a page goes through, if it is one.
-    called: list[Passing | None] = []
+    started = False
+    #: What the answer goes through, should it be that of a page.
+    passing: Passing | None = None
 
     def start(
         status: str, headers: Headers, exc_info: OptExcInfo | None = None, /
     ) -> Callable[[bytes], object]:
+        nonlocal started, passing
         for name, _ in headers:
-            if name and name[0] in "Ii" and name.lower() in ISR_HEADERS:
-                passing = (called and called[-1]) or _become_page(*request)
-                called.append(passing)
-                return passing.start_response(status, headers, exc_info)
-        if not called:
-            called.append(None)
+            if name not in HARMLESS and is_isr_header(name) and passing is None:
+                passing = _become_page(site, here, environ, start_response, dynamic)
+        if passing is not None:
+            return passing.start_response(status, headers, exc_info)
+        started = True
         if exc_info is None:
             return start_response(status, headers)
         return start_response(status, headers, exc_info)
 
-    for key in ISR_ENVIRON_KEYS:
-        if key in environ:
-            del environ[key]
+    # Unrolled: it is for every request, and a loop takes longer than all of it.
+    if (
+        "HTTP_ISR_REVALIDATE" in environ
+        or "HTTP_ISR_EXPIRE" in environ
+        or "HTTP_ISR_TAGS" in environ
+        or "wsgi_isr.reason" in environ
+    ):
+        remove_isr(environ)
     environ["wsgi_isr.middleware"] = site.middleware
-    token = current_origin.set(dynamic.origin)
+    token = _enter(dynamic.origin)
     try:
         iterable = site.app(environ, start)
     finally:
-        current_origin.reset(token)
-    if called and called[-1] is None:
-        return iterable
-    passing = (called and called[-1]) or _become_page(*request)
+        _leave(token)
+    if passing is None:
+        if started:
+            return iterable
+        passing = _become_page(site, here, environ, start_response, dynamic)
     return passing.finish(iterable, site.limit)
 
 
@@ -357,7 +366,6 @@ def _become_page(
     here: Callable[[], Process],
     environ: WSGIEnvironment,
     start_response: StartResponse,
-    target: Target,
     dynamic: NotPage,
 ) -> Passing:
-    return Visit(site, here(), environ, start_response, target).passing_of(dynamic)
+    return Visit(site, here(), environ, start_response, None).passing_of(dynamic)
