@@ -18,6 +18,7 @@ from .executor import open_pool
 from .key import Origin
 from .key import Origins
 from .key import PageKey
+from .known import Known
 from .ondemand import OnDemand
 from .ondemand import PageInfo
 from .ondemand import Result
@@ -25,11 +26,9 @@ from .page import Codec
 from .pool import Pool
 from .pool import WorkerPool
 from .pool import WORKERS
-from .process import NotPage
 from .process import Process
 from .render import current_origin
 from .render import Renderer
-from .respond import FreshAnswer
 from .respond import Negotiation
 from .respond import respond
 from .rules import check_query
@@ -181,7 +180,7 @@ class ISRMiddleware:
         self._process: Process | None = None
         self._process_lock = threading.Lock()
         self._lock_pid = os.getpid()
-        self._known: dict[Target, t.Any] = {}
+        self._known: dict[Target, Known] = {}
         self._signal: t.Any = (0, 0)
         self._stats = Stats()
 
@@ -212,11 +211,16 @@ class ISRMiddleware:
             if (
                 known.since <= now < known.until
                 and known.generation == self._signal[0]
-                or known.__class__ is FreshAnswer
-                and self._here().renew(known, now)
+                or self._here().renew(known, now)
             ) and (self._bypass is None or self._bypass(environ) is None):
-                if (
-                    environ["REQUEST_METHOD"] == "GET"
+                method = environ["REQUEST_METHOD"]
+                if known.not_page is not None:
+                    if method == "GET" or method == "HEAD":
+                        return pass_through(
+                            self._site, self._here, environ, start_response, known.not_page
+                        )
+                elif (
+                    method == "GET"
                     and "HTTP_IF_NONE_MATCH" not in environ
                     and "HTTP_IF_MODIFIED_SINCE" not in environ
                 ):
@@ -224,17 +228,9 @@ class ISRMiddleware:
                     start_response(known.status, known.headers.copy())
                     # A list: servers take a shorter way with it than with other iterables.
                     return [known.body]
-                if environ["REQUEST_METHOD"] in ("GET", "HEAD"):
+                elif method == "GET" or method == "HEAD":
                     self._stats.hits += 1
                     return respond(environ, start_response, known)
-            elif (
-                known.__class__ is NotPage
-                and known.since <= now < known.end
-                and known.generation == self._signal[0]
-                and environ["REQUEST_METHOD"] in ("GET", "HEAD")
-                and (self._bypass is None or self._bypass(environ) is None)
-            ):
-                return pass_through(self._site, self._here, environ, start_response, known)
         return Visit(self._site, self._here(), environ, start_response, target).serve()
 
     # What belongs to this process.

@@ -6,121 +6,31 @@ locks, threads and connections of the parent are of no use there.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import typing as t
 from collections.abc import Callable
 
 from . import signals
 from .attempt import Attempts
 from .dedicated import Line
-from .key import Origin
-from .key import PageKey
+from .known import Known
+from .known import NotPages
 from .page import Codec
 from .pool import Pool
 from .regeneration import Regeneration
 from .render import Renderer
-from .respond import FreshAnswer
 from .site import Site
 from .stats import Stats
 from .store import PageStore
 from .store.coordination import KeepsJobs
-from .store.memory import is_long
 from .store.memory import MemoryLevel
-from .store.memory import Target
 from .store.opening import Opener
 from .upkeep import Upkeep
 
 logger = logging.getLogger("wsgi_isr")
 
-#: Seconds for which a URL counts as "not a page".
-NOT_A_PAGE = 60.0
 #: Mount points remembered.
 MAX_MOUNTS = 16
-#: URLs remembered as such.
-MAX_NOT_PAGES = 10_000
-
-
-class NotPage:
-    """A URL that is no page, for a minute and as long as nothing is invalidated.
-
-    :param since: seconds since 1970.
-    :param detail: why; ``""`` where its answer just did not call itself a page.
-    """
-
-    __slots__ = ("detail", "end", "generation", "key", "origin", "since")
-
-    #: No time at which there is an answer without the app.
-    until = 0.0
-
-    def __init__(self, key: PageKey, since: float, generation: object, detail: str) -> None:
-        self.key = key
-        self.since = since
-        self.end = since + NOT_A_PAGE
-        self.generation = generation
-        self.detail = detail
-        self.origin: Origin | None = None
-
-
-class NotPages:
-    """URLs whose answers are no pages, for a minute or until something is invalidated.
-
-    :param signal: of the store's coordination.
-    :param known: what is known of requests as they come in.
-    """
-
-    def __init__(
-        self, signal: t.Any, known: dict[Target, t.Any], clock: Callable[[], float]
-    ) -> None:
-        self._signal = signal
-        self._clock = clock
-        self._urls: dict[PageKey, NotPage] = {}
-        self._known = known
-        #: The targets in it that are ours: those whose answers just did not call themselves pages.
-        self._targets: dict[Target, None] = {}
-
-    def get(self, key: PageKey) -> str | None:
-        """Why a URL is no page; ``""`` where its answer just did not say so."""
-        found = self._urls.get(key)
-        if found is None:
-            return None
-        if not found.since <= self._clock() < found.end or found.generation != self._signal[0]:
-            self.discard(key)
-            return None
-        return found.detail
-
-    def add(self, key: PageKey, detail: str = "") -> None:
-        # A new object each time, so that no target holds longer, or for another reason.
-        self.discard(key)
-        if len(self._urls) >= MAX_NOT_PAGES:
-            _drop_first(self._urls)
-        self._urls[key] = NotPage(key, self._clock(), self._signal[0], detail)
-
-    def add_target(self, target: Target, key: PageKey, origin: Origin) -> None:
-        """Let a request be known by what it came in as, as long as its URL is."""
-        found = self._urls.get(key)
-        if found is None or is_long(target):
-            return
-        if target not in self._targets and len(self._targets) >= MAX_NOT_PAGES:
-            self._known.pop(_drop_first(self._targets), None)
-        found.origin = origin
-        self._targets[target] = None
-        self._known[target] = found
-
-    def discard(self, key: PageKey) -> None:
-        """Forget a URL that has become a page."""
-        found = self._urls.pop(key, None)
-        if found is not None:
-            found.end = 0.0
-
-
-def _drop_first(table: dict[t.Any, t.Any]) -> t.Any:
-    with contextlib.suppress(StopIteration, KeyError, RuntimeError):
-        # Another thread may be doing the same.
-        first = next(iter(table))
-        del table[first]
-        return first
 
 
 class Process:
@@ -185,14 +95,16 @@ class Process:
                 entry.targets = []
                 self.memory.put(entry)
 
-    def renew(self, answer: FreshAnswer, now: float) -> bool:
+    def renew(self, known: Known, now: float) -> bool:
         """Let an answer hold for another second, if its page is still fresh."""
+        entry = known.entry
+        if entry is None:
+            return False
         self.store.poll()
-        entry = answer.entry
         entry.referenced = True
         self.store.confirm(entry)
         self.store.used(entry, now)
-        return answer.renew(now)
+        return known.renew(now)
 
     def see_mount(self, mount: str) -> None:
         if mount not in self.mounts and len(self.mounts) < MAX_MOUNTS:

@@ -6,6 +6,7 @@ a ready one.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import typing as t
@@ -21,12 +22,14 @@ from werkzeug.sansio.http import is_resource_modified
 
 from .codings import is_compressible
 from .codings import PREFERENCE
+from .metadata import Header
+from .metadata import header
 from .metadata import Headers
 from .metadata import status_code
 from .metadata import tags_value
 from .page import Page
+from .state import fresh_for
 from .state import Mark
-from .state import seconds_left
 from .state import State
 from .state import state_of
 
@@ -34,103 +37,89 @@ if t.TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse
     from _typeshed.wsgi import WSGIEnvironment
 
-    from .store.memory import Entry
-
 YEAR = 31536000
 PRIVATE = "private, no-store"
 
-#: RFC 9110 section 15.4.5; Cache-Status tells how a 304 came about, too.
-_NOT_MODIFIED_HEADERS = frozenset(
-    {"cache-control", "cache-status", "content-location", "etag", "expires", "vary"}
-)
-
+#: RFC 9110 section 15.4.5, of what an app may have set; with those that the library writes.
+_NOT_MODIFIED_HEADERS = frozenset({"content-location", "expires"})
 
 _ETAG = re.compile(r'(?:W/)?"[^"\x00-\x20\x7f]*"')
 
 
 class Answer:
-    """What is sent: the same objects for many requests, but for a copy of the header list.
+    """What is sent: the same objects for many requests, but for a copy of the header list."""
 
-    :param headers: the last two are ``Cache-Control`` and ``Cache-Status``.
-    """
+    __slots__ = (
+        "_lasting",
+        "body",
+        "etag",
+        "etag_of_200",
+        "headers",
+        "not_modified_headers",
+        "status",
+    )
 
-    __slots__ = ("body", "etag", "etag_of_200", "headers", "not_modified_headers", "status")
-
-    def __init__(self, status: str, headers: Headers, body: bytes, etag: str) -> None:
-        self.status = status
-        self.body = body
-        self.etag = etag
+    def __init__(self, page: Page, coding: str, lasting: Lasting) -> None:
+        self._lasting = lasting
+        self.status = page.status
+        self.body = page.bodies[coding]
+        self.etag = lasting.etag
         #: Other statuses are never answered with 304; no header equals this then.
-        self.etag_of_200 = etag if etag and status_code(status) == 200 else False
-        self.headers = headers
-        self.not_modified_headers = [
-            item for item in headers if item[0].lower() in _NOT_MODIFIED_HEADERS
-        ]
+        self.etag_of_200 = lasting.etag if lasting.etag and page.code == 200 else False
+
+    def tell(self, control: Header, status: Header) -> None:
+        """Complete the headers by what is said of the page at this moment."""
+        self.not_modified_headers = [*self._lasting.not_modified, control, status]
+        self.headers = [*self._lasting.headers, control, status]
 
 
-class FreshAnswer(Answer):
-    """The answer of a fresh page, in one content coding, which holds for a second at most.
+class Lasting(t.NamedTuple):
+    """What of an answer's headers lasts as long as the page.
 
-    It holds under one generation: after an invalidation it does not, whatever that was of.
-
-    :param entry: confirmed to be fresh.
+    :param not_modified: those of them that a 304 has, too.
+    :param control: the app's own ``Cache-Control``.
+    :param statuses: its own ``Cache-Status``, before what the library says.
     """
 
-    __slots__ = ("_own_control", "_statuses", "entry", "generation", "since", "until")
-
-    def __init__(self, entry: Entry, coding: str, now: float, tags_header: str | None) -> None:
-        answer = make_answer(entry.page, Mark.NONE, coding, "", now, tags_header)
-        super().__init__(answer.status, answer.headers, answer.body, answer.etag)
-        self.entry = entry
-        self._own_control = entry.page.header("cache-control") is not None
-        #: What the app says itself, before what the library says.
-        self._statuses = answer.headers[-1][1]
-        self.renew(now)
-
-    def renew(self, now: float) -> bool:
-        """Let it hold for another second, unless the page is not fresh any more."""
-        entry = self.entry
-        page = entry.page
-        generation, mark = entry.confirmed
-        if state_of(page, mark, now) is not State.FRESH:
-            return False
-        left = seconds_left(page, mark, now)
-        window = page.metadata.revalidate
-        until = now + 1.0
-        member = "isr; hit"
-        if left is not None and window is not None:
-            # The number of seconds left stays the same until then.
-            until = min(until, page.generated_at + window - left + 1)
-            member = f"isr; hit; ttl={left}"
-        headers = self.headers.copy()
-        if not self._own_control:
-            headers[-2] = ("Cache-Control", cache_control(page, mark, now))
-        headers[-1] = ("Cache-Status", self._statuses + member)
-        self.not_modified_headers = [
-            item for item in headers if item[0].lower() in _NOT_MODIFIED_HEADERS
-        ]
-        # Last what makes it hold: another thread may be looking.
-        self.headers, self.since = headers, now
-        self.generation, self.until = generation, until
-        return True
+    headers: Headers
+    not_modified: Headers
+    etag: str
+    control: Header | None
+    statuses: str
 
 
-def cache_control(page: Page, mark: Mark, now: float) -> str:
+@functools.lru_cache(1024)
+def fresh_headers(
+    left: int | None, window: int | None, expire: int | None, statuses: str
+) -> tuple[Header, Header]:
+    """``Cache-Control`` and ``Cache-Status`` of a fresh page: many pages have the same."""
+    stale = YEAR if expire is None or window is None else expire - window
+    control = _cache_control(YEAR if left is None else left, stale)
+    return control, ("Cache-Status", statuses + hit_member(left))
+
+
+def hit_member(left: int | None) -> str:
+    """What ``Cache-Status`` says of a page from the store (RFC 9211).
+
+    :param left: seconds of freshness; ``None`` for ever.
+    """
+    return "isr; hit" if left is None else f"isr; hit; ttl={left}"
+
+
+def _stale_control(page: Page, now: float) -> Header:
+    # A stale answer grants no freshness.
+    expire = page.metadata.expire
+    age = max(0.0, now - page.generated_at)
+    return _cache_control(0, YEAR if expire is None else max(0, math.floor(expire - age)))
+
+
+def _cache_control(fresh: int, stale: int) -> Header:
     """What caches behind us may do (RFC 9111, RFC 5861).
 
-    Without an ``Age``, so ``s-maxage`` is what is left; a stale answer grants no freshness.
+    Without an ``Age``, so ``s-maxage`` is what is left.
     """
-    window, expire, _ = page.metadata
-    left = seconds_left(page, mark, now)
-    if state_of(page, mark, now) is State.FRESH:
-        fresh, stale = YEAR if left is None else left, YEAR
-        if expire is not None and window is not None:
-            stale = expire - window
-    else:
-        fresh = 0
-        age = max(0.0, now - page.generated_at)
-        stale = YEAR if expire is None else max(0, math.floor(expire - age))
-    return f"public, max-age=0, s-maxage={fresh}, stale-while-revalidate={stale}"
+    value = f"public, max-age=0, s-maxage={fresh}, stale-while-revalidate={stale}"
+    return "Cache-Control", value
 
 
 def make_answer(
@@ -140,34 +129,64 @@ def make_answer(
 
     :param tags_header: the header that tells the page's tags, unless the app has set it.
     """
-    headers: Headers = []
-    control = etag = None
+    lasting = lasting_headers(page, coding, tags_header)
+    control = lasting.control
+    if control is None:
+        if state_of(page, mark, now) is State.FRESH:
+            window, expire, _ = page.metadata
+            control, _ = fresh_headers(fresh_for(page, now), window, expire, "")
+        else:
+            control = _stale_control(page, now)
+    answer = Answer(page, coding, lasting)
+    answer.tell(control, ("Cache-Status", lasting.statuses + member))
+    return answer
+
+
+def lasting_headers(page: Page, coding: str, tags_header: str | None) -> Lasting:
+    own = _own_headers(page.headers)
+    headers = own.headers.copy()
+    length = header("Content-Length", str(len(page.bodies[coding])))
+    if coding == "identity":
+        headers.append(length)
+    else:
+        headers += header("Content-Encoding", coding), length
+    not_modified = own.not_modified.copy()
+    etag = _etag(page, own.etag, coding)
+    if etag:
+        headers.append(("ETag", etag))
+        not_modified.append(headers[-1])
+    if tags_header is not None and page.metadata.tags and page.header(tags_header.lower()) is None:
+        headers.append((tags_header, tags_value(tags_header, page.metadata.tags)))
+    vary = page.vary
+    if len(page.bodies) > 1 or is_compressible(page):
+        vary = "Accept-Encoding", *vary
+    if vary:
+        headers.append(header("Vary", ", ".join(vary)))
+        not_modified.append(headers[-1])
+    return own._replace(headers=headers, not_modified=not_modified, etag=etag)
+
+
+@functools.lru_cache(1024)
+def _own_headers(headers: tuple[Header, ...]) -> Lasting:
+    """What the app says."""
+    rest: Headers = []
+    controls = []
     statuses = []
-    for name, value in page.headers:
+    etag = ""
+    for item in headers:
+        name, value = item
         lower = name.lower()
         if lower == "cache-control":
-            control = value if control is None else f"{control}, {value}"
+            controls.append(value)
         elif lower == "etag":
             etag = value
         elif lower == "cache-status":
             statuses.append(value)
         else:
-            headers.append((name, value))
-    body = page.bodies[coding]
-    if coding != "identity":
-        headers.append(("Content-Encoding", coding))
-    headers.append(("Content-Length", str(len(body))))
-    etag = _etag(page, etag, coding)
-    if etag:
-        headers.append(("ETag", etag))
-    if tags_header is not None and page.metadata.tags and page.header(tags_header.lower()) is None:
-        headers.append((tags_header, tags_value(tags_header, page.metadata.tags)))
-    vary = (*(("Accept-Encoding",) if page.codings or is_compressible(page) else ()), *page.vary)
-    if vary:
-        headers.append(("Vary", ", ".join(vary)))
-    headers.append(("Cache-Control", control or cache_control(page, mark, now)))
-    headers.append(("Cache-Status", ", ".join([*statuses, member])))
-    return Answer(page.status, headers, body, etag)
+            rest.append(item)
+    not_modified = [item for item in rest if item[0].lower() in _NOT_MODIFIED_HEADERS]
+    control = header("Cache-Control", ", ".join(controls)) if controls else None
+    return Lasting(rest, not_modified, etag, control, "".join(f"{own}, " for own in statuses))
 
 
 def _etag(page: Page, own: str | None, coding: str) -> str:

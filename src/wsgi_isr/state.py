@@ -47,15 +47,17 @@ def state_of(page: Page, mark: Mark, now: float) -> State:
     return State.FRESH
 
 
+def fresh_for(page: Page, now: float) -> int | None:
+    """Seconds that a fresh page stays so, rounded up; ``None`` for ever."""
+    window = page.metadata.revalidate
+    # A page from the future has all of it left.
+    return None if window is None else math.ceil(window - max(0.0, now - page.generated_at))
+
+
 def seconds_left(page: Page, mark: Mark, now: float) -> int | None:
     """Freshness that is left, rounded up; 0 or negative for a stale page, ``None`` for ever."""
-    window = page.metadata.revalidate
-    if window is None:
-        return None if mark is Mark.NONE and now - page.generated_at >= -CLOCK_TOLERANCE else 0
-    left = window - max(0.0, now - page.generated_at)
-    if left <= 0:
-        return math.ceil(left)
-    return math.ceil(left) if state_of(page, mark, now) is State.FRESH else 0
+    left = fresh_for(page, now)
+    return left if state_of(page, mark, now) is State.FRESH else min(0, left or 0)
 
 
 def replaces(new: Page, old: Page | None, lineage: str | None = None) -> bool:

@@ -13,9 +13,11 @@ from .fallback import Shell
 from .key import is_ambiguous
 from .key import MAX_KEY_LENGTH
 from .key import Origin
+from .known import Known
+from .known import NotPage
+from .metadata import HARMLESS
 from .metadata import Headers
 from .metadata import InvalidMetadata
-from .metadata import HARMLESS
 from .metadata import is_isr_header
 from .metadata import read_metadata
 from .metadata import remove_isr
@@ -23,17 +25,17 @@ from .passing import AfterAnswer
 from .passing import deliver
 from .passing import Discover
 from .passing import Passing
-from .process import NotPage
 from .process import Process
 from .render import close
 from .render import current_origin
 from .render import rendering
 from .render import Response
-from .respond import FreshAnswer
+from .respond import hit_member
 from .respond import make_answer
 from .respond import respond
 from .rules import Rule
 from .site import Site
+from .state import fresh_for
 from .state import seconds_left
 from .state import State
 from .state import state_of
@@ -156,21 +158,24 @@ class Visit:
         entry.referenced = True
         process.store.poll()
         process.store.used(entry, now)
-        answer = self._fresh_answer(entry, generation, now)
+        if process.memory.get(self._key) is not entry:
+            # It is not kept in memory, so its answer would not be either.
+            return self._serve_page(entry, hit_member(fresh_for(entry.page, now)), now)
+        known = self._known(entry, generation, now)
         # A target does not tell variants apart.
         if self._target is not None and (self._rule is None or not self._rule.variants):
-            process.memory.let_hit(entry, self._target, answer)
-        return respond(self._environ, self._start_response, answer)
+            process.memory.let_hit(entry, self._target, known)
+        return respond(self._environ, self._start_response, known)
 
-    def _fresh_answer(self, entry: Entry, generation: object, now: float) -> FreshAnswer:
+    def _known(self, entry: Entry, generation: object, now: float) -> Known:
         coding = self._coding(entry)
-        answer: FreshAnswer | None = entry.answers.get(coding)
-        if answer is None:
-            answer = FreshAnswer(entry, coding, now, self._site.tags_header)
-            entry.answers[coding] = answer
-        elif answer.generation != generation or not answer.since <= now < answer.until:
-            answer.renew(now)
-        return answer
+        known: Known | None = entry.answers.get(coding)
+        if known is None:
+            known = Known.answer(entry, coding, now, self._site.tags_header)
+            entry.answers[coding] = known
+        elif known.generation != generation or not known.since <= now < known.until:
+            known.renew(now)
+        return known
 
     def _serve_stale(self, entry: Entry, now: float) -> Iterable[bytes]:
         self._process.stats.stale_hits += 1
@@ -179,7 +184,7 @@ class Visit:
         self._process.store.poll()
         self._process.regeneration.behind(entry, self._rule)
         left = seconds_left(entry.page, entry.mark, now)
-        return self._after(self._serve_page(entry, f"isr; hit; ttl={min(0, left or 0)}", now))
+        return self._after(self._serve_page(entry, hit_member(min(0, left or 0)), now))
 
     def _after(self, answer: Iterable[bytes]) -> Iterable[bytes]:
         if self._process.pool.is_stalled:
@@ -246,8 +251,8 @@ class Visit:
 
     def _mark_not_a_page(self, detail: str = "") -> None:
         self._process.not_pages.add(self._key, detail)
-        if not detail and self._target is not None and self._origin is not None:
-            self._process.not_pages.add_target(self._target, self._key, self._origin)
+        if not detail and self._target is not None:
+            self._process.not_pages.add_target(self._target, self._key)
 
     # The visitor's own request goes to the app.
 
@@ -302,12 +307,12 @@ class Visit:
         member = f"isr; fwd=uri-miss; detail={detail}"
         return deliver(first, self._start_response, member, True, self._head)
 
-    def passing_of(self, dynamic: NotPage) -> Passing:
+    def passing_of(self, not_page: NotPage) -> Passing:
         """How the answer of a URL that is no page goes on, should it have become one."""
-        self._key, self._origin = dynamic.key, dynamic.origin
+        self._key, self._origin = not_page.key, not_page.origin
         member = "isr; fwd=uri-miss; detail=status"
         return Passing(
-            self._start_response, member, True, False, self._discovered, None, dynamic.origin
+            self._start_response, member, True, False, self._discovered, None, not_page.origin
         )
 
 
@@ -316,12 +321,14 @@ def pass_through(
     here: Callable[[], Process],
     environ: WSGIEnvironment,
     start_response: StartResponse,
-    dynamic: NotPage,
+    not_page: NotPage,
 ) -> Iterable[bytes]:
     """Let a request to a URL that is no page through, watching for the answer of a page.
 
     As `Visit` would, but without all that a dynamic URL has no use for.
     """
+    # One object for the function below to keep, because each takes its time.
+    request = site, here, environ, start_response, not_page
     started = False
     #: What the answer goes through, should it be that of a page.
     passing: Passing | None = None
@@ -332,7 +339,7 @@ def pass_through(
         nonlocal started, passing
         for name, _ in headers:
             if name not in HARMLESS and is_isr_header(name) and passing is None:
-                passing = _become_page(site, here, environ, start_response, dynamic)
+                passing = _become_page(*request)
         if passing is not None:
             return passing.start_response(status, headers, exc_info)
         started = True
@@ -349,7 +356,7 @@ def pass_through(
     ):
         remove_isr(environ)
     environ["wsgi_isr.middleware"] = site.middleware
-    token = _enter(dynamic.origin)
+    token = _enter(not_page.origin)
     try:
         iterable = site.app(environ, start)
     finally:
@@ -357,7 +364,7 @@ def pass_through(
     if passing is None:
         if started:
             return iterable
-        passing = _become_page(site, here, environ, start_response, dynamic)
+        passing = _become_page(*request)
     return passing.finish(iterable, site.limit)
 
 
@@ -366,6 +373,6 @@ def _become_page(
     here: Callable[[], Process],
     environ: WSGIEnvironment,
     start_response: StartResponse,
-    dynamic: NotPage,
+    not_page: NotPage,
 ) -> Passing:
-    return Visit(site, here(), environ, start_response, None).passing_of(dynamic)
+    return Visit(site, here(), environ, start_response, None).passing_of(not_page)

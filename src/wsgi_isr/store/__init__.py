@@ -141,11 +141,11 @@ class PageStore:
         """The page of the shared level."""
         # Read before the page is, so that any later change is noticed.
         stores = self.coordination.stored(key.name)
-        page = self._read(key.name, key)
+        page = self._read(key.name, key, used=True)
         if page is None:
             return None
         entry = self.memory.put(self._entry(page, stores, Mark.SOFT, shared=True))
-        self.used(entry, time.time())
+        entry.touched = time.time()
         if self._last.lineage in ("", page.lineage):
             self._note(Number(page.lineage, page.sequence))
         return entry
@@ -197,8 +197,8 @@ class PageStore:
         """Let later builds know of this one; those before it, the last one first."""
         return self._lending.earlier()
 
-    def _read(self, name: str, key: PageKey | None) -> Page | None:
-        data = self._breaker.call("get", lambda: self.storage.get(name))
+    def _read(self, name: str, key: PageKey | None, used: bool = False) -> Page | None:
+        data = self._breaker.call("get", lambda: self.storage.get(name, used))
         if data is None:
             return None
         page = self._codec.decode(data, key)

@@ -46,8 +46,11 @@ MODES = (0o600, 0o400)
 
 
 class Storage(t.Protocol):
-    def get(self, name: str) -> bytes | None:
-        """The bytes under a name; ``None`` for none, and for what cannot be ours."""
+    def get(self, name: str, used: bool = False) -> bytes | None:
+        """The bytes under a name; ``None`` for none, and for what cannot be ours.
+
+        :param used: they are for a visitor, and hence among the last to go.
+        """
 
     def set(self, name: str, data: bytes) -> None:
         """Keep bytes under a name.
@@ -69,7 +72,7 @@ class Storage(t.Protocol):
 class NullStorage:
     """Keeps nothing: the memory level alone."""
 
-    def get(self, name: str) -> bytes | None:
+    def get(self, name: str, used: bool = False) -> bytes | None:
         return None
 
     def set(self, name: str, data: bytes) -> None:
@@ -116,7 +119,7 @@ class CachelibStorage:
         self._prefix = prefix
         self._cache.serializer = RawSerializer()  # type: ignore[attr-defined]
 
-    def get(self, name: str) -> bytes | None:
+    def get(self, name: str, used: bool = False) -> bytes | None:
         data = self._cache.get(self._prefix + name)
         return data if isinstance(data, bytes) else None
 
@@ -208,7 +211,7 @@ class FileStorage:
         # 256 folders by path: the variants of a page stand together, and listing them is quick.
         return f"{self._folder}/{name[:2]}/{name}"
 
-    def get(self, name: str) -> bytes | None:
+    def get(self, name: str, used: bool = False) -> bytes | None:
         try:
             # Not blocking, should somebody have put a named pipe there.
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
@@ -224,6 +227,9 @@ class FileStorage:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_ENTRY:
                 return b""
+            if used and not _is_recent(status):
+                with contextlib.suppress(OSError):
+                    os.utime(descriptor)
             return os.read(descriptor, status.st_size)
         finally:
             os.close(descriptor)
@@ -254,7 +260,7 @@ class FileStorage:
         """Note that a page is used, to the minute; where that is not possible, it is not."""
         path = self.path(name)
         with contextlib.suppress(OSError):
-            if not 0 <= time.time() - os.stat(path).st_mtime < RECENCY:
+            if not _is_recent(os.stat(path)):
                 os.utime(path)
 
     def delete(self, name: str) -> None:
@@ -282,6 +288,10 @@ def is_gone(data: bytes) -> bool:
     """Whether an entry is of a page that is not there (404, 410): made-up URLs have those."""
     head = peek(data)
     return head is not None and status_code(str(head.get("status"))) in GONE
+
+
+def _is_recent(status: os.stat_result) -> bool:
+    return 0 <= time.time() - status.st_mtime < RECENCY
 
 
 def _size(path: str) -> int | None:

@@ -21,8 +21,6 @@ MAX_TARGET_LENGTH = 512
 MAX_TARGETS = 16
 #: What a page costs beyond its bodies and headers: its objects, and its places in the tables.
 OVERHEAD = 3072
-#: What a label costs beyond its characters.
-LABEL = 120
 
 
 class Entry:
@@ -63,10 +61,7 @@ class Entry:
         self.answers: dict[str, t.Any] = {}
         #: Request targets by which a hit finds its answers.
         self.targets: list[Target] = []
-        # Clients choose the key, which is in several labels; tags stand in the metadata, too.
-        words = sum(len(name) + len(value) for name, value in (*page.headers, *page.key.query))
-        labels = sum(2 * len(label) + LABEL for label in page.labels)
-        self.size = OVERHEAD + page.size + words + labels
+        self.size = OVERHEAD + page.size + page.weight
 
     @property
     def mark(self) -> Mark:

@@ -58,10 +58,10 @@ class RedisStorage(CachelibStorage):
                 seen.add(name)
                 yield name
 
-    def get(self, name: str) -> bytes | None:
+    def get(self, name: str, used: bool = False) -> bytes | None:
         try:
             with told_apart():
-                return super().get(name)
+                return super().get(name, used)
         except Exception as error:
             if str(error).startswith("WRONGTYPE"):
                 return b""

@@ -1,0 +1,156 @@
+"""What is known of a request by the way it came in, so that nothing of it has to be parsed.
+
+It is the answer of a fresh page, or that there is no page, so that the app is asked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import typing as t
+from collections.abc import Callable
+
+from .key import Origin
+from .key import PageKey
+from .respond import Answer
+from .respond import fresh_headers
+from .respond import lasting_headers
+from .state import fresh_for
+from .state import State
+from .state import state_of
+from .store.memory import Entry
+from .store.memory import is_long
+from .store.memory import Target
+
+#: Seconds for which a URL counts as "not a page".
+NOT_A_PAGE = 60.0
+#: URLs remembered as such.
+MAX_NOT_PAGES = 10_000
+
+
+class NotPage(t.NamedTuple):
+    """A URL that is no page.
+
+    :param detail: why; ``""`` where its answer just did not call itself a page.
+    """
+
+    key: PageKey
+    detail: str
+    origin: Origin
+
+
+class Known(Answer):
+    """The answer of a fresh page, for a second at most; or that a URL has none, for a minute.
+
+    It holds under one generation: after an invalidation it does not, whatever that was of.
+
+    One class for both, because the interpreter is quick with attributes where it meets objects of
+    one class (PEP 659), and requests of both kinds come mixed.
+    """
+
+    __slots__ = ("entry", "generation", "not_page", "since", "until")
+
+    #: Seconds since 1970 between which it holds.
+    since: float
+    until: float
+    generation: object
+    #: What it is about: one of the two.
+    entry: Entry | None
+    not_page: NotPage | None
+
+    @classmethod
+    def answer(cls, entry: Entry, coding: str, now: float, tags_header: str | None) -> Known:
+        """The answer of a page in one content coding.
+
+        :param entry: confirmed to be fresh.
+        """
+        known = cls(entry.page, coding, lasting_headers(entry.page, coding, tags_header))
+        known.entry, known.not_page = entry, None
+        known.renew(now)
+        return known
+
+    @classmethod
+    def without_answer(cls, not_page: NotPage, now: float, generation: object) -> Known:
+        known = cls.__new__(cls)
+        known.entry, known.not_page = None, not_page
+        known.since, known.until, known.generation = now, now + NOT_A_PAGE, generation
+        return known
+
+    def renew(self, now: float) -> bool:
+        """Let an answer hold for another second, unless its page is not fresh any more."""
+        entry = t.cast(Entry, self.entry)
+        page = entry.page
+        generation, mark = entry.confirmed
+        if state_of(page, mark, now) is not State.FRESH:
+            return False
+        window, expire, _ = page.metadata
+        left = fresh_for(page, now)
+        until = now + 1.0
+        if left is not None and window is not None:
+            # The number of seconds left stays the same until then.
+            until = min(until, page.generated_at + window - left + 1)
+        control, status = fresh_headers(left, window, expire, self._lasting.statuses)
+        self.tell(self._lasting.control or control, status)
+        # Last what makes it hold: another thread may be looking.
+        self.since = now
+        self.generation, self.until = generation, until
+        return True
+
+
+class NotPages:
+    """URLs whose answers are no pages, for a minute or until something is invalidated.
+
+    :param signal: of the store's coordination.
+    :param known: what is known of requests as they come in.
+    """
+
+    def __init__(
+        self, signal: t.Any, known: dict[Target, t.Any], clock: Callable[[], float]
+    ) -> None:
+        self._signal = signal
+        self._clock = clock
+        self._urls: dict[PageKey, Known] = {}
+        self._known = known
+        #: The targets in it that are ours: those whose answers just did not call themselves pages.
+        self._targets: dict[Target, None] = {}
+
+    def get(self, key: PageKey) -> str | None:
+        """Why a URL is no page; ``""`` where its answer just did not say so."""
+        found = self._urls.get(key)
+        if found is None or found.not_page is None:
+            return None
+        if not found.since <= self._clock() < found.until or found.generation != self._signal[0]:
+            self.discard(key)
+            return None
+        return found.not_page.detail
+
+    def add(self, key: PageKey, detail: str = "") -> None:
+        # A new object each time, so that no target holds longer, or for another reason.
+        self.discard(key)
+        if len(self._urls) >= MAX_NOT_PAGES:
+            _drop_first(self._urls)
+        not_page = NotPage(key, detail, Origin(key.scheme, key.host, key.mount))
+        self._urls[key] = Known.without_answer(not_page, self._clock(), self._signal[0])
+
+    def add_target(self, target: Target, key: PageKey) -> None:
+        """Let a request be known by what it came in as, as long as its URL is."""
+        found = self._urls.get(key)
+        if found is None or is_long(target):
+            return
+        if target not in self._targets and len(self._targets) >= MAX_NOT_PAGES:
+            self._known.pop(_drop_first(self._targets), None)
+        self._targets[target] = None
+        self._known[target] = found
+
+    def discard(self, key: PageKey) -> None:
+        """Forget a URL that has become a page."""
+        found = self._urls.pop(key, None)
+        if found is not None:
+            found.until = 0.0
+
+
+def _drop_first(table: dict[t.Any, t.Any]) -> t.Any:
+    with contextlib.suppress(StopIteration, KeyError, RuntimeError):
+        # Another thread may be doing the same.
+        first = next(iter(table))
+        del table[first]
+        return first
