@@ -17,7 +17,6 @@ from wsgi_isr import ISRMiddleware
 
 from .results import Table
 from .subjects import App
-from .subjects import app as one_body
 from .subjects import BODY
 from .subjects import DictCache
 from .subjects import Environ
@@ -82,8 +81,8 @@ def measure_here(many: int, rounds: int) -> Table:
     filled(many_pages, many)
     taken = resident() - before
     of_pages = sum(page.size for page in many_pages.pages())
-    few_by_hand = filled(DictCache(one_body), FEW)
-    many_by_hand = filled(DictCache(one_body), many)
+    few_by_hand = filled(DictCache(app), FEW)
+    many_by_hand = filled(DictCache(app), many)
     subjects = {
         "": visit(nothing, paths(FEW)),
         f"hit, {FEW:,} pages": visit(few_pages, paths(FEW)),

@@ -32,6 +32,9 @@ DEFAULT_PORTS = {"http": "80", "https": "443"}
 #: Longer keys are not stored: every byte of a key is chosen by the client.
 MAX_KEY_LENGTH = 2048
 
+#: That of a domain name (RFC 1035 section 2.3.4) with its last dot and a port.
+MAX_HOST_LENGTH = 260
+
 # Paths that proxies, frameworks and file systems read differently (web cache deception).
 # Control characters are those of C1 too, which are two bytes in UTF-8.
 _AMBIGUOUS = re.compile(r"//|\\|[\x00-\x1f\x7f]|\xc2[\x80-\x9f]|/\.\.?(?:/|\Z)")
@@ -157,6 +160,12 @@ def is_ambiguous(path: str, mount: str = "") -> bool:
 
 def normalize_host(host: str, scheme: str) -> str | None:
     """Lower case, no trailing dot, no default port; ``None`` for what is no host at all."""
+    # Clients choose it, and what is looked up is kept.
+    return _normal_host(host, scheme) if len(host) <= MAX_HOST_LENGTH else None
+
+
+@functools.lru_cache(1024)
+def _normal_host(host: str, scheme: str) -> str | None:
     host = host.lower()
     name, _, port = host.rpartition(":") if _has_port(host) else (host, "", "")
     name = name.removesuffix(".")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import typing as t
 from collections.abc import Iterator
@@ -141,6 +142,8 @@ class MemoryLevel:
             if target not in entry.targets:
                 if len(entry.targets) >= MAX_TARGETS:
                     self.known.pop(entry.targets.pop(0), None)
+                path, query, *others = target
+                target = t.cast(Target, (path, query, *map(_shared, others)))
                 entry.targets.append(target)
             self.known[target] = answer
 
@@ -168,6 +171,12 @@ class MemoryLevel:
                 return
             entry.referenced = False
             self._entries[entry.page.key] = self._entries.pop(entry.page.key)
+
+
+@functools.lru_cache(1024)
+def _shared(part: str | None) -> str | None:
+    """One object for what many requests have: less memory, and it is in the processor's cache."""
+    return part
 
 
 def is_long(target: Target) -> bool:
