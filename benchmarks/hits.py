@@ -25,6 +25,7 @@ from .subjects import PathCache
 from .subjects import request
 from .subjects import Response
 from .subjects import start_response
+from .subjects import Watch
 from .turns import add_ratios
 from .turns import by_turns
 from .turns import nothing
@@ -33,7 +34,7 @@ from .turns import Turn
 from .turns import without
 
 BY_HAND, AGAIN = "by hand", "by hand, again"
-APP, NOT_A_PAGE = "app alone", "not a page"
+APP, NOT_A_PAGE, WATCHED = "app alone", "not a page", "not a page, by hand"
 
 
 def ready(subject: App, environ: Environ) -> Response:
@@ -77,6 +78,7 @@ def not_a_page(folder: Path) -> Iterator[dict[str, Turn]]:
     yield {
         APP: repeat(app, other, start_response),
         NOT_A_PAGE: repeat(isr, other, start_response),
+        WATCHED: repeat(Watch(app), request("/other"), start_response),
     }
     isr.close()
 

@@ -8,6 +8,7 @@ import sys
 import time
 import typing as t
 from collections.abc import Callable
+from contextvars import ContextVar
 from pathlib import Path
 from wsgiref.util import FileWrapper
 
@@ -85,6 +86,36 @@ class PathCache:
         self._pages[environ["PATH_INFO"]] = (time.time() + 3600, headers, body)
         start_response("200 OK", headers.copy())
         return [body]
+
+
+class Watch:
+    """What one writes by hand for requests that are no pages, to be told what a page needs.
+
+    It is known by all that a page depends on that there is none; the app can ask where the
+    request came in; and a response that has become a page is noticed.
+    """
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        self._known: dict[tuple[str, ...], float] = {}
+        self._origin: ContextVar[str] = ContextVar("origin")
+
+    def __call__(self, environ: Environ, start_response: t.Any) -> t.Any:
+        def start(status: str, headers: list[tuple[str, str]], exc_info: t.Any = None) -> t.Any:
+            for name, _ in headers:
+                if name.lower() == "isr-revalidate":
+                    raise NotImplementedError("it has become a page")
+            return start_response(status, headers, exc_info)
+
+        host = environ["HTTP_HOST"]
+        key = (environ["PATH_INFO"], environ["QUERY_STRING"], host, environ["SCRIPT_NAME"])
+        if time.time() >= self._known.get(key, 0.0):
+            self._known[key] = time.time() + 3600
+        token = self._origin.set(host)
+        try:
+            return self._app(environ, start)
+        finally:
+            self._origin.reset(token)
 
 
 def request(path: str = "/page/1", **more: str) -> Environ:
