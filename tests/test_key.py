@@ -21,6 +21,7 @@ from werkzeug.test import run_wsgi_app
 
 from wsgi_isr import ISRMiddleware
 from wsgi_isr import Rule
+from wsgi_isr.key import _normal_host
 from wsgi_isr.key import canonical_query
 from wsgi_isr.key import is_ambiguous
 from wsgi_isr.key import normalize_host
@@ -93,6 +94,12 @@ class TestHosts:
     )
     def test_that_are_none(self, host: str) -> None:
         assert normalize_host(host, "http") is None
+
+    def test_that_are_longer_than_any_are_not_remembered(self) -> None:
+        """They are the client's choice, of 64 KB on some servers."""
+        before = _normal_host.cache_info()
+        assert normalize_host("x" * 1000, "http") is None
+        assert _normal_host.cache_info() == before
 
     def test_of_a_request_without_a_host_header(self, site: t.Any, make: t.Any) -> None:
         """HTTP/1.0: the server's own name and port."""

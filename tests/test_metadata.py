@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
 
+from wsgi_isr import metadata
 from wsgi_isr import page_headers
 from wsgi_isr import Rule
 from wsgi_isr.metadata import Metadata
@@ -242,6 +243,24 @@ class TestHeadersOnTheWay:
         assert status_of(response) == ""
 
     @pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
+    def test_not_even_from_one_that_never_was(self, site: t.Any, browse: t.Any) -> None:
+        def answer(environ: t.Any, start_response: t.Any) -> list[bytes]:
+            start_response("200 OK", [("isr-TAGS", "a"), ("Content-Type", "text/plain")])
+            return [b"body"]
+
+        site.answers["/"] = answer
+        client = browse()
+        for _ in range(3):
+            assert list(client.get("/").headers) == [("Content-Type", "text/plain")]
+
+    def test_names_of_others_are_remembered_within_a_bound(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(metadata, "HARMLESS", set())
+        for number in range(2 * metadata.MAX_HARMLESS):
+            assert not metadata.is_isr_header(f"X-{number}")
+        assert len(metadata.HARMLESS) == metadata.MAX_HARMLESS
+
     def test_a_visitor_cannot_send_them_to_the_app(
         self, site: t.Any, browse: t.Any, method: str
     ) -> None:

@@ -16,6 +16,7 @@ from conftest import Site
 from conftest import status_of
 from folder import Folder
 from folder import GONE
+from steps import visit
 
 from wsgi_isr import ISRMiddleware
 from wsgi_isr.store.backend import FileStorage
@@ -181,6 +182,15 @@ class TestRecency:
         age(other.isr, 7200)
         other.get("/")
         assert age(other.isr) < 60
+
+    def test_in_the_step_that_reads_it(self, browse: Browse, files: str, age: t.Any) -> None:
+        isr = browse(files).isr
+        visit(isr, "/")
+        store = isr._here().store
+        (entry,) = store.pages()
+        age(isr, 7200)
+        assert store.load(entry.page.key) is not None
+        assert age(isr) < 60
 
     def test_a_page_served_from_memory_is_used(
         self, browse: Browse, files: str, age: t.Any, clock: Clock
