@@ -22,9 +22,9 @@ from steps import visit
 from werkzeug.test import create_environ
 
 from wsgi_isr import ISRMiddleware
+from wsgi_isr import known
 from wsgi_isr import page_headers
 from wsgi_isr import pool
-from wsgi_isr import process
 from wsgi_isr import Rule
 from wsgi_isr.respond import Negotiation
 from wsgi_isr.store import coordination
@@ -99,7 +99,7 @@ class Flood:
         assert here.memory.size <= MEMORY
         assert len(here.memory) <= MEMORY // 2048
         for where, length in tables(here).items():
-            assert length <= process.MAX_NOT_PAGES + MEMORY // 256, where
+            assert length <= known.MAX_NOT_PAGES + MEMORY // 256, where
         assert len(self.isr._site.negotiation._preferences) <= Negotiation.LIMIT
         # Of its own: those of earlier tests are idle for a while.
         assert len(here.pool._threads) <= 2 * (1 + pool.STAND_INS)

@@ -32,6 +32,8 @@ ISR_HEADERS = frozenset({"isr-revalidate", "isr-expire", "isr-tags"})
 #: less than to spell it in lower case.
 HARMLESS: set[str] = set()
 MAX_HARMLESS = 1000
+#: Values of this length are kept after their pages; what is longer is rarely on many pages.
+MAX_SHARED = 200
 #: What an app must not find in a visitor's request: headers that mean nothing there, and the
 #: reason that only a render has.
 ISR_ENVIRON_KEYS = (
@@ -153,9 +155,13 @@ def page_headers(
     return headers
 
 
-@functools.lru_cache(4096)
 def header(name: str, value: str) -> Header:
-    """One object for a line that many pages have: less memory, and what is read is in the cache."""
+    """One object for a line that many pages have: less memory, and the processor's cache has it."""
+    return _shared_header(name, value) if len(value) <= MAX_SHARED else (name, value)
+
+
+@functools.lru_cache(4096)
+def _shared_header(name: str, value: str) -> Header:
     return name, value
 
 

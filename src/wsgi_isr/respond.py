@@ -27,6 +27,7 @@ from .metadata import header
 from .metadata import Headers
 from .metadata import status_code
 from .metadata import tags_value
+from .page import MAX_KNOWN_HEAD
 from .page import Page
 from .state import fresh_for
 from .state import Mark
@@ -143,7 +144,7 @@ def make_answer(
 
 
 def lasting_headers(page: Page, coding: str, tags_header: str | None) -> Lasting:
-    own = _own_headers(page.headers)
+    own = (_known_headers if page.weight <= MAX_KNOWN_HEAD else _own_headers)(page.headers)
     headers = own.headers.copy()
     length = header("Content-Length", str(len(page.bodies[coding])))
     if coding == "identity":
@@ -166,7 +167,6 @@ def lasting_headers(page: Page, coding: str, tags_header: str | None) -> Lasting
     return own._replace(headers=headers, not_modified=not_modified, etag=etag)
 
 
-@functools.lru_cache(1024)
 def _own_headers(headers: tuple[Header, ...]) -> Lasting:
     """What the app says."""
     rest: Headers = []
@@ -187,6 +187,9 @@ def _own_headers(headers: tuple[Header, ...]) -> Lasting:
     not_modified = [item for item in rest if item[0].lower() in _NOT_MODIFIED_HEADERS]
     control = header("Cache-Control", ", ".join(controls)) if controls else None
     return Lasting(rest, not_modified, etag, control, "".join(f"{own}, " for own in statuses))
+
+
+_known_headers = functools.lru_cache(1024)(_own_headers)
 
 
 def _etag(page: Page, own: str | None, coding: str) -> str:

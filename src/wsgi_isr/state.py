@@ -114,6 +114,8 @@ class Epochs:
     def mark(self, page: Page) -> Mark:
         """What the invalidations since its render began have made of a page."""
         foreign = page.lineage != self.lineage
+        if not foreign and page.sequence >= self.sequence:
+            return Mark.NONE
         # Its number says nothing here, and what is known to have happened may be later.
         sequence = 0 if foreign else page.sequence
         worst = Mark.SOFT if foreign else Mark.NONE

@@ -146,8 +146,8 @@ class PageStore:
             return None
         entry = self.memory.put(self._entry(page, stores, Mark.SOFT, shared=True))
         entry.touched = time.time()
-        if self._last.lineage in ("", page.lineage):
-            self._note(Number(page.lineage, page.sequence))
+        if self._last.lineage in ("", page.lineage) and page.sequence > self._last.sequence:
+            self._last = Number(page.lineage, page.sequence)
         return entry
 
     def used(self, entry: Entry, now: float) -> None:
