@@ -13,7 +13,6 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError
 from concurrent.futures import Executor
 from concurrent.futures import Future
-from concurrent.futures import ProcessPoolExecutor
 
 from .pool import Job
 from .pool import perform
@@ -31,6 +30,9 @@ def check_executor(executor: object) -> None:
     """
     :raises TypeError: for what is no executor, or one whose jobs run in other processes.
     """
+    # Here, because it takes a sixth of the time of `import wsgi_isr`, and few have an executor.
+    from concurrent.futures import ProcessPoolExecutor
+
     if isinstance(executor, ProcessPoolExecutor):
         raise TypeError(
             "executor runs jobs in this process, where the app and its store are: to render in "
