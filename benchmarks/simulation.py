@@ -168,10 +168,9 @@ class Play:
     def make(self, url: int, began: float, number: int) -> Page:
         key = PageKey("https", "www.example.com", "", f"/{url}")
         tag = url % TAGS
-        labels = (f"path:/{url}", f"tag:t{tag}")
         return Page(
             key, "200 OK", HEADERS, BODIES, self.metadata[tag], began, number, "lineage",
-            name=str(url), digest="digest", labels=labels,
+            name=str(url), digest="digest",
         )  # fmt: skip
 
     def load(self, machine: Machine, url: int) -> Entry:

@@ -38,7 +38,7 @@ COSTS = {
     "hit with an undeclared query": Cost(7, 112, 384),
     "hit without QUERY_STRING": Cost(7, 112, 384),
     "hit with gzip": Cost(7, 112, 384),
-    "304": Cost(9, 131, 384),
+    "304": Cost(10, 151, 384),
     "HEAD": Cost(8, 132, 384),
     "not a page": Cost(12, 205, 1600),
 }

@@ -282,3 +282,22 @@ class TestContentThatComesAndGoes:
         assert browser.isr.revalidate(HOME + "blog/1") == [Result(HOME + "blog/1", 404)]
         answer = browser.get("/blog/1")
         assert (answer.status_code, status_of(answer)) == (404, "isr; hit")
+
+
+def test_while_a_visitor_is_served_shows_in_his_answer(
+    site: Site, make: Make, cache: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two looks at the page: at whether it is fresh, and at what is said of that."""
+    site.page("/", "old", revalidate=False)
+    isr = make(cache)
+    visit(isr)
+    store = isr._here().store
+    (entry,) = isr._here().memory
+
+    def meanwhile() -> None:
+        monkeypatch.undo()
+        isr.invalidate("/")
+        store.confirm(entry)
+
+    monkeypatch.setattr(store, "poll", meanwhile)
+    assert status_of(visit(isr)) == "isr; hit; ttl=0"

@@ -47,26 +47,38 @@ class Known(Answer):
     one class (PEP 659), and requests of both kinds come mixed.
     """
 
-    __slots__ = ("entry", "generation", "not_page", "since", "until")
+    __slots__ = (
+        "_own_control",
+        "_statuses",
+        "coding",
+        "entry",
+        "generation",
+        "not_page",
+        "since",
+        "until",
+    )
 
     #: Seconds since 1970 between which it holds.
     since: float
     until: float
     generation: object
+    coding: str
+    _own_control: bool
+    #: What the app says in ``Cache-Status`` itself.
+    _statuses: str
     #: What it is about: one of the two.
     entry: Entry | None
     not_page: NotPage | None
 
     @classmethod
-    def answer(cls, entry: Entry, coding: str, now: float, tags_header: str | None) -> Known:
-        """The answer of a page in one content coding.
-
-        :param entry: confirmed to be fresh.
-        """
-        known = cls(entry.page, coding, lasting_headers(entry.page, coding, tags_header))
-        known.entry, known.not_page = entry, None
-        known.renew(now)
-        return known
+    def answer(cls, entry: Entry, coding: str, now: float, tags_header: str | None) -> Known | None:
+        """The answer of a page in one content coding; ``None`` if it is not fresh."""
+        headers, etag, control, statuses = lasting_headers(entry.page, coding, tags_header)
+        nothing = "", ""
+        known = cls(entry.page, coding, etag, [*headers, control or nothing, nothing])
+        known.entry, known.not_page, known.coding = entry, None, coding
+        known._own_control, known._statuses = control is not None, statuses
+        return known if known.renew(now) else None
 
     @classmethod
     def without_answer(cls, not_page: NotPage, now: float, generation: object) -> Known:
@@ -88,10 +100,13 @@ class Known(Answer):
         if left is not None and window is not None:
             # The number of seconds left stays the same until then.
             until = min(until, page.generated_at + window - left + 1)
-        control, status = fresh_headers(left, window, expire, self._lasting.statuses)
-        self.tell(self._lasting.control or control, status)
+        control, status = fresh_headers(left, window, expire, self._statuses)
+        headers = self.headers.copy()
+        headers[-1] = status
+        if not self._own_control:
+            headers[-2] = control
         # Last what makes it hold: another thread may be looking.
-        self.since = now
+        self.headers, self.since = headers, now
         self.generation, self.until = generation, until
         return True
 

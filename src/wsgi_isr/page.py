@@ -33,8 +33,8 @@ _MAGIC = b"ISR\x01"
 _HEAD_LENGTH = struct.Struct("!I")
 #: Bytes of a head that is parsed but once while it is in use.
 MAX_KNOWN_HEAD = 4096
-#: Bytes that a label costs in memory beyond its characters.
-LABEL = 120
+#: Bytes that a tag costs in memory beyond its characters.
+TAG = 80
 _STATUSES = STORABLE | STORABLE_IF_DECLARED
 _DIGEST = re.compile(r"[0-9a-f]{32}")
 
@@ -65,8 +65,6 @@ class Page:
     name: str = field(default="", compare=False)
     #: Names the body: the strong ``ETag``.
     digest: str = ""
-    #: What the page can be invalidated by.
-    labels: tuple[str, ...] = field(default=(), compare=False)
     #: Bytes of memory that its words take, besides its bodies.
     weight: int = field(default=0, compare=False)
 
@@ -75,10 +73,14 @@ class Page:
             self.name = self.key.name
         if not self.digest:
             self.digest = hashlib.sha256(self.bodies["identity"]).hexdigest()[:32]
-        if not self.labels:
-            self.labels = _labels(self.key, self.name, self.metadata.tags)
         if not self.weight:
-            self.weight = _weight(self.key, self.headers, self.labels)
+            self.weight = _weight(self.key, self.headers, self.metadata.tags)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What the page can be invalidated by; made when it is looked up, which is rare."""
+        tags = (f"tag:{tag}" for tag in self.metadata.tags)
+        return (self.key.path_label, self.key.host_label, page_label(self.name), *tags)
 
     @property
     def code(self) -> int:
@@ -97,14 +99,10 @@ class Page:
         return next((value for key, value in self.headers if key.lower() == name), None)
 
 
-def _labels(key: PageKey, name: str, tags: Iterable[str]) -> tuple[str, ...]:
-    return (key.path_label, key.host_label, page_label(name), *(f"tag:{tag}" for tag in tags))
-
-
-def _weight(key: PageKey, headers: Iterable[tuple[str, str]], labels: Iterable[str]) -> int:
-    # Clients choose the key, which is in several labels; tags stand in the metadata, too.
-    words = sum(len(name) + len(value) for name, value in (*headers, *key.query))
-    return words + sum(2 * len(label) + LABEL for label in labels)
+def _weight(key: PageKey, headers: Iterable[tuple[str, str]], tags: Iterable[str]) -> int:
+    words = sum(len(name) + len(value) for name, value in (*headers, *key.query, *key.vary))
+    # The mount point and the path stand in requests by which the page is found, too.
+    return words + 2 * len(key.full_path) + sum(len(tag) + TAG for tag in tags)
 
 
 def page_label(name: str) -> str:
@@ -227,7 +225,6 @@ def _parse_head(data: bytes) -> tuple[dict[str, t.Any], list[tuple[str, int]]]:
     if status_code(status) not in _STATUSES or not _DIGEST.fullmatch(digest):
         raise ValueError("not a stored response")
     metadata = _parse_metadata(*head["metadata"])
-    labels = _labels(key, key.name, metadata.tags)
     generated_at = float(head["generated_at"])
     if not math.isfinite(generated_at):
         raise ValueError("no time")
@@ -242,8 +239,7 @@ def _parse_head(data: bytes) -> tuple[dict[str, t.Any], list[tuple[str, int]]]:
         "vary": vary,
         "name": key.name,
         "digest": digest,
-        "labels": labels,
-        "weight": _weight(key, headers, labels),
+        "weight": _weight(key, headers, metadata.tags),
     }
     codings = [coding for coding, _ in head["bodies"]]
     sizes = [_whole(size) for _, size in head["bodies"]]

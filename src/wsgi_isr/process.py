@@ -92,7 +92,7 @@ class Process:
         self.mounts: set[str] = {""} if before is None else before.mounts
         if before is not None:
             for entry in before.memory:
-                entry.targets = []
+                entry.targets = ()
                 self.memory.put(entry)
 
     def renew(self, known: Known, now: float) -> bool:

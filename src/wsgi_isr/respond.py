@@ -41,49 +41,50 @@ if t.TYPE_CHECKING:
 YEAR = 31536000
 PRIVATE = "private, no-store"
 
-#: RFC 9110 section 15.4.5, of what an app may have set; with those that the library writes.
-_NOT_MODIFIED_HEADERS = frozenset({"content-location", "expires"})
+#: RFC 9110 section 15.4.5; Cache-Status tells how a 304 came about, too.
+_NOT_MODIFIED_HEADERS = frozenset(
+    {"cache-control", "cache-status", "content-location", "etag", "expires", "vary"}
+)
 
 _ETAG = re.compile(r'(?:W/)?"[^"\x00-\x20\x7f]*"')
 
 
 class Answer:
-    """What is sent: the same objects for many requests, but for a copy of the header list."""
+    """What is sent: the same objects for many requests, but for a copy of the header list.
 
-    __slots__ = (
-        "_lasting",
-        "body",
-        "etag",
-        "etag_of_200",
-        "headers",
-        "not_modified_headers",
-        "status",
-    )
+    :param headers: the last two are ``Cache-Control`` and ``Cache-Status``.
+    """
 
-    def __init__(self, page: Page, coding: str, lasting: Lasting) -> None:
-        self._lasting = lasting
+    __slots__ = ("_not_modified", "body", "etag", "etag_of_200", "headers", "status")
+
+    def __init__(self, page: Page, coding: str, etag: str, headers: Headers) -> None:
         self.status = page.status
         self.body = page.bodies[coding]
-        self.etag = lasting.etag
+        self.etag = etag
         #: Other statuses are never answered with 304; no header equals this then.
-        self.etag_of_200 = lasting.etag if lasting.etag and page.code == 200 else False
+        self.etag_of_200 = etag if etag and page.code == 200 else False
+        self.headers = headers
+        self._not_modified: tuple[Headers, Headers] | None = None
 
-    def tell(self, control: Header, status: Header) -> None:
-        """Complete the headers by what is said of the page at this moment."""
-        self.not_modified_headers = [*self._lasting.not_modified, control, status]
-        self.headers = [*self._lasting.headers, control, status]
+    def not_modified_headers(self) -> Headers:
+        """Those of a 304, which are made once for each list of headers."""
+        made = self._not_modified
+        headers = self.headers
+        # Of these very headers: another thread may have put newer ones there meanwhile.
+        if made is None or made[0] is not headers:
+            made = headers, [item for item in headers if item[0].lower() in _NOT_MODIFIED_HEADERS]
+            self._not_modified = made
+        return made[1]
 
 
 class Lasting(t.NamedTuple):
     """What of an answer's headers lasts as long as the page.
 
-    :param not_modified: those of them that a 304 has, too.
     :param control: the app's own ``Cache-Control``.
     :param statuses: its own ``Cache-Status``, before what the library says.
     """
 
     headers: Headers
-    not_modified: Headers
     etag: str
     control: Header | None
     statuses: str
@@ -138,9 +139,8 @@ def make_answer(
             control, _ = fresh_headers(fresh_for(page, now), window, expire, "")
         else:
             control = _stale_control(page, now)
-    answer = Answer(page, coding, lasting)
-    answer.tell(control, ("Cache-Status", lasting.statuses + member))
-    return answer
+    status = "Cache-Status", lasting.statuses + member
+    return Answer(page, coding, lasting.etag, [*lasting.headers, control, status])
 
 
 def lasting_headers(page: Page, coding: str, tags_header: str | None) -> Lasting:
@@ -151,11 +151,9 @@ def lasting_headers(page: Page, coding: str, tags_header: str | None) -> Lasting
         headers.append(length)
     else:
         headers += header("Content-Encoding", coding), length
-    not_modified = own.not_modified.copy()
     etag = _etag(page, own.etag, coding)
     if etag:
         headers.append(("ETag", etag))
-        not_modified.append(headers[-1])
     if tags_header is not None and page.metadata.tags and page.header(tags_header.lower()) is None:
         headers.append((tags_header, tags_value(tags_header, page.metadata.tags)))
     vary = page.vary
@@ -163,8 +161,7 @@ def lasting_headers(page: Page, coding: str, tags_header: str | None) -> Lasting
         vary = "Accept-Encoding", *vary
     if vary:
         headers.append(header("Vary", ", ".join(vary)))
-        not_modified.append(headers[-1])
-    return own._replace(headers=headers, not_modified=not_modified, etag=etag)
+    return own._replace(headers=headers, etag=etag)
 
 
 def _own_headers(headers: tuple[Header, ...]) -> Lasting:
@@ -184,9 +181,8 @@ def _own_headers(headers: tuple[Header, ...]) -> Lasting:
             statuses.append(value)
         else:
             rest.append(item)
-    not_modified = [item for item in rest if item[0].lower() in _NOT_MODIFIED_HEADERS]
     control = header("Cache-Control", ", ".join(controls)) if controls else None
-    return Lasting(rest, not_modified, etag, control, "".join(f"{own}, " for own in statuses))
+    return Lasting(rest, etag, control, "".join(f"{own}, " for own in statuses))
 
 
 _known_headers = functools.lru_cache(1024)(_own_headers)
@@ -230,7 +226,7 @@ def respond(
         # A browser sends the very tag that it got: the common case takes no parsing.
         tags = environ.get("HTTP_IF_NONE_MATCH")
         if tags == answer.etag_of_200 or not_modified(environ, answer):
-            start_response("304 Not Modified", answer.not_modified_headers.copy())
+            start_response("304 Not Modified", answer.not_modified_headers().copy())
             return ()
     start_response(answer.status, answer.headers.copy())
     return () if environ["REQUEST_METHOD"] == "HEAD" else [answer.body]

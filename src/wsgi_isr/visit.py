@@ -154,28 +154,32 @@ class Visit:
 
     def _serve_hit(self, entry: Entry, generation: object, now: float) -> Iterable[bytes]:
         process = self._process
-        process.stats.hits += 1
         entry.referenced = True
         process.store.poll()
         process.store.used(entry, now)
         if process.memory.get(self._key) is not entry:
             # It is not kept in memory, so its answer would not be either.
+            process.stats.hits += 1
             return self._serve_page(entry, hit_member(fresh_for(entry.page, now)), now)
         known = self._known(entry, generation, now)
+        if known is None:
+            # Another thread has seen that it was invalidated a moment ago.
+            return self._serve_known()
+        process.stats.hits += 1
         # A target does not tell variants apart.
         if self._target is not None and (self._rule is None or not self._rule.variants):
             process.memory.let_hit(entry, self._target, known)
         return respond(self._environ, self._start_response, known)
 
-    def _known(self, entry: Entry, generation: object, now: float) -> Known:
+    def _known(self, entry: Entry, generation: object, now: float) -> Known | None:
         coding = self._coding(entry)
-        known: Known | None = entry.answers.get(coding)
+        known: Known | None = next((a for a in entry.answers if a.coding == coding), None)
         if known is None:
             known = Known.answer(entry, coding, now, self._site.tags_header)
-            entry.answers[coding] = known
-        elif known.generation != generation or not known.since <= now < known.until:
-            known.renew(now)
-        return known
+            entry.answers += () if known is None else (known,)
+            return known
+        holds = known.generation == generation and known.since <= now < known.until
+        return known if holds or known.renew(now) else None
 
     def _serve_stale(self, entry: Entry, now: float) -> Iterable[bytes]:
         self._process.stats.stale_hits += 1

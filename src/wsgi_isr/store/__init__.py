@@ -41,6 +41,7 @@ from .damage import Damage
 from .files import FileCoordination
 from .leases import RemoteLease
 from .lending import Lending
+from .memory import confirmation
 from .memory import Entry
 from .memory import is_same_render
 from .memory import MemoryLevel
@@ -115,13 +116,13 @@ class PageStore:
         if entry.confirmed[0] != generation:
             if entry.mark is Mark.HARD:
                 # It stays so, also where the store has lost the invalidation since.
-                entry.confirmed = (generation, Mark.HARD)
+                entry.confirmed = confirmation(generation, Mark.HARD)
                 return
             epochs = self._breaker.call("epochs", self.coordination.epochs)
             if epochs is not None:
                 self.memory.lineage = epochs.lineage
                 self._note(Number(epochs.lineage, epochs.sequence))
-                entry.confirmed = (generation, epochs.mark(entry.page))
+                entry.confirmed = confirmation(generation, epochs.mark(entry.page))
 
     def _note(self, number: Number) -> None:
         if number.lineage != self._last.lineage or number.sequence > self._last.sequence:
@@ -190,7 +191,7 @@ class PageStore:
         if page is None:
             return None
         entry = self._entry(page, None)
-        entry.confirmed = (entry.confirmed[0], max(entry.mark, Mark.SOFT))
+        entry.confirmed = confirmation(entry.confirmed[0], max(entry.mark, Mark.SOFT))
         return None if entry.mark is Mark.HARD else entry
 
     def note_build(self) -> list[str]:

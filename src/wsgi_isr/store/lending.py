@@ -55,7 +55,7 @@ class Lending:
             for build in self.earlier()[: self._count]:
                 page = read(key._replace(build=build))
                 if page is not None and page.code not in GONE:
-                    return replace(page, key=key, name=key.name, labels=())
+                    return replace(page, key=key, name=key.name)
         return None
 
 

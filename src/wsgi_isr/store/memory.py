@@ -24,6 +24,12 @@ MAX_TARGETS = 16
 OVERHEAD = 3072
 
 
+@functools.lru_cache(64)
+def confirmation(generation: object, mark: Mark) -> tuple[object, Mark]:
+    """One object for all pages that were confirmed under a generation."""
+    return generation, mark
+
+
 class Entry:
     """A page with what this process knows of it. Its fields change; the page never does."""
 
@@ -46,7 +52,7 @@ class Entry:
         self.page = page
         #: The generation under which the page was last confirmed, and what invalidations had
         #: made of it then. One value, so that no thread sees the one without the other.
-        self.confirmed = (generation, mark)
+        self.confirmed = confirmation(generation, mark)
         #: The signal under which the shared level had nothing newer.
         self.stores = stores
         #: Whether the shared level has had the page.
@@ -58,10 +64,11 @@ class Entry:
         self.referenced = False
         #: Seconds since 1970 at which the shared level was last told that the page is used.
         self.touched = 0.0
-        #: Ready-made answers by content coding, which `respond` makes.
-        self.answers: dict[str, t.Any] = {}
-        #: Request targets by which a hit finds its answers.
-        self.targets: list[Target] = []
+        # Tuples, because most have one member, and it shows in what a page takes of memory.
+        #: Ready-made answers, one for each content coding that was asked for.
+        self.answers: tuple[t.Any, ...] = ()
+        #: Request targets by which a hit finds them.
+        self.targets: tuple[Target, ...] = ()
         self.size = OVERHEAD + page.size + page.weight
 
     @property
@@ -141,10 +148,10 @@ class MemoryLevel:
                 return
             if target not in entry.targets:
                 if len(entry.targets) >= MAX_TARGETS:
-                    self.known.pop(entry.targets.pop(0), None)
-                path, query, *others = target
-                target = t.cast(Target, (path, query, *map(_shared, others)))
-                entry.targets.append(target)
+                    self.known.pop(entry.targets[0], None)
+                    entry.targets = entry.targets[1:]
+                target = _slim(target, entry.page.key.path)
+                entry.targets += (target,)
             self.known[target] = answer
 
     def discard(self, key: PageKey, only: Entry | None = None) -> None:
@@ -171,6 +178,12 @@ class MemoryLevel:
                 return
             entry.referenced = False
             self._entries[entry.page.key] = self._entries.pop(entry.page.key)
+
+
+def _slim(target: Target, path: str) -> Target:
+    """A target of texts that others have, too."""
+    own, query, *others = target
+    return t.cast(Target, (path if own == path else own, query, *map(_shared, others)))
 
 
 @functools.lru_cache(1024)
