@@ -5,7 +5,6 @@ Pure functions over statuses and headers; nothing here does I/O.
 
 from __future__ import annotations
 
-import functools
 import re
 import typing as t
 from collections.abc import Iterable
@@ -16,6 +15,9 @@ from werkzeug.datastructures import ResponseCacheControl
 from werkzeug.http import is_hop_by_hop_header
 from werkzeug.http import parse_cache_control_header
 from werkzeug.http import parse_set_header
+
+from .sharing import MAX_SHARED
+from .sharing import shared
 
 if t.TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -32,8 +34,6 @@ ISR_HEADERS = frozenset({"isr-revalidate", "isr-expire", "isr-tags"})
 #: less than to spell it in lower case.
 HARMLESS: set[str] = set()
 MAX_HARMLESS = 1000
-#: Values of this length are kept after their pages; what is longer is rarely on many pages.
-MAX_SHARED = 200
 #: What an app must not find in a visitor's request: headers that mean nothing there, and the
 #: reason that only a render has.
 ISR_ENVIRON_KEYS = (
@@ -156,13 +156,8 @@ def page_headers(
 
 
 def header(name: str, value: str) -> Header:
-    """One object for a line that many pages have: less memory, and the processor's cache has it."""
-    return _shared_header(name, value) if len(value) <= MAX_SHARED else (name, value)
-
-
-@functools.lru_cache(4096)
-def _shared_header(name: str, value: str) -> Header:
-    return name, value
+    """A line that many pages have."""
+    return shared((name, value)) if len(value) <= MAX_SHARED else (name, value)
 
 
 def declares_page(headers: Iterable[tuple[str, str]]) -> bool:
@@ -214,7 +209,12 @@ def read_metadata(headers: Sequence[tuple[str, str]], rule: Rule | None) -> Meta
     tags = tuple(rule.tags) if rule is not None else ()
     if "isr-tags" in own:
         tags = _read_tags(", ".join(own["isr-tags"]))
-    return Metadata(None if revalidate is False else revalidate, expire, tags)
+    return lifetime(None if revalidate is False else revalidate, expire, tags)
+
+
+def lifetime(revalidate: int | None, expire: int | None, tags: tuple[str, ...]) -> Metadata:
+    metadata = Metadata(revalidate, expire, tags)
+    return metadata if tags else shared(metadata)
 
 
 def _read_revalidate(value: str) -> int | t.Literal[False]:
@@ -349,10 +349,16 @@ def end_to_end(headers: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...
     for name, value in headers:
         if name.lower() == "connection":
             named.update(item.lower() for item in parse_set_header(value))
-    return tuple(
-        header(name, value)
+    return shared_headers(
+        (name, value)
         for name, value in headers
         if name.lower() not in _NOT_STORED
         and name.lower() not in named
         and not is_hop_by_hop_header(name)
     )
+
+
+def shared_headers(headers: Iterable[Header]) -> tuple[Header, ...]:
+    """Headers that many pages have: all of them, or at least some lines."""
+    lines = tuple(header(name, value) for name, value in headers)
+    return shared(lines) if sum(len(value) for _, value in lines) <= MAX_SHARED else lines

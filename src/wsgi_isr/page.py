@@ -24,7 +24,9 @@ from .metadata import check_expire
 from .metadata import check_revalidate
 from .metadata import check_tags
 from .metadata import is_sound
+from .metadata import lifetime
 from .metadata import Metadata
+from .metadata import shared_headers
 from .metadata import status_code
 from .metadata import STORABLE
 from .metadata import STORABLE_IF_DECLARED
@@ -216,7 +218,7 @@ def _parse_head(data: bytes) -> tuple[dict[str, t.Any], list[tuple[str, int]]]:
     head = json.loads(data)
     key = _parse_key(head["key"])
     vary = _strings(head["vary"])
-    headers = _pairs(head["headers"])
+    headers = shared_headers(_pairs(head["headers"]))
     (status, lineage, digest) = _strings([head["status"], head["lineage"], head["digest"]])
     # No header splitting on the way out.
     values = [*headers, *((name, "") for name in vary), ("Status", status)]
@@ -261,7 +263,7 @@ def _parse_metadata(revalidate: t.Any, expire: t.Any, tags: t.Any) -> Metadata:
     check_expire(expire, window)
     # Raises for what no time can be added to.
     float(window), float(expire or 0)
-    return Metadata(revalidate, expire, check_tags(_strings(tags)))
+    return lifetime(revalidate, expire, check_tags(_strings(tags)))
 
 
 _known_head = functools.lru_cache(1024)(_parse_head)

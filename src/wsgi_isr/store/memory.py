@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 import typing as t
 from collections.abc import Iterator
 
 from ..key import PageKey
 from ..page import Page
+from ..sharing import shared
 from ..state import Mark
 from ..state import replaces
 
@@ -24,10 +24,9 @@ MAX_TARGETS = 16
 OVERHEAD = 3072
 
 
-@functools.lru_cache(64)
 def confirmation(generation: object, mark: Mark) -> tuple[object, Mark]:
-    """One object for all pages that were confirmed under a generation."""
-    return generation, mark
+    """That a page has this mark under this generation, as most pages do."""
+    return shared((generation, mark))
 
 
 class Entry:
@@ -183,13 +182,7 @@ class MemoryLevel:
 def _slim(target: Target, path: str) -> Target:
     """A target of texts that others have, too."""
     own, query, *others = target
-    return t.cast(Target, (path if own == path else own, query, *map(_shared, others)))
-
-
-@functools.lru_cache(1024)
-def _shared(part: str | None) -> str | None:
-    """One object for what many requests have: less memory, and it is in the processor's cache."""
-    return part
+    return t.cast(Target, (path if own == path else own, query, *map(shared, others)))
 
 
 def is_long(target: Target) -> bool:
