@@ -144,6 +144,7 @@ def make_answer(
 
 
 def lasting_headers(page: Page, coding: str, tags_header: str | None) -> Lasting:
+    """All headers of an answer but the two that tell of the moment."""
     own = (_known_headers if page.weight <= MAX_KNOWN_HEAD else _own_headers)(page.headers)
     headers = own.headers.copy()
     length = header("Content-Length", str(len(page.bodies[coding])))
