@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import tempfile
+import typing as t
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from .subjects import BODY
 from .subjects import DictCache
 from .subjects import Environ
 from .subjects import GZIP
+from .subjects import InTheWay
+from .subjects import LookUp
 from .subjects import PathCache
 from .subjects import request
 from .subjects import Response
@@ -34,7 +37,13 @@ from .turns import Turn
 from .turns import without
 
 BY_HAND, AGAIN = "by hand", "by hand, again"
-APP, NOT_A_PAGE, WATCHED = "app alone", "not a page", "not a page, by hand"
+APP, NOT_A_PAGE = "app alone", "not a page"
+#: The same by hand, step by step.
+STEPS: dict[str, t.Callable[[App], App]] = {
+    "not a page, class in the way": InTheWay,
+    "not a page, looked up by hand": LookUp,
+    "not a page, by hand": Watch,
+}
 
 
 def ready(subject: App, environ: Environ) -> Response:
@@ -78,7 +87,7 @@ def not_a_page(folder: Path) -> Iterator[dict[str, Turn]]:
     yield {
         APP: repeat(app, other, start_response),
         NOT_A_PAGE: repeat(isr, other, start_response),
-        WATCHED: repeat(Watch(app), request("/other"), start_response),
+        **{name: repeat(step(app), other, start_response) for name, step in STEPS.items()},
     }
     isr.close()
 

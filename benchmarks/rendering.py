@@ -16,8 +16,9 @@ from .subjects import BODY
 from .subjects import Environ
 from .subjects import HTML
 
-RENDER = 0.2
-RULES = {"/cold/*": 3600, "/sleeps/*": 1, "/computes/*": 1}
+#: Seconds that a render takes, and that a page is fresh.
+RENDER, WINDOW = 0.2, 1
+RULES = {"/cold/*": 3600, "/sleeps/*": WINDOW, "/computes/*": WINDOW}
 #: Options with which workers leave renders to processes that do nothing else.
 DEDICATED: dict[str, t.Any] = {"workers": 0}
 

@@ -17,7 +17,10 @@ CAPTIONS = {
 
 Nanoseconds a call, less those of an empty one. *by hand, again* is a second cache of the same kind:
 what differs from *by hand* is noise. *by hand* looks at method, path, query and time; one that
-looks at *path alone* would also answer a POST from its pages.""",
+looks at *path alone* would also answer a POST from its pages. What a request costs that is no page
+is shown step by step: a class that only calls the app; one that looks up by all that a page depends
+on whether it is one, and the time; one that watches the answer, too, and lets the app ask where it
+is.""",
     "memory": """### Many pages
 
 Nanoseconds a hit, by turns of a second; ready-made answers hold for a second, so where every page
@@ -32,14 +35,16 @@ are stored for the page.""",
 Milliseconds of processor time in a fresh interpreter.""",
     "http": """### Over HTTP
 
-16 connections; *constant* is an app that always gives the very answer that a hit gets. *CPU µs* is
+16 connections; *constant* is an app that always gives the very answer that a hit gets, *by hand* a
+dictionary cache that has it. *CPU µs* is
 what all processes of the server take for a request, *x* how many requests the same processor time
 buys, beside granian with a constant response. *constant again* is a second server of the same kind:
 noise. *p99* is queueing: wrk always asks again at once.""",
     "load": """### Visitors at once, and pages that turn stale
 
 Four workers of gunicorn with 16 threads each, medians of all bursts but for renders: the most that
-there ever were. *not a page* is what server and client take themselves: noise.""",
+there ever were. *not a page* is what server and client take themselves: noise. *due* are the
+renders of a page whose time begins when its render begins: one in each second.""",
 }
 
 

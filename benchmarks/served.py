@@ -16,6 +16,7 @@ from wsgi_isr import ISRMiddleware
 from .peers.packages import PACKAGES
 from .subjects import App
 from .subjects import app
+from .subjects import DictCache
 from .subjects import Environ
 from .subjects import request
 from .subjects import Response
@@ -41,6 +42,8 @@ def subject(name: str, folder: Path) -> App:
         return constant()
     if name == "constant, gzip":
         return constant(HTTP_ACCEPT_ENCODING="gzip")
+    if name == "by hand":
+        return DictCache(constant())
     if name == "wsgi-isr":
         return ISRMiddleware(app, f"file://{folder}/pages")
     return PACKAGES[name](folder)

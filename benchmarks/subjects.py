@@ -57,13 +57,13 @@ class DictCache:
     def __call__(self, environ: Environ, start_response: t.Any) -> t.Any:
         if environ["REQUEST_METHOD"] != "GET":
             return self._app(environ, start_response)
-        key = (environ["PATH_INFO"], environ["QUERY_STRING"])
+        # PEP 3333 lets an empty query be absent, and bjoern leaves it out.
+        key = (environ["PATH_INFO"], environ.get("QUERY_STRING", ""))
         page = self._pages.get(key)
         if page is not None and time.time() < page[0]:
             start_response("200 OK", page[1].copy())
             return [page[2]]
-        body = b"".join(self._app(environ, lambda *args: None))
-        headers = [HTML, ("Content-Length", str(len(body)))]
+        headers, body = rendered(self._app, environ)
         self._pages[key] = (time.time() + 3600, headers, body)
         start_response("200 OK", headers.copy())
         return [body]
@@ -81,39 +81,75 @@ class PathCache:
         if page is not None and time.time() < page[0]:
             start_response("200 OK", page[1].copy())
             return [page[2]]
-        body = b"".join(self._app(environ, lambda *args: None))
-        headers = [HTML, ("Content-Length", str(len(body)))]
+        headers, body = rendered(self._app, environ)
         self._pages[environ["PATH_INFO"]] = (time.time() + 3600, headers, body)
         start_response("200 OK", headers.copy())
         return [body]
 
 
-class Watch:
-    """What one writes by hand for requests that are no pages, to be told what a page needs.
+def rendered(app: App, environ: Environ) -> tuple[list[tuple[str, str]], bytes]:
+    """The headers of an answer, with its length, and its body."""
+    kept: dict[str, str] = {}
 
-    It is known by all that a page depends on that there is none; the app can ask where the
-    request came in; and a response that has become a page is noticed.
-    """
+    def keep(status: str, headers: list[tuple[str, str]], exc_info: t.Any = None) -> None:
+        kept.update(headers)
+
+    body = b"".join(app(environ, keep))
+    kept["Content-Length"] = str(len(body))
+    return [item for item in kept.items() if not item[0].startswith("ISR-")], body
+
+
+# What a request costs that is no page, step by step, as one would write it by hand.
+
+
+class InTheWay:
+    """Middleware that does nothing."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    def __call__(self, environ: Environ, start_response: t.Any) -> t.Any:
+        return self._app(environ, start_response)
+
+
+class LookUp:
+    """It knows by all that a page depends on that there is none, for a time."""
 
     def __init__(self, app: App) -> None:
         self._app = app
         self._known: dict[tuple[str, ...], float] = {}
-        self._origin: ContextVar[str] = ContextVar("origin")
 
     def __call__(self, environ: Environ, start_response: t.Any) -> t.Any:
+        key = (
+            environ["PATH_INFO"],
+            environ.get("QUERY_STRING", ""),
+            environ["HTTP_HOST"],
+            environ["wsgi.url_scheme"],
+            environ["SCRIPT_NAME"],
+        )
+        if time.time() >= self._known.get(key, 0.0):
+            self._known[key] = time.time() + 3600
+        return self._app(environ, start_response)
+
+
+class Watch(LookUp):
+    """And it would notice an answer that has become a page; the app can ask where it is."""
+
+    def __init__(self, app: App) -> None:
+        super().__init__(self._watched)
+        self._watched_app = app
+        self._origin: ContextVar[str] = ContextVar("origin")
+
+    def _watched(self, environ: Environ, start_response: t.Any) -> t.Any:
         def start(status: str, headers: list[tuple[str, str]], exc_info: t.Any = None) -> t.Any:
             for name, _ in headers:
                 if name.lower() == "isr-revalidate":
                     raise NotImplementedError("it has become a page")
             return start_response(status, headers, exc_info)
 
-        host = environ["HTTP_HOST"]
-        key = (environ["PATH_INFO"], environ["QUERY_STRING"], host, environ["SCRIPT_NAME"])
-        if time.time() >= self._known.get(key, 0.0):
-            self._known[key] = time.time() + 3600
-        token = self._origin.set(host)
+        token = self._origin.set(environ["HTTP_HOST"])
         try:
-            return self._app(environ, start)
+            return self._watched_app(environ, start)
         finally:
             self._origin.reset(token)
 

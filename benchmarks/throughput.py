@@ -39,8 +39,8 @@ GRANIAN = [
 BJOERN = [sys.executable, "-m", "benchmarks.served", "{port}"]
 SERVERS = {"granian": GRANIAN, "bjoern": BJOERN}
 #: What a Python server serves, and whether a compressed variant is there.
-SUBJECTS = {"constant": False, "constant again": False, "constant, gzip": True, "wsgi-isr": False,
-            "wsgi-isr, gzip": True}  # fmt: skip
+SUBJECTS = {"constant": False, "constant again": False, "constant, gzip": True, "by hand": False,
+            "wsgi-isr": False, "wsgi-isr, gzip": True}  # fmt: skip
 
 
 class Load(t.NamedTuple):

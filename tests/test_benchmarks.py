@@ -63,7 +63,7 @@ class TestTargets:
     def test_are_met_or_missed(self, tmp_path: Path, measured: float, verdict: str) -> None:
         results = Results(tmp_path / "r.json")
         results.add("hits", {"memory://": {"ratio": measured}}, quick=False)
-        expected = f"| hit, `memory://` | at most 2 × by hand | {measured:g} × | {verdict} |"
+        expected = f"| hit, `memory://` | at most 2 × by hand | {measured:g} × | {verdict} |  |"
         assert self.row(results, "hit, `memory://`") == expected
 
     @pytest.mark.parametrize(("measured", "verdict"), [(10.0, "met"), (11.0, "**missed**")])
@@ -74,11 +74,19 @@ class TestTargets:
         }
         results = Results(tmp_path / "r.json")
         results.add("http", table, quick=False)
-        assert self.row(results, "hits over HTTP, granian").endswith(f" × | {verdict} |")
+        assert self.row(results, "hits over HTTP, granian").endswith(f" × | {verdict} |  |")
+
+    def test_stand_beside_what_does_less(self, tmp_path: Path) -> None:
+        cpu = {"constant": 10.0, "by hand": 10.2, "wsgi-isr": 10.4}
+        table = {f"granian, {name}": {"CPU µs": value} for name, value in cpu.items()}
+        results = Results(tmp_path / "r.json")
+        results.add("http", table, quick=False)
+        line = self.row(results, "hits over HTTP, granian")
+        assert line.endswith("| 0.962 × | met | 0.98 × |")
 
     def test_say_what_was_not_measured(self, tmp_path: Path) -> None:
         line = self.row(Results(tmp_path / "r.json"), "a page written to files")
-        assert line.endswith("| not measured |  |")
+        assert line.endswith("| not measured |  |  |")
 
 
 class TestTurns:

@@ -33,14 +33,14 @@ class Cost(t.NamedTuple):
 
 
 COSTS = {
-    "hit": Cost(7, 112, 384),
-    "hit with a cookie": Cost(7, 112, 384),
-    "hit with an undeclared query": Cost(7, 112, 384),
-    "hit without QUERY_STRING": Cost(7, 112, 384),
-    "hit with gzip": Cost(7, 112, 384),
-    "304": Cost(10, 151, 384),
-    "HEAD": Cost(8, 132, 384),
-    "not a page": Cost(12, 205, 1600),
+    "hit": Cost(6, 110, 384),
+    "hit with a cookie": Cost(6, 110, 384),
+    "hit with an undeclared query": Cost(6, 110, 384),
+    "hit without QUERY_STRING": Cost(6, 110, 384),
+    "hit with gzip": Cost(6, 110, 384),
+    "304": Cost(9, 150, 384),
+    "HEAD": Cost(7, 131, 384),
+    "not a page": Cost(12, 203, 1200),
 }
 REQUESTS: dict[str, dict[str, str]] = {
     "hit": {},

@@ -270,6 +270,23 @@ class TestExcInfo:
         assert (response.status_code, response.text) == (500, "oops")
         assert list(client.isr.pages()) == []
 
+    def test_tells_nobody_that_it_is_a_page(self) -> None:
+        def app(environ: dict[str, t.Any], start_response: t.Any) -> list[bytes]:
+            start_response("200 OK", [PLAIN])
+            try:
+                raise ZeroDivisionError
+            except ZeroDivisionError:
+                headers = [PLAIN, *page_headers(60)]
+                start_response("500 Internal Server Error", headers, sys.exc_info())
+            return [b"oops"]
+
+        isr = ISRMiddleware(app, "memory://")
+        for _ in range(3):
+            # Not known at first, and as no page then.
+            server = Server(isr)
+            names = [name for _, headers in server.sent for name, _ in headers]
+            assert names == ["Content-Type", "Content-Type", "Cache-Control", "Cache-Status"]
+
     def test_raises_what_came_too_late(self) -> None:
         def app(environ: dict[str, t.Any], start_response: t.Any) -> list[bytes]:
             start_response("200 OK", [PLAIN])(b"sent")

@@ -27,15 +27,18 @@ NOT_A_PAGE = 60.0
 MAX_NOT_PAGES = 10_000
 
 
-class NotPage(t.NamedTuple):
+class NotPage:
     """A URL that is no page.
 
     :param detail: why; ``""`` where its answer just did not call itself a page.
     """
 
-    key: PageKey
-    detail: str
-    origin: Origin
+    __slots__ = ("detail", "key", "origin")
+
+    def __init__(self, key: PageKey, detail: str) -> None:
+        self.key = key
+        self.detail = detail
+        self.origin = Origin(key.scheme, key.host, key.mount)
 
 
 class Known(Answer):
@@ -75,7 +78,7 @@ class Known(Answer):
         """The answer of a page in one content coding; ``None`` if it is not fresh."""
         headers, etag, control, statuses = lasting_headers(entry.page, coding, tags_header)
         nothing = "", ""
-        known = cls(entry.page, coding, etag, [*headers, control or nothing, nothing])
+        known = cls(entry.page, coding, etag, (*headers, control or nothing, nothing))
         known.entry, known.not_page, known.coding = entry, None, coding
         known._own_control, known._statuses = control is not None, statuses
         return known if known.renew(now) else None
@@ -89,7 +92,8 @@ class Known(Answer):
 
     def renew(self, now: float) -> bool:
         """Let an answer hold for another second, unless its page is not fresh any more."""
-        entry = t.cast(Entry, self.entry)
+        entry = self.entry
+        assert entry is not None
         page = entry.page
         generation, mark = entry.confirmed
         if state_of(page, mark, now) is not State.FRESH:
@@ -99,12 +103,13 @@ class Known(Answer):
         until = now + 1.0
         if left is not None and window is not None:
             # The number of seconds left stays the same until then.
-            until = min(until, page.generated_at + window - left + 1)
+            change = page.generated_at + window - left + 1
+            until = change if change < until else until
         control, status = fresh_headers(left, window, expire, self._statuses)
-        headers = self.headers.copy()
-        headers[-1] = status
-        if not self._own_control:
-            headers[-2] = control
+        if self._own_control:
+            headers = (*self.headers[:-1], status)
+        else:
+            headers = (*self.headers[:-2], control, status)
         # Last what makes it hold: another thread may be looking.
         self.headers, self.since = headers, now
         self.generation, self.until = generation, until
@@ -143,8 +148,8 @@ class NotPages:
         self.discard(key)
         if len(self._urls) >= MAX_NOT_PAGES:
             _drop_first(self._urls)
-        not_page = NotPage(key, detail, Origin(key.scheme, key.host, key.mount))
-        self._urls[key] = Known.without_answer(not_page, self._clock(), self._signal[0])
+        found = Known.without_answer(NotPage(key, detail), self._clock(), self._signal[0])
+        self._urls[key] = found
 
     def add_target(self, target: Target, key: PageKey) -> None:
         """Let a request be known by what it came in as, as long as its URL is."""

@@ -19,10 +19,13 @@ from .key import Origin
 from .key import Origins
 from .key import PageKey
 from .known import Known
+from .known import NotPage
 from .ondemand import OnDemand
 from .ondemand import PageInfo
 from .ondemand import Result
 from .page import Codec
+from .passing import Passing
+from .passing import PassThrough
 from .pool import Pool
 from .pool import WorkerPool
 from .pool import WORKERS
@@ -40,7 +43,6 @@ from .stats import Stats
 from .store.memory import Target
 from .store.opening import CacheLike
 from .store.opening import opener
-from .visit import pass_through
 from .visit import Visit
 
 if t.TYPE_CHECKING:
@@ -183,6 +185,8 @@ class ISRMiddleware:
         self._known: dict[Target, Known] = {}
         self._signal: t.Any = (0, 0)
         self._stats = Stats()
+        # Bound once, because that takes its time.
+        self._pass_through = PassThrough(site, self._become_page).serve
 
     def __repr__(self) -> str:
         return f"<ISRMiddleware {self.app!r}>"
@@ -216,16 +220,14 @@ class ISRMiddleware:
                 method = environ["REQUEST_METHOD"]
                 if known.not_page is not None:
                     if method == "GET" or method == "HEAD":
-                        return pass_through(
-                            self._site, self._here, environ, start_response, known.not_page
-                        )
+                        return self._pass_through(environ, start_response, known.not_page)
                 elif (
                     method == "GET"
                     and "HTTP_IF_NONE_MATCH" not in environ
-                    and "HTTP_IF_MODIFIED_SINCE" not in environ
+                    and (not known.is_dated or "HTTP_IF_MODIFIED_SINCE" not in environ)
                 ):
                     self._stats.hits += 1
-                    start_response(known.status, known.headers.copy())
+                    start_response(known.status, [*known.headers])
                     # A list: servers take a shorter way with it than with other iterables.
                     return [known.body]
                 elif method == "GET" or method == "HEAD":
@@ -266,6 +268,12 @@ class ISRMiddleware:
     def _regenerate(self, key: PageKey) -> None:
         """Render a page that another process has handed over."""
         self._here().regeneration.regenerate(key, self._site.rule_of(key))
+
+    def _become_page(
+        self, environ: WSGIEnvironment, start_response: StartResponse, not_page: NotPage
+    ) -> Passing:
+        visit = Visit(self._site, self._here(), environ, start_response, None)
+        return visit.passing_of(not_page)
 
     def _on_demand(self) -> OnDemand:
         return OnDemand(self._here(), self._site.origins, self._site.describe, self._site.clock)

@@ -11,11 +11,16 @@ import typing as t
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
+from types import MethodType
 
 from .key import Origin
+from .known import NotPage
 from .metadata import declares_page
+from .metadata import HARMLESS
 from .metadata import Headers
+from .metadata import is_isr_header
 from .metadata import ISR_HEADERS
+from .metadata import remove_isr
 from .metadata import status_code
 from .metadata import without_isr
 from .render import Capture
@@ -23,10 +28,12 @@ from .render import close
 from .render import current_origin
 from .render import Response
 from .respond import PRIVATE
+from .site import Site
 
 if t.TYPE_CHECKING:
     from _typeshed import OptExcInfo
     from _typeshed.wsgi import StartResponse
+    from _typeshed.wsgi import WSGIEnvironment
 
 #: What caches behind us obey before ``Cache-Control`` (RFC 9213); it overrules ``Expires``.
 _FOR_CACHES = frozenset(
@@ -38,6 +45,9 @@ _FOR_CACHES = frozenset(
         "x-litespeed-cache-control",
     }
 )
+
+# Looked up once: it is for every request.
+_enter, _leave = current_origin.set, current_origin.reset
 
 #: What to do with an answer that was put aside; gives what is sent instead.
 Discover: t.TypeAlias = "Callable[[Response], Iterable[bytes]]"
@@ -134,6 +144,71 @@ class Passing:
     def replace(self, iterable: Iterable[bytes], limit: int) -> Iterable[bytes]:
         assert self._capture is not None and self._discover is not None
         return self._discover(self._capture.collect(iterable, limit, check_length=False))
+
+
+class PassThrough:
+    """The way of requests to URLs that are known to be no pages.
+
+    :param become_page: how an answer goes on that calls itself a page after all.
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        become_page: Callable[[WSGIEnvironment, StartResponse, NotPage], Passing],
+    ) -> None:
+        self._app = site.app
+        self._middleware = site.middleware
+        self._limit = site.limit
+        self._become_page = become_page
+
+    def serve(
+        self, environ: WSGIEnvironment, start_response: StartResponse, not_page: NotPage
+    ) -> Iterable[bytes]:
+        # Unrolled: it is for every request, and a loop takes longer than all of it.
+        if (
+            "HTTP_ISR_REVALIDATE" in environ
+            or "HTTP_ISR_EXPIRE" in environ
+            or "HTTP_ISR_TAGS" in environ
+            or "wsgi_isr.reason" in environ
+        ):
+            remove_isr(environ)
+        environ["wsgi_isr.middleware"] = self._middleware
+        # A method of a list: an instance of a class of ours, or a closure, takes longer.
+        request: _Request = [start_response, None, self._become_page, environ, not_page]
+        token = _enter(not_page.origin)
+        try:
+            iterable = self._app(environ, MethodType(_watch, request))
+        finally:
+            _leave(token)
+        if request[1] is True:
+            return iterable
+        return _passing_of(request).finish(iterable, self._limit)
+
+
+#: ``start_response``; ``True`` once it was called, or the `Passing` through which it goes now;
+#: and what that is made of, should it be needed.
+_Request: t.TypeAlias = "list[t.Any]"
+
+
+def _watch(
+    request: _Request, status: str, headers: Headers, exc_info: OptExcInfo | None = None, /
+) -> Callable[[bytes], object]:
+    """``start_response`` of an answer that is not expected to call itself a page."""
+    for name, _ in headers:
+        if name not in HARMLESS and is_isr_header(name):
+            _passing_of(request)
+    request[1] = request[1] or True
+    start: StartResponse = request[0]
+    return start(status, headers) if exc_info is None else start(status, headers, exc_info)
+
+
+def _passing_of(request: _Request) -> Passing:
+    start_response, passing, become_page, environ, not_page = request
+    if not isinstance(passing, Passing):
+        passing = become_page(environ, start_response, not_page)
+        request[:2] = passing.start_response, passing
+    return t.cast(Passing, passing)
 
 
 class _Late:

@@ -55,25 +55,27 @@ class Answer:
     :param headers: the last two are ``Cache-Control`` and ``Cache-Status``.
     """
 
-    __slots__ = ("_not_modified", "body", "etag", "etag_of_200", "headers", "status")
+    __slots__ = ("_not_modified", "body", "etag", "etag_of_200", "headers", "is_dated", "status")
 
-    def __init__(self, page: Page, coding: str, etag: str, headers: Headers) -> None:
+    def __init__(self, page: Page, coding: str, etag: str, headers: tuple[Header, ...]) -> None:
         self.status = page.status
         self.body = page.bodies[coding]
         self.etag = etag
         #: Other statuses are never answered with 304; no header equals this then.
         self.etag_of_200 = etag if etag and page.code == 200 else False
         self.headers = headers
-        self._not_modified: tuple[Headers, Headers] | None = None
+        #: Whether ``If-Modified-Since`` means anything.
+        self.is_dated = page.code == 200 and page.header("last-modified") is not None
+        self._not_modified: tuple[tuple[Header, ...], tuple[Header, ...]] | None = None
 
-    def not_modified_headers(self) -> Headers:
+    def not_modified_headers(self) -> tuple[Header, ...]:
         """Those of a 304, which are made once for each list of headers."""
         made = self._not_modified
         headers = self.headers
         # Of these very headers: another thread may have put newer ones there meanwhile.
         if made is None or made[0] is not headers:
-            made = headers, [item for item in headers if item[0].lower() in _NOT_MODIFIED_HEADERS]
-            self._not_modified = made
+            fewer = tuple(item for item in headers if item[0].lower() in _NOT_MODIFIED_HEADERS)
+            made = self._not_modified = headers, fewer
         return made[1]
 
 
@@ -140,7 +142,7 @@ def make_answer(
         else:
             control = _stale_control(page, now)
     status = "Cache-Status", lasting.statuses + member
-    return Answer(page, coding, lasting.etag, [*lasting.headers, control, status])
+    return Answer(page, coding, lasting.etag, (*lasting.headers, control, status))
 
 
 def lasting_headers(page: Page, coding: str, tags_header: str | None) -> Lasting:
@@ -227,9 +229,9 @@ def respond(
         # A browser sends the very tag that it got: the common case takes no parsing.
         tags = environ.get("HTTP_IF_NONE_MATCH")
         if tags == answer.etag_of_200 or not_modified(environ, answer):
-            start_response("304 Not Modified", answer.not_modified_headers().copy())
+            start_response("304 Not Modified", [*answer.not_modified_headers()])
             return ()
-    start_response(answer.status, answer.headers.copy())
+    start_response(answer.status, [*answer.headers])
     return () if environ["REQUEST_METHOD"] == "HEAD" else [answer.body]
 
 

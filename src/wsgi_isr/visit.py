@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import typing as t
-from collections.abc import Callable
 from collections.abc import Iterable
 
 from .attempt import Kind
@@ -15,10 +14,7 @@ from .key import MAX_KEY_LENGTH
 from .key import Origin
 from .known import Known
 from .known import NotPage
-from .metadata import HARMLESS
-from .metadata import Headers
 from .metadata import InvalidMetadata
-from .metadata import is_isr_header
 from .metadata import read_metadata
 from .metadata import remove_isr
 from .passing import AfterAnswer
@@ -43,13 +39,8 @@ from .store.memory import Entry
 from .store.memory import Target
 
 if t.TYPE_CHECKING:
-    from _typeshed import OptExcInfo
     from _typeshed.wsgi import StartResponse
     from _typeshed.wsgi import WSGIEnvironment
-
-
-# Looked up once: it is for every request.
-_enter, _leave = current_origin.set, current_origin.reset
 
 
 class Visit:
@@ -318,65 +309,3 @@ class Visit:
         return Passing(
             self._start_response, member, True, False, self._discovered, None, not_page.origin
         )
-
-
-def pass_through(
-    site: Site,
-    here: Callable[[], Process],
-    environ: WSGIEnvironment,
-    start_response: StartResponse,
-    not_page: NotPage,
-) -> Iterable[bytes]:
-    """Let a request to a URL that is no page through, watching for the answer of a page.
-
-    As `Visit` would, but without all that a dynamic URL has no use for.
-    """
-    # One object for the function below to keep, because each takes its time.
-    request = site, here, environ, start_response, not_page
-    started = False
-    #: What the answer goes through, should it be that of a page.
-    passing: Passing | None = None
-
-    def start(
-        status: str, headers: Headers, exc_info: OptExcInfo | None = None, /
-    ) -> Callable[[bytes], object]:
-        nonlocal started, passing
-        for name, _ in headers:
-            if name not in HARMLESS and is_isr_header(name) and passing is None:
-                passing = _become_page(*request)
-        if passing is not None:
-            return passing.start_response(status, headers, exc_info)
-        started = True
-        if exc_info is None:
-            return start_response(status, headers)
-        return start_response(status, headers, exc_info)
-
-    # Unrolled: it is for every request, and a loop takes longer than all of it.
-    if (
-        "HTTP_ISR_REVALIDATE" in environ
-        or "HTTP_ISR_EXPIRE" in environ
-        or "HTTP_ISR_TAGS" in environ
-        or "wsgi_isr.reason" in environ
-    ):
-        remove_isr(environ)
-    environ["wsgi_isr.middleware"] = site.middleware
-    token = _enter(not_page.origin)
-    try:
-        iterable = site.app(environ, start)
-    finally:
-        _leave(token)
-    if passing is None:
-        if started:
-            return iterable
-        passing = _become_page(*request)
-    return passing.finish(iterable, site.limit)
-
-
-def _become_page(
-    site: Site,
-    here: Callable[[], Process],
-    environ: WSGIEnvironment,
-    start_response: StartResponse,
-    not_page: NotPage,
-) -> Passing:
-    return Visit(site, here(), environ, start_response, None).passing_of(not_page)
