@@ -221,3 +221,27 @@ class TestClose:
 
     def test_of_a_middleware_that_nobody_has_visited_is_nothing(self, make: Make) -> None:
         make().close()
+
+
+class TestLookingAtWhatOthersDo:
+    def test_takes_one_look_for_all_pages_of_a_moment(
+        self, site: Site, make: Make, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        paths = ["/a", "/b", "/c"]
+        for path in paths:
+            site.page(path, revalidate=3600)
+        isr = make()
+        for path in paths * 2:
+            visit(isr, path)
+        looks: list[float] = []
+        store = isr._here().store
+        monkeypatch.setattr(store.coordination, "poll", lambda: looks.append(clock.now))
+
+        # Forward, and back by someone who sets the clock.
+        for seconds in (1.5, 1.5, -2.0):
+            clock.advance(seconds)
+            for path in paths:
+                assert status_of(visit(isr, path)).startswith("isr; hit; ttl=3")
+
+        began = clock.now + 2.0 - 3.0
+        assert looks == [began + 1.5, began + 3.0, began + 1.0]

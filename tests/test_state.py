@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import typing as t
 
 import pytest
@@ -17,6 +18,8 @@ from steps import visit
 
 from wsgi_isr.state import CLOCK_TOLERANCE
 from wsgi_isr.state import Epochs
+from wsgi_isr.state import fresh_for
+from wsgi_isr.state import hold
 from wsgi_isr.state import Mark
 from wsgi_isr.state import replaces
 from wsgi_isr.state import seconds_left
@@ -70,6 +73,40 @@ class TestState:
 
     def test_of_a_page_from_the_future_is_expired_with_a_hard_mark(self) -> None:
         assert state_of(page(), Mark.HARD, BEGAN - 3600) is EXPIRED
+
+
+class TestHold:
+    """What an answer says of its page, and how long it may go on saying so."""
+
+    #: Times that floats hold exactly, so that none falls beside a second's end.
+    EXACT = st.integers(-20 * 64, 200 * 64).map(lambda parts: parts / 64)
+
+    @given(
+        window=st.integers(1, 90) | st.none(),
+        longer=st.integers(0, 60) | st.none(),
+        mark=st.sampled_from(Mark),
+        age=EXACT,
+    )
+    def test_is_what_is_known_of_a_fresh_page_until_it_changes(
+        self, window: int | None, longer: int | None, mark: Mark, age: float
+    ) -> None:
+        expire = None if window is None or longer is None else window + longer
+        held, now = page(window, expire), BEGAN + age
+        found = hold(held, mark, now)
+        if state_of(held, mark, now) is not FRESH:
+            assert found is None
+            return
+        assert found is not None
+        left, change = found
+        assert left == fresh_for(held, now)
+        if left is None:
+            assert change == math.inf
+            return
+        assert now < change <= max(now, BEGAN) + 1
+        assert fresh_for(held, change - 1 / 64) == left
+        assert fresh_for(held, change) == left - 1
+        assert state_of(held, mark, change - 1 / 64) is FRESH
+        assert (state_of(held, mark, change) is FRESH) == (left > 1)
 
 
 class TestSecondsLeft:

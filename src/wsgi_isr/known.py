@@ -14,9 +14,7 @@ from .key import PageKey
 from .respond import Answer
 from .respond import fresh_headers
 from .respond import lasting_headers
-from .state import fresh_for
-from .state import State
-from .state import state_of
+from .state import hold
 from .store.memory import Entry
 from .store.memory import is_long
 from .store.memory import Target
@@ -76,11 +74,12 @@ class Known(Answer):
     @classmethod
     def answer(cls, entry: Entry, coding: str, now: float, tags_header: str | None) -> Known | None:
         """The answer of a page in one content coding; ``None`` if it is not fresh."""
-        headers, etag, control, statuses = lasting_headers(entry.page, coding, tags_header)
+        lasting = lasting_headers(entry.page, coding, tags_header)
+        control = lasting.control
         nothing = "", ""
-        known = cls(entry.page, coding, etag, (*headers, control or nothing, nothing))
+        known = cls(entry.page, coding, lasting, (*lasting.headers, control or nothing, nothing))
         known.entry, known.not_page, known.coding = entry, None, coding
-        known._own_control, known._statuses = control is not None, statuses
+        known._own_control, known._statuses = control is not None, lasting.statuses
         return known if known.renew(now) else None
 
     @classmethod
@@ -96,15 +95,14 @@ class Known(Answer):
         assert entry is not None
         page = entry.page
         generation, mark = entry.confirmed
-        if state_of(page, mark, now) is not State.FRESH:
+        found = hold(page, mark, now)
+        if found is None:
             return False
-        window, expire, _ = page.metadata
-        left = fresh_for(page, now)
+        left, change = found
         until = now + 1.0
-        if left is not None and window is not None:
-            # The number of seconds left stays the same until then.
-            change = page.generated_at + window - left + 1
-            until = change if change < until else until
+        if change < until:
+            until = change
+        window, expire, _ = page.metadata
         control, status = fresh_headers(left, window, expire, self._statuses)
         if self._own_control:
             headers = (*self.headers[:-1], status)

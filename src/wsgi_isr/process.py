@@ -29,6 +29,8 @@ from .upkeep import Upkeep
 
 logger = logging.getLogger("wsgi_isr")
 
+#: Seconds between two looks at what others do: each page that is asked for is renewed by itself.
+LOOK = 0.1
 #: Mount points remembered.
 MAX_MOUNTS = 16
 
@@ -88,6 +90,7 @@ class Process:
         self.upkeep = Upkeep(self.store, self.pool, self.stats, site.build_id)
         self.store.after = self.upkeep.look
         self.not_pages = NotPages(self.signal, self.memory.known, site.clock)
+        self._looked = 0.0
         #: Mount points that were seen, for paths that are named outside of a request.
         self.mounts: set[str] = {""} if before is None else before.mounts
         if before is not None:
@@ -100,11 +103,17 @@ class Process:
         entry = known.entry
         if entry is None:
             return False
-        self.store.poll()
+        self.look(now)
         entry.referenced = True
         self.store.confirm(entry)
         self.store.used(entry, now)
         return known.renew(now)
+
+    def look(self, now: float) -> None:
+        """See what others have done, unless that was a moment ago."""
+        if not 0.0 <= now - self._looked < LOOK:
+            self._looked = now
+            self.store.poll()
 
     def see_mount(self, mount: str) -> None:
         if mount not in self.mounts and len(self.mounts) < MAX_MOUNTS:

@@ -29,10 +29,8 @@ from .metadata import status_code
 from .metadata import tags_value
 from .page import MAX_KNOWN_HEAD
 from .page import Page
-from .state import fresh_for
+from .state import hold
 from .state import Mark
-from .state import State
-from .state import state_of
 
 if t.TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse
@@ -57,15 +55,16 @@ class Answer:
 
     __slots__ = ("_not_modified", "body", "etag", "etag_of_200", "headers", "is_dated", "status")
 
-    def __init__(self, page: Page, coding: str, etag: str, headers: tuple[Header, ...]) -> None:
+    def __init__(
+        self, page: Page, coding: str, lasting: Lasting, headers: tuple[Header, ...]
+    ) -> None:
         self.status = page.status
         self.body = page.bodies[coding]
-        self.etag = etag
+        etag = self.etag = lasting.etag
         #: Other statuses are never answered with 304; no header equals this then.
         self.etag_of_200 = etag if etag and page.code == 200 else False
         self.headers = headers
-        #: Whether ``If-Modified-Since`` means anything.
-        self.is_dated = page.code == 200 and page.header("last-modified") is not None
+        self.is_dated = lasting.is_dated
         self._not_modified: tuple[tuple[Header, ...], tuple[Header, ...]] | None = None
 
     def not_modified_headers(self) -> tuple[Header, ...]:
@@ -84,12 +83,14 @@ class Lasting(t.NamedTuple):
 
     :param control: the app's own ``Cache-Control``.
     :param statuses: its own ``Cache-Status``, before what the library says.
+    :param is_dated: whether ``If-Modified-Since`` means anything.
     """
 
     headers: Headers
     etag: str
     control: Header | None
     statuses: str
+    is_dated: bool
 
 
 @functools.lru_cache(1024)
@@ -136,13 +137,14 @@ def make_answer(
     lasting = lasting_headers(page, coding, tags_header)
     control = lasting.control
     if control is None:
-        if state_of(page, mark, now) is State.FRESH:
-            window, expire, _ = page.metadata
-            control, _ = fresh_headers(fresh_for(page, now), window, expire, "")
-        else:
+        held = hold(page, mark, now)
+        if held is None:
             control = _stale_control(page, now)
+        else:
+            window, expire, _ = page.metadata
+            control, _ = fresh_headers(held[0], window, expire, "")
     status = "Cache-Status", lasting.statuses + member
-    return Answer(page, coding, lasting.etag, (*lasting.headers, control, status))
+    return Answer(page, coding, lasting, (*lasting.headers, control, status))
 
 
 def lasting_headers(page: Page, coding: str, tags_header: str | None) -> Lasting:
@@ -173,6 +175,7 @@ def _own_headers(headers: tuple[Header, ...]) -> Lasting:
     controls = []
     statuses = []
     etag = ""
+    is_dated = False
     for item in headers:
         name, value = item
         lower = name.lower()
@@ -183,9 +186,10 @@ def _own_headers(headers: tuple[Header, ...]) -> Lasting:
         elif lower == "cache-status":
             statuses.append(value)
         else:
+            is_dated = is_dated or lower == "last-modified"
             rest.append(item)
     control = header("Cache-Control", ", ".join(controls)) if controls else None
-    return Lasting(rest, etag, control, "".join(f"{own}, " for own in statuses))
+    return Lasting(rest, etag, control, "".join(f"{own}, " for own in statuses), is_dated)
 
 
 _known_headers = functools.lru_cache(1024)(_own_headers)

@@ -54,6 +54,22 @@ def fresh_for(page: Page, now: float) -> int | None:
     return None if window is None else math.ceil(window - max(0.0, now - page.generated_at))
 
 
+def hold(page: Page, mark: Mark, now: float) -> tuple[int | None, float] | None:
+    """What `fresh_for` says of a fresh page, and up to when it does; ``None`` for another one.
+
+    In one step, because every page that is asked for takes it once a second.
+    """
+    window = page.metadata.revalidate
+    age = now - page.generated_at
+    # Expiry is never before the end of the window.
+    if mark or age < -CLOCK_TOLERANCE or (window is not None and age >= window):
+        return None
+    if window is None:
+        return None, math.inf
+    left = math.ceil(window - age) if age > 0 else window
+    return left, page.generated_at + window - left + 1
+
+
 def seconds_left(page: Page, mark: Mark, now: float) -> int | None:
     """Freshness that is left, rounded up; 0 or negative for a stale page, ``None`` for ever."""
     left = fresh_for(page, now)

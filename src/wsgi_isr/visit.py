@@ -103,7 +103,8 @@ class Visit:
             return "path"
         self._rule = self._find_rule()
         self._key = self._site.key(self._origin, environ, self._rule)
-        if sum(len(name) + len(value) for name, value in self._key.query) > MAX_KEY_LENGTH:
+        query = self._key.query
+        if query and sum(len(name) + len(value) for name, value in query) > MAX_KEY_LENGTH:
             return "path"
         self._process.see_mount(self._origin.mount)
         return None
@@ -146,7 +147,7 @@ class Visit:
     def _serve_hit(self, entry: Entry, generation: object, now: float) -> Iterable[bytes]:
         process = self._process
         entry.referenced = True
-        process.store.poll()
+        process.look(now)
         process.store.used(entry, now)
         if process.memory.get(self._key) is not entry:
             # It is not kept in memory, so its answer would not be either.
@@ -176,7 +177,7 @@ class Visit:
         self._process.stats.stale_hits += 1
         entry.referenced = True
         self._process.store.used(entry, now)
-        self._process.store.poll()
+        self._process.look(now)
         self._process.regeneration.behind(entry, self._rule)
         left = seconds_left(entry.page, entry.mark, now)
         return self._after(self._serve_page(entry, hit_member(min(0, left or 0)), now))
