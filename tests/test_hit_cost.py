@@ -40,7 +40,7 @@ COSTS = {
     "hit with gzip": Cost(6, 110, 384),
     "304": Cost(9, 150, 384),
     "HEAD": Cost(7, 131, 384),
-    "not a page": Cost(12, 203, 1200),
+    "not a page": Cost(12, 209, 1200),
 }
 REQUESTS: dict[str, dict[str, str]] = {
     "hit": {},

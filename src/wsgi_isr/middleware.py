@@ -209,7 +209,7 @@ class ISRMiddleware:
             return Visit(self._site, self._here(), environ, start_response, None).serve()
         known = self._known.get(target)
         if known is not None:
-            # A local, because calling an attribute costs a look-up on the type.
+            # A local, as below, because calling an attribute costs a look-up on the type.
             clock = self._clock
             now = clock()
             if (
@@ -220,7 +220,8 @@ class ISRMiddleware:
                 method = environ["REQUEST_METHOD"]
                 if known.not_page is not None:
                     if method == "GET" or method == "HEAD":
-                        return self._pass_through(environ, start_response, known.not_page)
+                        pass_through = self._pass_through
+                        return pass_through(environ, start_response, known.not_page)
                 elif (
                     method == "GET"
                     and "HTTP_IF_NONE_MATCH" not in environ

@@ -176,9 +176,10 @@ class PassThrough:
         environ["wsgi_isr.middleware"] = self._middleware
         # A method of a list: an instance of a class of ours, or a closure, takes longer.
         request: _Request = [start_response, None, self._become_page, environ, not_page]
+        app = self._app
         token = _enter(not_page.origin)
         try:
-            iterable = self._app(environ, MethodType(_watch, request))
+            iterable = app(environ, MethodType(_watch, request))
         finally:
             _leave(token)
         if request[1] is True:
