@@ -47,20 +47,28 @@ class Visitor(asyncio.Protocol):
     def __init__(self) -> None:
         self._answer = bytearray()
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        #: When he asked, and when the last bytes came.
-        self.begun = self.ended = 0.0
+        self._begun = self._ended = 0.0
+
+    @property
+    def waited(self) -> float:
+        """Seconds from when he asked until the last bytes came.
+
+        Not from when he was due: server and visitors share the processor, and a visitor who is
+        held up before he asks does not wait for anybody.
+        """
+        return self._ended - self._begun
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = t.cast(asyncio.Transport, transport)
 
     def ask(self, path: str) -> None:
-        self.begun = time.perf_counter()
+        self._begun = time.perf_counter()
         lines = (f"GET {path} HTTP/1.1", "Host: site", "Connection: close", "", "")
         self._transport.write("\r\n".join(lines).encode())
 
     def data_received(self, data: bytes) -> None:
         self._answer += data
-        self.ended = time.perf_counter()
+        self._ended = time.perf_counter()
 
     def connection_lost(self, error: Exception | None) -> None:
         if self._answer.startswith(b"HTTP/1.1 200 ") and self._answer.endswith(BODY):
@@ -97,11 +105,10 @@ class Site:
         visitors = [await self._visitor() for _ in range(VISITORS)]
         # Workers have taken them all.
         await asyncio.sleep(0.1)
-        begun = time.perf_counter()
         for visitor in visitors:
             visitor.ask(path)
         await asyncio.gather(*(visitor.closed for visitor in visitors))
-        return [visitor.ended - begun for visitor in visitors]
+        return [visitor.waited for visitor in visitors]
 
     async def stream(self, path: str, seconds: float) -> list[float]:
         """The same, of visitors who come one after the other."""
@@ -113,8 +120,7 @@ class Site:
             await asyncio.sleep(due - time.perf_counter())
             visitor.ask(path)
             await visitor.closed
-            # From when he came: the loop may wake a millisecond after he was due.
-            return visitor.ended - visitor.begun
+            return visitor.waited
 
         count = int(RATE * seconds)
         return await asyncio.gather(*(one(begun + number / RATE) for number in range(count)))
