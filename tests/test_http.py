@@ -218,6 +218,17 @@ class TestCacheControl:
         expected = f"public, max-age=0, s-maxage=0, stale-while-revalidate={window}"
         assert control_of(client.get("/x")) == expected
 
+    def test_of_a_page_that_expired_while_it_was_rendered(
+        self, site: t.Any, browse: t.Any, clock: t.Any
+    ) -> None:
+        def body(environ: dict[str, t.Any]) -> str:
+            clock.advance(100)
+            return "late"
+
+        site.page("/x", body, revalidate=60, expire=90)
+        expected = "public, max-age=0, s-maxage=0, stale-while-revalidate=0"
+        assert control_of(browse(rules={"/x": Rule()}).get("/x")) == expected
+
     def test_of_the_app_is_left_alone(self, site: t.Any, browse: t.Any, clock: t.Any) -> None:
         site.page("/x", headers=[("Cache-Control", "max-age=5, must-revalidate")])
         client = browse()

@@ -1,6 +1,6 @@
 """What is known of a request by the way it came in, so that nothing of it has to be parsed.
 
-It is the answer of a fresh page, or that there is no page, so that the app is asked.
+It is the answer of a page, or that there is no page, so that the app is asked.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from collections.abc import Callable
 from .key import Origin
 from .key import PageKey
 from .respond import Answer
-from .respond import fresh_headers
 from .respond import lasting_headers
+from .respond import moment_headers
+from .rules import Rule
 from .state import hold
 from .store.memory import Entry
 from .store.memory import is_long
@@ -40,7 +41,7 @@ class NotPage:
 
 
 class Known(Answer):
-    """The answer of a fresh page, for a second at most; or that a URL has none, for a minute.
+    """The answer of a page, for a second at most; or that a URL has none, for a minute.
 
     It holds under one generation: after an invalidation it does not, whatever that was of.
 
@@ -54,7 +55,9 @@ class Known(Answer):
         "coding",
         "entry",
         "generation",
+        "is_fresh",
         "not_page",
+        "rule",
         "since",
         "until",
     )
@@ -67,49 +70,54 @@ class Known(Answer):
     _own_control: bool
     #: What the app says in ``Cache-Status`` itself.
     _statuses: str
+    #: Whether nothing is to be done but to send it. A stale page is to be rendered, too.
+    is_fresh: bool
+    #: By which it is rendered.
+    rule: Rule | None
     #: What it is about: one of the two.
     entry: Entry | None
     not_page: NotPage | None
 
     @classmethod
-    def answer(cls, entry: Entry, coding: str, now: float, tags_header: str | None) -> Known | None:
-        """The answer of a page in one content coding; ``None`` if it is not fresh."""
+    def answer(
+        cls, entry: Entry, coding: str, now: float, tags_header: str | None, rule: Rule | None
+    ) -> Known | None:
+        """The answer of a page in one content coding; ``None`` if it has expired."""
         lasting = lasting_headers(entry.page, coding, tags_header)
         control = lasting.control
         nothing = "", ""
         known = cls(entry.page, coding, lasting, (*lasting.headers, control or nothing, nothing))
-        known.entry, known.not_page, known.coding = entry, None, coding
+        known.entry, known.not_page, known.coding, known.rule = entry, None, coding, rule
         known._own_control, known._statuses = control is not None, lasting.statuses
         return known if known.renew(now) else None
 
     @classmethod
     def without_answer(cls, not_page: NotPage, now: float, generation: object) -> Known:
         known = cls.__new__(cls)
-        known.entry, known.not_page = None, not_page
+        known.entry, known.not_page, known.is_fresh = None, not_page, False
         known.since, known.until, known.generation = now, now + NOT_A_PAGE, generation
         return known
 
     def renew(self, now: float) -> bool:
-        """Let an answer hold for another second, unless its page is not fresh any more."""
+        """Let an answer hold for another second, unless its page has expired."""
         entry = self.entry
         assert entry is not None
         page = entry.page
         generation, mark = entry.confirmed
-        found = hold(page, mark, now)
-        if found is None:
+        held = hold(page, mark, now)
+        if held is None:
             return False
-        left, change = found
+        fresh, left, stale, change = held
         until = now + 1.0
         if change < until:
             until = change
-        window, expire, _ = page.metadata
-        control, status = fresh_headers(left, window, expire, self._statuses)
+        control, status = moment_headers(left, stale, self._statuses)
         if self._own_control:
             headers = (*self.headers[:-1], status)
         else:
             headers = (*self.headers[:-2], control, status)
         # Last what makes it hold: another thread may be looking.
-        self.headers, self.since = headers, now
+        self.headers, self.is_fresh, self.since = headers, fresh, now
         self.generation, self.until = generation, until
         return True
 

@@ -218,22 +218,25 @@ class ISRMiddleware:
                 or self._here().renew(known, now)
             ) and (self._bypass is None or self._bypass(environ) is None):
                 method = environ["REQUEST_METHOD"]
-                if known.not_page is not None:
+                if known.is_fresh:
+                    if (
+                        method == "GET"
+                        and "HTTP_IF_NONE_MATCH" not in environ
+                        and (not known.is_dated or "HTTP_IF_MODIFIED_SINCE" not in environ)
+                    ):
+                        self._stats.hits += 1
+                        start_response(known.status, [*known.headers])
+                        # A list: servers take a shorter way with it than with other iterables.
+                        return [known.body]
                     if method == "GET" or method == "HEAD":
+                        self._stats.hits += 1
+                        return respond(environ, start_response, known)
+                elif method == "GET" or method == "HEAD":
+                    if known.not_page is not None:
                         pass_through = self._pass_through
                         return pass_through(environ, start_response, known.not_page)
-                elif (
-                    method == "GET"
-                    and "HTTP_IF_NONE_MATCH" not in environ
-                    and (not known.is_dated or "HTTP_IF_MODIFIED_SINCE" not in environ)
-                ):
-                    self._stats.hits += 1
-                    start_response(known.status, [*known.headers])
-                    # A list: servers take a shorter way with it than with other iterables.
-                    return [known.body]
-                elif method == "GET" or method == "HEAD":
-                    self._stats.hits += 1
-                    return respond(environ, start_response, known)
+                    visit = Visit(self._site, self._here(), environ, start_response, target)
+                    return visit.serve_stale(known)
         return Visit(self._site, self._here(), environ, start_response, target).serve()
 
     # What belongs to this process.

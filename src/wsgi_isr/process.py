@@ -99,7 +99,7 @@ class Process:
                 self.memory.put(entry)
 
     def renew(self, known: Known, now: float) -> bool:
-        """Let an answer hold for another second, if its page is still fresh."""
+        """Let an answer hold for another second, if its page may still be served."""
         entry = known.entry
         if entry is None:
             return False

@@ -7,7 +7,6 @@ a ready one.
 from __future__ import annotations
 
 import functools
-import math
 import re
 import typing as t
 from collections.abc import Sequence
@@ -94,28 +93,24 @@ class Lasting(t.NamedTuple):
 
 
 @functools.lru_cache(1024)
-def fresh_headers(
-    left: int | None, window: int | None, expire: int | None, statuses: str
-) -> tuple[Header, Header]:
-    """``Cache-Control`` and ``Cache-Status`` of a fresh page: many pages have the same."""
-    stale = YEAR if expire is None or window is None else expire - window
-    control = _cache_control(YEAR if left is None else left, stale)
+def moment_headers(left: int | None, stale: int | None, statuses: str) -> tuple[Header, Header]:
+    """``Cache-Control`` and ``Cache-Status`` of a page from the store: many have the same.
+
+    :param left: seconds of freshness, 0 or negative for a stale page; ``None`` for ever.
+    :param stale: seconds for which it may be served as a stale one; ``None`` for ever.
+    """
+    control = _cache_control(
+        YEAR if left is None else max(0, left), YEAR if stale is None else stale
+    )
     return control, ("Cache-Status", statuses + hit_member(left))
 
 
 def hit_member(left: int | None) -> str:
     """What ``Cache-Status`` says of a page from the store (RFC 9211).
 
-    :param left: seconds of freshness; ``None`` for ever.
+    :param left: seconds of freshness, 0 or negative for a stale page; ``None`` for ever.
     """
     return "isr; hit" if left is None else f"isr; hit; ttl={left}"
-
-
-def _stale_control(page: Page, now: float) -> Header:
-    # A stale answer grants no freshness.
-    expire = page.metadata.expire
-    age = max(0.0, now - page.generated_at)
-    return _cache_control(0, YEAR if expire is None else max(0, math.floor(expire - age)))
 
 
 def _cache_control(fresh: int, stale: int) -> Header:
@@ -138,11 +133,9 @@ def make_answer(
     control = lasting.control
     if control is None:
         held = hold(page, mark, now)
-        if held is None:
-            control = _stale_control(page, now)
-        else:
-            window, expire, _ = page.metadata
-            control, _ = fresh_headers(held[0], window, expire, "")
+        # It may have expired since it was rendered.
+        left, stale = (0, 0) if held is None else held[1:3]
+        control, _ = moment_headers(left, stale, "")
     status = "Cache-Status", lasting.statuses + member
     return Answer(page, coding, lasting, (*lasting.headers, control, status))
 

@@ -34,6 +34,15 @@ class Mark(enum.IntEnum):
     HARD = 2
 
 
+# Looked up once: members of an enumeration take their time.
+_HARD = Mark.HARD
+
+#: Whether a page is fresh; seconds of freshness left, as `seconds_left` has them; seconds for
+#: which it is served as a stale one, counted from the end of its window or, once it is stale,
+#: from now, ``None`` for ever; and up to when that is so, in seconds since 1970.
+Held: t.TypeAlias = "tuple[bool, int | None, int | None, float]"
+
+
 def state_of(page: Page, mark: Mark, now: float) -> State:
     age = now - page.generated_at
     window, expire, _ = page.metadata
@@ -54,20 +63,24 @@ def fresh_for(page: Page, now: float) -> int | None:
     return None if window is None else math.ceil(window - max(0.0, now - page.generated_at))
 
 
-def hold(page: Page, mark: Mark, now: float) -> tuple[int | None, float] | None:
-    """What `fresh_for` says of a fresh page, and up to when it does; ``None`` for another one.
+def hold(page: Page, mark: Mark, now: float) -> Held | None:
+    """What is said of a page that may be served, and how long that holds; ``None`` for an expired.
 
     In one step, because every page that is asked for takes it once a second.
     """
-    window = page.metadata.revalidate
+    window, expire, _ = page.metadata
     age = now - page.generated_at
-    # Expiry is never before the end of the window.
-    if mark or age < -CLOCK_TOLERANCE or (window is not None and age >= window):
+    if mark is _HARD or (expire is not None and age >= expire):
         return None
+    fresh = not mark and age >= -CLOCK_TOLERANCE and (window is None or age < window)
     if window is None:
-        return None, math.inf
-    left = math.ceil(window - age) if age > 0 else window
-    return left, page.generated_at + window - left + 1
+        return fresh, None if fresh else 0, None, math.inf
+    age = max(age, 0.0)
+    left = math.ceil(window - age)
+    change = page.generated_at + window - left + 1
+    if fresh:
+        return True, left, None if expire is None else expire - window, change
+    return False, min(0, left), None if expire is None else math.floor(expire - age), change
 
 
 def seconds_left(page: Page, mark: Mark, now: float) -> int | None:

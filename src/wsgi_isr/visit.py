@@ -26,13 +26,10 @@ from .render import close
 from .render import current_origin
 from .render import rendering
 from .render import Response
-from .respond import hit_member
 from .respond import make_answer
 from .respond import respond
 from .rules import Rule
 from .site import Site
-from .state import fresh_for
-from .state import seconds_left
 from .state import State
 from .state import state_of
 from .store.memory import Entry
@@ -125,12 +122,9 @@ class Visit:
         entry = self._process.store.lookup(self._key, now)
         if entry is not None:
             generation, mark = entry.confirmed
-            state = state_of(entry.page, mark, now)
-            if state is State.FRESH:
-                return self._serve_hit(entry, generation, now)
-            if state is State.STALE:
-                return self._serve_stale(entry, now)
-            return self._serve_cold("stale")
+            if state_of(entry.page, mark, now) is State.EXPIRED:
+                return self._serve_cold("stale")
+            return self._serve_stored(entry, generation, now)
         if self._rule is None:
             return self._discover()
         instead = fallback(self._rule, self._environ)
@@ -144,43 +138,46 @@ class Visit:
         answer = instead(self._environ, self._start_response)
         return self._after(answer) if isinstance(instead, Shell) else answer
 
-    def _serve_hit(self, entry: Entry, generation: object, now: float) -> Iterable[bytes]:
+    def _serve_stored(self, entry: Entry, generation: object, now: float) -> Iterable[bytes]:
+        """A fresh or a stale page."""
         process = self._process
         entry.referenced = True
         process.look(now)
         process.store.used(entry, now)
-        if process.memory.get(self._key) is not entry:
-            # It is not kept in memory, so its answer would not be either.
-            process.stats.hits += 1
-            return self._serve_page(entry, hit_member(fresh_for(entry.page, now)), now)
         known = self._known(entry, generation, now)
         if known is None:
-            # Another thread has seen that it was invalidated a moment ago.
+            # It has expired, or another thread has seen that it was invalidated, a moment ago.
             return self._serve_known()
-        process.stats.hits += 1
         # A target does not tell variants apart.
         if self._target is not None and (self._rule is None or not self._rule.variants):
             process.memory.let_hit(entry, self._target, known)
+        if not known.is_fresh:
+            return self._serve_stale(known, entry)
+        process.stats.hits += 1
         return respond(self._environ, self._start_response, known)
 
     def _known(self, entry: Entry, generation: object, now: float) -> Known | None:
         coding = self._coding(entry)
         known: Known | None = next((a for a in entry.answers if a.coding == coding), None)
         if known is None:
-            known = Known.answer(entry, coding, now, self._site.tags_header)
+            known = Known.answer(entry, coding, now, self._site.tags_header, self._rule)
             entry.answers += () if known is None else (known,)
             return known
         holds = known.generation == generation and known.since <= now < known.until
         return known if holds or known.renew(now) else None
 
-    def _serve_stale(self, entry: Entry, now: float) -> Iterable[bytes]:
+    def serve_stale(self, known: Known) -> Iterable[bytes]:
+        """A stale page, if it is still the newest."""
+        entry = known.entry
+        assert entry is not None
+        if not self._process.store.is_newest(entry):
+            return self.serve()
+        return self._serve_stale(known, entry)
+
+    def _serve_stale(self, known: Known, entry: Entry) -> Iterable[bytes]:
         self._process.stats.stale_hits += 1
-        entry.referenced = True
-        self._process.store.used(entry, now)
-        self._process.look(now)
-        self._process.regeneration.behind(entry, self._rule)
-        left = seconds_left(entry.page, entry.mark, now)
-        return self._after(self._serve_page(entry, hit_member(min(0, left or 0)), now))
+        self._process.regeneration.behind(entry, known.rule)
+        return self._after(respond(self._environ, self._start_response, known))
 
     def _after(self, answer: Iterable[bytes]) -> Iterable[bytes]:
         if self._process.pool.is_stalled:
@@ -227,10 +224,7 @@ class Visit:
     def _serve_rendered(self, outcome: Outcome, entry: Entry, forward: str) -> Iterable[bytes]:
         now = self._site.clock()
         if outcome.kind is Kind.FOUND and not outcome.collapsed:
-            generation, mark = entry.confirmed
-            if state_of(entry.page, mark, now) is State.FRESH:
-                return self._serve_hit(entry, generation, now)
-            return self._serve_stale(entry, now)
+            return self._serve_stored(entry, entry.confirmed[0], now)
         self._process.stats.misses += 1
         done = "stored" if outcome.stored else f"detail={outcome.detail}"
         collapsed = "; collapsed" if outcome.collapsed else ""

@@ -106,9 +106,13 @@ class PageStore:
         self.confirm(entry)
         if state_of(entry.page, entry.mark, now) is State.FRESH:
             return entry
-        if entry.stores == self.coordination.stored(entry.page.name):
+        if self.is_newest(entry):
             return entry
         return self.newest(key) or self.borrow(key)
+
+    def is_newest(self, entry: Entry) -> bool:
+        """Whether the shared level has nothing newer, as far as can be told without a look."""
+        return entry.stores == self.coordination.stored(entry.page.name)
 
     def confirm(self, entry: Entry) -> None:
         """See what invalidations have made of a page, if there were any."""
