@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import logging
 import tempfile
 import typing as t
 from collections.abc import Iterator
@@ -58,10 +59,20 @@ def is_hit(answer: Response) -> bool:
     return answer.headers.get("Cache-Status", "").startswith("isr; hit; ttl=")
 
 
+def breaks(environ: Environ, start_response: t.Any) -> t.Any:
+    """The site, but what has become stale cannot be rendered any more."""
+    if environ.get("wsgi_isr.reason") == "stale":
+        raise RuntimeError("the database is down")
+    return app(environ, start_response)
+
+
 @contextlib.contextmanager
 def hits(cache: str, name: str) -> Iterator[dict[str, Turn]]:
     """All kinds of requests that find a page."""
-    isr = ISRMiddleware(app, cache)
+    isr = ISRMiddleware(breaks, cache)
+    stale = request("/page/stale")
+    ready(isr, stale)
+    isr.invalidate("/page/stale")
     etag = ready(isr, request()).headers["ETag"]
     requests = {
         name: request(),
@@ -70,10 +81,12 @@ def hits(cache: str, name: str) -> Iterator[dict[str, Turn]]:
         f"{name}, query": request(QUERY_STRING="utm_source=newsletter"),
         f"{name}, 304": request(HTTP_IF_NONE_MATCH=etag),
         f"{name}, HEAD": request(REQUEST_METHOD="HEAD"),
+        f"{name}, stale": stale,
     }
     for kind, environ in requests.items():
         answer = ready(isr, environ)
         assert is_hit(answer), (kind, answer.headers)
+    assert ready(isr, stale).headers["Cache-Status"] == "isr; hit; ttl=0"
     yield {kind: repeat(isr, environ, start_response) for kind, environ in requests.items()}
     isr.close()
 
@@ -123,6 +136,8 @@ def peers(folder: Path) -> dict[str, Turn]:
 
 
 def measure(quick: bool) -> Table:
+    # What it says of renders that fail.
+    logging.getLogger("wsgi_isr").addHandler(logging.NullHandler())
     by_hand, again, path_alone = DictCache(app), DictCache(app), PathCache(app)
     for subject in (by_hand, again, path_alone):
         ready(subject, request())

@@ -17,10 +17,11 @@ CAPTIONS = {
 
 Nanoseconds a call, less those of an empty one. *by hand, again* is a second cache of the same kind:
 what differs from *by hand* is noise. *by hand* looks at method, path, query and time; one that
-looks at *path alone* would also answer a POST from its pages. What a request costs that is no page
-is shown step by step: a class that only calls the app; one that looks up by all that a page depends
-on whether it is one, and the time; one that watches the answer, too, and lets the app ask where it
-is.""",
+looks at *path alone* would also answer a POST from its pages. *stale* is a page whose renders fail.
+
+What a request costs that is no page is shown step by step, by hand: a class that only calls the
+app; one that looks up by all that a page depends on whether it is one, and the time; one that
+watches the answer, too, and lets the app ask where it is.""",
     "memory": """### Many pages
 
 Nanoseconds a hit, by turns of a second; ready-made answers hold for a second, so where every page
