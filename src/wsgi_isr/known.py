@@ -99,7 +99,7 @@ class Known(Answer):
         return known
 
     def renew(self, now: float) -> bool:
-        """Let an answer hold for another second, unless its page has expired."""
+        """Let an answer hold for another second, unless its page has expired; by one at a time."""
         entry = self.entry
         assert entry is not None
         page = entry.page
@@ -116,7 +116,7 @@ class Known(Answer):
             headers = (*self.headers[:-1], status)
         else:
             headers = (*self.headers[:-2], control, status)
-        # Last what makes it hold: another thread may be looking.
+        # Last what makes it hold: other threads are looking.
         self.headers, self.is_fresh, self.since = headers, fresh, now
         self.generation, self.until = generation, until
         return True

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Callable
 
 from . import signals
@@ -91,6 +92,7 @@ class Process:
         self.store.after = self.upkeep.look
         self.not_pages = NotPages(self.signal, self.memory.known, site.clock)
         self._looked = 0.0
+        self._renewing = threading.Lock()
         #: Mount points that were seen, for paths that are named outside of a request.
         self.mounts: set[str] = {""} if before is None else before.mounts
         if before is not None:
@@ -107,7 +109,13 @@ class Process:
         entry.referenced = True
         self.store.confirm(entry)
         self.store.used(entry, now)
-        return known.renew(now)
+        return self.make_anew(known, now)
+
+    def make_anew(self, known: Known, now: float) -> bool:
+        """The same, without a look at anything."""
+        # Of two at once one may not know yet of what has happened, and their fields would mix.
+        with self._renewing:
+            return known.renew(now)
 
     def look(self, now: float) -> None:
         """See what others have done, unless that was a moment ago."""

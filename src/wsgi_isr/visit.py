@@ -164,7 +164,7 @@ class Visit:
             entry.answers += () if known is None else (known,)
             return known
         holds = known.generation == generation and known.since <= now < known.until
-        return known if holds or known.renew(now) else None
+        return known if holds or self._process.make_anew(known, now) else None
 
     def serve_stale(self, known: Known) -> Iterable[bytes]:
         """A stale page, if it is still the newest."""
