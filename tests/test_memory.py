@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copyreg
+import gc
 import pickle
 import sys
 import tracemalloc
 import typing as t
+from collections.abc import Iterator
 
 import pytest
 from conftest import Make
@@ -197,3 +199,35 @@ class TestAHit:
         monkeypatch.setattr("wsgi_isr.page._parse", never)
         monkeypatch.setattr("wsgi_isr.page.Codec.encode", never)
         assert visit(isr).data == bytes(SIZE)
+
+
+class TestAPageThatIsNotKept:
+    @pytest.fixture(autouse=True)
+    def no_collections(self) -> Iterator[None]:
+        """What refers to itself would stay, with all its bytes."""
+        gc.collect()
+        gc.disable()
+        yield
+        gc.enable()
+
+    @staticmethod
+    def alive(path: str) -> int:
+        found = (thing for thing in gc.get_objects() if isinstance(thing, Entry))
+        return sum(entry.page.key.path == path for entry in found)
+
+    def test_is_freed_when_it_was_served(self, site: Site, make: Make, files: str) -> None:
+        site.page("/not-kept")
+        isr = make(files, memory_size=0)
+        for _ in range(5):
+            status = status_of(visit(isr, "/not-kept"))
+        assert status == "isr; hit; ttl=60"
+        assert self.alive("/not-kept") == 0
+
+    def test_is_freed_when_a_newer_one_took_its_place(self, site: Site, make: Make) -> None:
+        site.page("/replaced")
+        isr = make()
+        for _ in range(5):
+            visit(isr, "/replaced")
+            assert status_of(visit(isr, "/replaced")) == "isr; hit; ttl=60"
+            isr.revalidate("http://localhost/replaced")
+        assert self.alive("/replaced") == 1

@@ -152,6 +152,8 @@ class TestOrder:
     ) -> None:
         """A process that looks seldom has more labels than the server, and forgets more."""
         monkeypatch.setattr("wsgi_isr.store.redis.MAX_LABELS", 10)
+        # When it is told to, and not on a thread of its own besides.
+        monkeypatch.setattr("wsgi_isr.store.following.Follower.start", lambda follower: None)
         site.page("/", "body")
         one, other = coordination(make(redis.url)), make(redis.url)
         for number in range(10):

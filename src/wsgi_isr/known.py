@@ -52,7 +52,6 @@ class Known(Answer):
     __slots__ = (
         "_own_control",
         "_statuses",
-        "coding",
         "entry",
         "generation",
         "is_fresh",
@@ -66,7 +65,6 @@ class Known(Answer):
     since: float
     until: float
     generation: object
-    coding: str
     _own_control: bool
     #: What the app says in ``Cache-Status`` itself.
     _statuses: str
@@ -87,7 +85,7 @@ class Known(Answer):
         control = lasting.control
         nothing = "", ""
         known = cls(entry.page, coding, lasting, (*lasting.headers, control or nothing, nothing))
-        known.entry, known.not_page, known.coding, known.rule = entry, None, coding, rule
+        known.entry, known.not_page, known.rule = entry, None, rule
         known._own_control, known._statuses = control is not None, lasting.statuses
         return known if known.renew(now) else None
 

@@ -158,10 +158,13 @@ class Visit:
 
     def _known(self, entry: Entry, generation: object, now: float) -> Known | None:
         coding = self._coding(entry)
-        known: Known | None = next((a for a in entry.answers if a.coding == coding), None)
+        body = entry.page.bodies[coding]
+        known: Known | None = next((a for a in entry.answers if a.body is body), None)
         if known is None:
             known = Known.answer(entry, coding, now, self._site.tags_header, self._rule)
-            entry.answers += () if known is None else (known,)
+            # They refer to each other, so a page that is not kept would linger.
+            if known is not None and self._process.memory.get(self._key) is entry:
+                entry.answers += (known,)
             return known
         holds = known.generation == generation and known.since <= now < known.until
         return known if holds or self._process.make_anew(known, now) else None

@@ -140,16 +140,17 @@ class MemoryLevel:
 
     def let_hit(self, entry: Entry, target: Target, answer: object) -> None:
         """Let a hit find an answer of an entry by a request as it came in."""
-        if is_long(target):
+        key = entry.page.key
+        if self._entries.get(key) is not entry or is_long(target):
             return
         with self._lock:
-            if self._entries.get(entry.page.key) is not entry:
+            if self._entries.get(key) is not entry:
                 return
             if target not in entry.targets:
                 if len(entry.targets) >= MAX_TARGETS:
                     self.known.pop(entry.targets[0], None)
                     entry.targets = entry.targets[1:]
-                target = _slim(target, entry.page.key.path)
+                target = _slim(target, key.path)
                 entry.targets += (target,)
             self.known[target] = answer
 
@@ -166,6 +167,8 @@ class MemoryLevel:
     def _remove(self, entry: Entry) -> None:
         del self._entries[entry.page.key]
         self.size -= entry.size
+        # They refer to it: without them it is freed as soon as nobody is being served.
+        entry.answers = ()
         for target in entry.targets:
             self.known.pop(target, None)
 
