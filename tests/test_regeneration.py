@@ -101,47 +101,6 @@ class TestStaleWhileRevalidate:
         browser.isr.close()
         assert steps.begun == 2
 
-    def test_what_is_said_of_a_stale_page_changes_with_its_age(
-        self, site: Site, browse: Browse, cache: str, clock: Clock
-    ) -> None:
-        site.page("/", "old", revalidate=10, expire=30)
-        browser = browse(cache)
-        browser.get("/")
-        # So that it stays as it is.
-        site.fail("/")
-        told = []
-        for seconds in (10.25, 0.5, 1, 17.5):
-            clock.advance(seconds)
-            for _ in range(3):
-                answer = browser.get("/")
-                told.append((status_of(answer), answer.headers["Cache-Control"].split("=")[-1]))
-        assert told == [
-            item
-            for left, stale in ((0, "19"), (0, "19"), (-1, "18"), (-19, "0"))
-            for item in [(f"isr; hit; ttl={left}", stale)] * 3
-        ]
-        browser.isr.close()
-        site.page("/", "new", revalidate=10, expire=30)
-        clock.advance(1)
-        answer = browser.get("/")
-        assert (answer.text, status_of(answer)) == ("new", "isr; fwd=stale; stored")
-
-    def test_a_page_of_a_rule_is_rendered_by_its_rule(
-        self, site: Site, browse: Browse, cache: str, clock: Clock
-    ) -> None:
-        def app(environ: dict[str, t.Any], start_response: t.Any) -> list[bytes]:
-            start_response("200 OK", [("Content-Type", "text/plain")])
-            return [b"render %d" % site.renders("/")]
-
-        site.answers["/"] = app
-        browser = browse(cache, rules={"/": 10})
-        for _ in range(2):
-            assert browser.get("/").text == "render 1"
-        clock.advance(10)
-        assert status_of(browser.get("/")) == "isr; hit; ttl=0"
-        answer = regenerated(browser.isr)
-        assert (answer.text, status_of(answer)) == ("render 2", "isr; hit; ttl=10")
-
     def test_a_page_with_false_never_becomes_stale_by_itself(
         self, site: Site, browse: Browse, cache: str, clock: Clock
     ) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 import typing as t
+from collections.abc import Callable
 
 import pytest
+from conftest import Browser
 from conftest import Clock
 from conftest import Make
 from conftest import Site
@@ -18,6 +20,52 @@ from steps import visit
 from wsgi_isr import known
 from wsgi_isr.attempt import MAX_BACK_OFF
 from wsgi_isr.known import Known
+
+Browse = Callable[..., Browser]
+
+
+class TestAStalePage:
+    def test_what_is_said_of_a_stale_page_changes_with_its_age(
+        self, site: Site, browse: Browse, cache: str, clock: Clock
+    ) -> None:
+        site.page("/", "old", revalidate=10, expire=30)
+        browser = browse(cache)
+        browser.get("/")
+        # So that it stays as it is.
+        site.fail("/")
+        told = []
+        for seconds in (10.25, 0.5, 1, 17.5):
+            clock.advance(seconds)
+            for _ in range(3):
+                answer = browser.get("/")
+                told.append((status_of(answer), answer.headers["Cache-Control"].split("=")[-1]))
+        assert told == [
+            item
+            for left, stale in ((0, "19"), (0, "19"), (-1, "18"), (-19, "0"))
+            for item in [(f"isr; hit; ttl={left}", stale)] * 3
+        ]
+        browser.isr.close()
+        site.page("/", "new", revalidate=10, expire=30)
+        clock.advance(1)
+        answer = browser.get("/")
+        assert (answer.text, status_of(answer)) == ("new", "isr; fwd=stale; stored")
+
+    def test_a_page_of_a_rule_is_rendered_by_its_rule(
+        self, site: Site, browse: Browse, cache: str, clock: Clock
+    ) -> None:
+        def app(environ: dict[str, t.Any], start_response: t.Any) -> list[bytes]:
+            start_response("200 OK", [("Content-Type", "text/plain")])
+            return [b"render %d" % site.renders("/")]
+
+        site.answers["/"] = app
+        browser = browse(cache, rules={"/": 10})
+        for _ in range(2):
+            assert browser.get("/").text == "render 1"
+        clock.advance(10)
+        assert status_of(browser.get("/")) == "isr; hit; ttl=0"
+        browser.isr.close()
+        answer = browser.get("/")
+        assert (answer.text, status_of(answer)) == ("render 2", "isr; hit; ttl=10")
 
 
 class TestAnAnswerThatIsMadeAnewByTwoAtOnce:
