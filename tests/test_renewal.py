@@ -1,4 +1,4 @@
-"""Answers that are kept for a second and made anew, by threads that do not wait for each other."""
+"""Answers that are kept for a second and made anew, those of stale pages too."""
 
 from __future__ import annotations
 
