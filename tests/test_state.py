@@ -18,7 +18,6 @@ from steps import visit
 
 from wsgi_isr.state import CLOCK_TOLERANCE
 from wsgi_isr.state import Epochs
-from wsgi_isr.state import fresh_for
 from wsgi_isr.state import hold
 from wsgi_isr.state import Mark
 from wsgi_isr.state import replaces
@@ -114,7 +113,9 @@ class TestHold:
         if age >= -CLOCK_TOLERANCE:
             assert state_of(held, mark, just_before) is state
             assert seconds_left(held, mark, just_before) == left
-        assert fresh_for(held, change) == fresh_for(held, just_before) - 1
+        left_before = seconds_left(held, Mark.NONE, just_before)
+        assert left_before is not None
+        assert seconds_left(held, Mark.NONE, change) == left_before - 1
 
 
 class TestSecondsLeft:

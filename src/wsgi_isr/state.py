@@ -56,13 +56,6 @@ def state_of(page: Page, mark: Mark, now: float) -> State:
     return State.FRESH
 
 
-def fresh_for(page: Page, now: float) -> int | None:
-    """Seconds that a fresh page stays so, rounded up; ``None`` for ever."""
-    window = page.metadata.revalidate
-    # A page from the future has all of it left.
-    return None if window is None else math.ceil(window - max(0.0, now - page.generated_at))
-
-
 def hold(page: Page, mark: Mark, now: float) -> Held | None:
     """What is said of a page that may be served, and how long that holds; ``None`` for an expired.
 
@@ -85,7 +78,9 @@ def hold(page: Page, mark: Mark, now: float) -> Held | None:
 
 def seconds_left(page: Page, mark: Mark, now: float) -> int | None:
     """Freshness that is left, rounded up; 0 or negative for a stale page, ``None`` for ever."""
-    left = fresh_for(page, now)
+    window = page.metadata.revalidate
+    # A page from the future has all of it left.
+    left = None if window is None else math.ceil(window - max(0.0, now - page.generated_at))
     return left if state_of(page, mark, now) is State.FRESH else min(0, left or 0)
 
 
