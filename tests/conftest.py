@@ -225,11 +225,6 @@ Make = Callable[..., ISRMiddleware]
 def end(middleware: ISRMiddleware) -> None:
     """Close a middleware, so that no thread of it goes on beside later tests."""
     middleware.close()
-    process = middleware._process
-    follower = getattr(process and process.store.coordination, "_follower", None)
-    if follower is not None:
-        # As if what it follows were gone, which it is only when garbage is collected.
-        follower._follow = lambda: None
 
 
 @pytest.fixture

@@ -1,17 +1,21 @@
 """Incremental static regeneration for every WSGI app."""
 
+from .listing import Explanation as Explanation
+from .listing import PageInfo as PageInfo
 from .metadata import page_headers as page_headers
 from .middleware import ISRMiddleware as ISRMiddleware
-from .ondemand import PageInfo as PageInfo
 from .ondemand import Result as Result
 from .ondemand import RevalidationError as RevalidationError
 from .rules import Rule as Rule
+from .store.sqlite_cache import SQLiteCache as SQLiteCache
 
 __all__ = [
+    "Explanation",
     "ISRMiddleware",
     "PageInfo",
     "Result",
     "RevalidationError",
     "Rule",
+    "SQLiteCache",
     "page_headers",
 ]

@@ -1,4 +1,4 @@
-"""One attempt at a page: number it, render it, judge it, store it, or say why not."""
+"""One attempt at a page: number it, render it, judge it, then store it or say why not."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import time
 import typing as t
 from collections.abc import Callable
 from collections.abc import Sequence
+from urllib.parse import parse_qsl
 from urllib.parse import SplitResult
 from urllib.parse import unquote
 from urllib.parse import urljoin
@@ -18,61 +19,69 @@ from urllib.parse import urlsplit
 
 from . import codings
 from . import signals
+from .config import Config
 from .key import canonical_query
 from .key import DEFAULT_PORTS
 from .key import PageKey
 from .metadata import end_to_end
+from .metadata import form_token
 from .metadata import GONE
 from .metadata import InvalidMetadata
 from .metadata import is_sound
-from .metadata import Metadata
+from .metadata import NO_DEFAULTS
+from .metadata import NOT_NOW
 from .metadata import read_metadata
 from .metadata import REDIRECTS
+from .metadata import Refusal
 from .metadata import refusal
 from .metadata import REMEDIES
+from .metrics import Counters
 from .page import Page
-from .render import close
 from .render import Renderer
 from .render import RenderError
+from .render import RenderTimeout
 from .render import Response
 from .rules import Rule
-from .site import Site
-from .stats import Stats
-from .store import PageStore
-from .store.coordination import Failure
-from .store.coordination import Number
 from .store.memory import Entry
+from .store.pages import Pages
+from .store.protocol import Failure
+from .store.protocol import Number
 
 logger = logging.getLogger("wsgi_isr")
 
 #: Longest pause between attempts at a failing page, in seconds.
 MAX_BACK_OFF = 30.0
-#: Bytes of an error page that those who wait in other processes share.
-MAX_RECORD = 2**20
-_DETAIL = re.compile(r"[a-z-]*")
-#: Seconds between two log lines on the same thing.
+#: Bytes of an error page that all who wait for one render share.
+MAX_SHARED_ERROR = 2**20
+#: Seconds between two log lines about one page and reason.
 QUIET = 60.0
-#: Bytes of a body that is compressed while a visitor waits: a millisecond or two for all codings.
+#: Bytes of a body that is compressed while a visitor waits: a millisecond or two.
 COMPRESSED_AT_ONCE = 32 * 1024
+_DETAIL = re.compile(r"[a-z-]*")
 
 
 class Kind(enum.Enum):
     STORED = "stored"
-    #: Somebody else had stored it meanwhile.
+    #: Another render had stored it meanwhile.
     FOUND = "found"
-    #: A page, but not kept: too large, or the store failed.
+    #: A good answer that is not kept: it is too large, or the store failed.
     UNSTORED = "unstored"
     #: Refused for what it is: the visitor's own request goes to the app.
     NOT_A_PAGE = "not-a-page"
     FAILED = "failed"
 
 
+class _Unsound(RenderError):
+    """An answer that cannot go over the wire as it is."""
+
+
 class Outcome(t.NamedTuple):
     """What came of an attempt.
 
     :param detail: the reason of a refusal, in the words of ``Cache-Status``.
-    :param response: the app's error page, or an answer too large to be stored.
-    :param collapsed: for one who waited on another's attempt.
+    :param response: the app's error page, or an answer that was not collected to its end.
+    :param collapsed: for one who waited for another's attempt.
+    :param withdrawn: whether a stored page was removed.
     """
 
     kind: Kind
@@ -81,29 +90,35 @@ class Outcome(t.NamedTuple):
     response: Response | None = None
     error: Exception | None = None
     collapsed: bool = False
+    withdrawn: bool = False
+    status: int | None = None
 
     @property
     def stored(self) -> bool:
         return self.kind in (Kind.STORED, Kind.FOUND)
 
     def discard(self) -> None:
-        """Close an answer that was too large to be stored, where no visitor waits for it."""
-        if self.response is not None and self.response.rest is not None:
-            close(self.response.rest)
+        """Close an answer that was not collected to its end, where no visitor waits for it."""
+        if self.response is not None:
+            self.response.discard()
 
     def shared(self) -> Outcome:
-        """What those get who waited: of an error page too large to be kept, its status."""
+        """What those get who waited: an error page, or an error of their own."""
         response = self.response
-        if self.kind is not Kind.FAILED or response is None:
+        if self.kind is not Kind.FAILED:
             return self
-        if response.rest is None and len(response.body) <= MAX_RECORD:
-            return self
-        headers = [("Content-Type", "text/plain; charset=utf-8")]
-        body = f"{response.status}\n".encode("latin-1", "replace")
-        return self._replace(response=Response(response.status, headers, body))
+        if response is not None and response.rest is None:
+            if len(response.body) <= MAX_SHARED_ERROR:
+                return self
+            headers = [("Content-Type", "text/plain; charset=utf-8")]
+            body = f"{response.status}\n".encode("latin-1", "replace")
+            return self._replace(response=Response(response.status, headers, body))
+        error = RenderError(f"the render that this request waited for failed: {self.error}")
+        error.__cause__ = self.error
+        return self._replace(response=None, error=error)
 
     def record(self) -> bytes | None:
-        """What others, who waited in other processes, need of an outcome without a page."""
+        """What those need who waited in other processes, of an outcome without a page."""
         if self.kind not in (Kind.NOT_A_PAGE, Kind.FAILED):
             return None
         head: dict[str, t.Any] = {"kind": self.kind.value, "detail": self.detail}
@@ -125,7 +140,7 @@ class Outcome(t.NamedTuple):
             if "status" in head:
                 headers = [(str(name), str(value)) for name, value in head["headers"]]
                 response = Response(str(head["status"]), headers, body)
-                # As with an entry: whoever can write to the store splits no response.
+                # As with a page: nobody who can write to the store splits a response.
                 if not all(is_sound(*item) for item in (*headers, ("Status", response.status))):
                     return None
             elif "error" in head:
@@ -142,24 +157,25 @@ class Outcome(t.NamedTuple):
 
 
 class Attempts:
-    """Makes attempts, and keeps the books on them."""
+    """Makes attempts, counts them, and remembers failures."""
 
     def __init__(
         self,
-        site: Site,
+        config: Config,
         render: Renderer,
-        store: PageStore,
-        stats: Stats,
-        run_behind: Callable[[Callable[[], None]], bool],
+        pages: Pages,
+        counters: Counters,
+        run_later: Callable[[Callable[[], None]], bool],
+        clock: Callable[[], float],
     ) -> None:
-        self._site = site
-        self._sender = site.middleware
-        self._clock = site.clock
+        self._config = config
+        self._sender = config.middleware
+        self._clock = clock
         self._render = render
-        self._store = store
-        self._stats = stats
-        self._run_behind = run_behind
-        self._logged: dict[tuple[PageKey, str], float] = {}
+        self._pages = pages
+        self._counters = counters
+        self._run_later = run_later
+        self._logged: dict[tuple[str, str], float] = {}
 
     def __call__(
         self,
@@ -167,156 +183,212 @@ class Attempts:
         reason: str,
         rule: Rule | None,
         previous: Entry | None,
-        awaited: bool = False,
+        number: Number,
+        is_outdated: Callable[[], bool] = lambda: False,
     ) -> Outcome:
         """Render a page and store it if it may be.
 
-        :param previous: what is stored; it stays, unless a good render takes its place.
-        :param awaited: whether a visitor waits, who gets a page as it is sooner than compressed.
+        :param previous: what is stored. It stays unless a good render replaces it, or the app
+            withdraws it.
+        :param number: of this render, taken before it begins.
+        :param is_outdated: whether the path was revalidated since: the page is not kept then.
         """
-        # The number first: an invalidation from now on has a later one.
-        number = self._store.next_number()
         began = self._clock()
         started = time.perf_counter()
+        seconds = 0.0
         try:
             response = self._render(key, reason)
         except BaseException as raised:
             error = _as_failure(raised, reason)
             return self._failed(key, previous, reason, Outcome(Kind.FAILED, error=error))
         finally:
-            self._stats.rendered(time.perf_counter() - started)
-        outcome = self._judge(key, reason, rule, previous, response, number, began, awaited)
-        if outcome.kind is Kind.NOT_A_PAGE:
-            # The visitor's own request goes to the app instead.
-            outcome.discard()
-        return outcome
+            seconds = time.perf_counter() - started
+            self._counters.rendered(seconds)
+        try:
+            made = self._judge(key, rule, previous, response)
+            if not isinstance(made, Page):
+                return self._refused(key, previous, reason, response, made)
+        except Exception as error:
+            # What cannot be judged is no page: the old one stays.
+            response.discard()
+            outcome = Outcome(Kind.FAILED, error=error)
+            if isinstance(error, InvalidMetadata | _Unsound):
+                detail = "metadata" if isinstance(error, InvalidMetadata) else "header"
+                self._reject(key, Refusal(detail, str(error)))
+                outcome = outcome._replace(detail=detail, response=_without_cookies(response))
+            return self._failed(key, previous, reason, outcome)
+        made.generated_at, made.reason, made.seconds = began, reason, seconds
+        made.sequence, made.lineage = number.sequence, number.lineage
+        logger.debug("rendered %s: %s in %.0f ms (%s)", key.url, made.code, 1000 * seconds, reason)
+        if is_outdated():
+            return Outcome(Kind.UNSTORED, Entry(made, 0), "outdated", status=made.code)  # type: ignore[arg-type]
+        return self._store(made, previous, reason)
+
+    # Judging.
 
     def _judge(
-        self,
-        key: PageKey,
-        reason: str,
-        rule: Rule | None,
-        previous: Entry | None,
-        response: Response,
-        number: Number,
-        began: float,
-        awaited: bool,
-    ) -> Outcome:
+        self, key: PageKey, rule: Rule | None, previous: Entry | None, response: Response
+    ) -> Page | Refusal | None:
+        """The page that a response makes, why it is none, or ``None`` for a failed render.
+
+        :raises InvalidMetadata: for ISR headers that do not parse.
+        """
         code = response.code
-        if response.failure or code >= 500 or code < 200:
-            # All who wait get this answer: its cookies would be one session for all of them.
-            response.headers = [
-                item for item in response.headers if item[0].lower() != "set-cookie"
-            ]
-            failed = Outcome(Kind.FAILED, detail="status", response=response)
-            return self._failed(key, previous, reason, failed)
-        try:
-            metadata = read_metadata(response.headers, rule)
-        except InvalidMetadata as error:
-            return self._refused(key, previous, "metadata", response, str(error))
+        if code >= 500 or code < 200 or code in NOT_NOW or response.detail == "too-slow":
+            return None
+        if not all(is_sound(*item) for item in (*response.headers, ("Status", response.status))):
+            raise _Unsound("the status or a header has a character that HTTP does not allow")
+        if response.detail == "stream":
+            return Refusal("stream")
+        headers = response.headers
+        if code in REDIRECTS and _leads_to(key, headers, self._config.parameters(rule)):
+            return Refusal("redirect", next(v for k, v in headers if k.lower() == "location"))
+        variants = dict(rule.variants) if rule is not None else {}
+        ignored = rule.ignored if rule is not None else frozenset()
+        metadata = read_metadata(headers, NO_DEFAULTS if rule is None else rule.defaults)
         if metadata is None:
             if previous is None or code not in GONE:
-                if previous is not None and code == 200:
-                    self._store.drop(key)
-                    previous = None
-                return self._refused(key, previous, "not-a-page", response)
+                return Refusal("no-metadata", str(code))
             # The content is gone, and the app's 404 does not know whose it was.
             metadata = previous.page.metadata
-        detail = refusal(code, response.headers, rule)
-        declared = self._site.declared_query(rule)
-        if detail is None and code in REDIRECTS and _leads_to(key, response.headers, declared):
-            detail = "redirect"
-        if detail is None and not is_sound("Status", response.status):
-            detail = "header"
-        if detail is not None:
-            return self._refused(key, previous, detail, response)
-        if response.rest is not None:
-            self._reject(key, "too-large", "")
-            self._record_failure(key, previous, "refused: too-large")
-            return Outcome(Kind.UNSTORED, None, "too-large", response)
-        page = make_page(key, response, rule, metadata, number, began)
-        later = awaited and len(response.body) > COMPRESSED_AT_ONCE
-        if not later:
+        elif refused := refusal(code, headers, variants, ignored) or _login(key, code, headers):
+            return refused
+        if response.detail == "too-large":
+            return Refusal("too-large")
+        if ignored and (token := form_token(response.body)) is not None:
+            return Refusal("form-token", token)
+        return Page(
+            key=key,
+            status=response.status,
+            headers=end_to_end(headers, ignored),
+            bodies={"identity": response.body},
+            metadata=metadata,
+            generated_at=0.0,
+            vary=tuple(_title(name) for name in variants),
+        )
+
+    def _store(self, page: Page, previous: Entry | None, reason: str) -> Outcome:
+        awaited = reason in ("miss", "stale") and len(page.bodies["identity"]) > COMPRESSED_AT_ONCE
+        if not awaited:
             page = codings.compress(page)
-        entry, detail = self._store.put(page)
-        if later and codings.is_compressible(page):
+        entry, detail = self._pages.put(page)
+        if awaited and codings.is_compressible(page):
             # The visitor who waits gets it as it is.
-            self._run_behind(lambda: self._store.recode(codings.compress(page)))
-        if previous is not None and self._store.failure(page.name) is not None:
-            self._store.set_failure(page.name, None)
+            self._run_later(lambda: self._pages.recode(codings.compress(page)))
+        if previous is not None and previous.retry_at or self._may_have_failed(page.key):
+            self._pages.guard.ask(
+                "failure", lambda: self._pages.store.set_failure(page.name, None), write=True
+            )
         if detail is not None:
             if detail != "store-error":
-                self._reject(key, detail, "")
-            return Outcome(Kind.UNSTORED, entry, detail)
+                self._reject(page.key, Refusal(detail))
+            return Outcome(Kind.UNSTORED, entry, detail, status=page.code)
         signals.send(
-            signals.page_stored, self._sender, url=key.url, status=page.code, reason=reason
+            signals.page_stored, self._sender, url=page.key.url, status=page.code, reason=reason
         )
-        return Outcome(Kind.STORED, entry)
+        return Outcome(Kind.STORED, entry, status=page.code)
 
-    def _failed(
-        self, key: PageKey, previous: Entry | None, reason: str, outcome: Outcome
-    ) -> Outcome:
-        self._stats.failures += 1
-        why = outcome.error or RenderError(
-            outcome.response.failure or f"the app answered {outcome.response.status}"
-            if outcome.response is not None
-            else "unknown"
-        )
-        count = self._record_failure(key, previous, str(why) or type(why).__name__)
-        signals.send(
-            signals.regeneration_failed, self._sender, url=key.url, error=why, failures=count
-        )
-        if reason in ("stale", "prerender") or previous is not None:
-            logger.error(
-                "render of %s failed%s",
-                key.url,
-                "; the last good page stays" if previous is not None else "",
-                exc_info=why,
-            )
-        return outcome._replace(error=why)
-
-    def _record_failure(self, key: PageKey, previous: Entry | None, error: str) -> int:
-        """Note a failure where a page is stored; where none is there is no back-off."""
-        if previous is None:
-            return 1
-        name = previous.page.name
-        last = self._store.failure(name)
-        count = last.times + 1 if last is not None else 1
-        # The next visitor tries again at once; from the second failure on 1, 2, 4 ... seconds.
-        pause = 0.0 if count == 1 else min(2.0 ** min(count - 2, 10), MAX_BACK_OFF)
-        failure = Failure(count, self._clock() + pause, error[:500])
-        self._store.set_failure(name, failure)
-        previous.retry_at = failure.retry_at
-        return count
+    def _may_have_failed(self, key: PageKey) -> bool:
+        return (key.name, "failed") in self._logged
 
     def _refused(
         self,
         key: PageKey,
         previous: Entry | None,
-        detail: str,
+        reason: str,
         response: Response,
-        value: str = "",
+        refused: Refusal | None,
     ) -> Outcome:
-        self._reject(key, detail, value)
-        error = RenderError(f"{response.status}: not stored ({value or detail})")
-        self._record_failure(key, previous, f"refused: {value or detail}")
-        return Outcome(Kind.NOT_A_PAGE, None, detail, response, error)
+        """An answer that is no page: the app's decision, or a failure."""
+        if refused is None:
+            outcome = Outcome(
+                Kind.FAILED,
+                detail=response.detail or "status",
+                response=_without_cookies(response),
+                status=response.code,
+            )
+            return self._failed(key, previous, reason, outcome)
+        self._reject(key, refused)
+        error = RenderError(f"{response.status}: not stored ({refused})")
+        withdrawn = previous is not None
+        if withdrawn or reason == "revalidate":
+            self._pages.withdraw(key)
+        if withdrawn:
+            logger.warning("%s is withdrawn: its app no longer offers it (%s)", key.url, refused)
+            signals.send(signals.page_withdrawn, self._sender, url=key.url, reason=refused.detail)
+        kind = Kind.NOT_A_PAGE
+        if refused.detail == "too-large":
+            kind = Kind.UNSTORED
+        else:
+            # The visitor's own request goes to the app instead.
+            response.discard()
+        return Outcome(
+            kind, None, refused.detail, response, error, withdrawn=withdrawn, status=response.code
+        )
 
-    def _reject(self, key: PageKey, detail: str, value: str) -> None:
-        self._stats.rejections += 1
-        signals.send(signals.page_rejected, self._sender, url=key.url, reason=detail)
-        self.warn_rejected(key, detail, value)
+    # Failures.
 
-    def warn_rejected(self, key: PageKey, detail: str, value: str = "") -> None:
+    def _failed(
+        self, key: PageKey, previous: Entry | None, reason: str, outcome: Outcome
+    ) -> Outcome:
+        self._counters.failures += 1
+        why = outcome.error
+        response = outcome.response
+        if why is None and response is not None:
+            if response.detail == "too-slow":
+                why = RenderTimeout("the app still sent blocks after render_timeout")
+            elif isinstance(response.error, Exception):
+                why = RenderError(
+                    f"{response.status}: {type(response.error).__name__}: {response.error}"
+                )
+                why.__cause__ = response.error
+        if why is None:
+            why = RenderError(f"the app answered {response.status if response else 'nothing'}")
+        count = self._remember_failure(key, previous, str(why) or type(why).__name__)
+        signals.send(
+            signals.regeneration_failed, self._sender, url=key.url, error=why, failures=count
+        )
+        if reason in ("stale", "prerender") or previous is not None:
+            stays = "; the last good page stays" if previous is not None else ""
+            logger.error("render of %s failed%s", key.url, stays, exc_info=why)
+        return outcome._replace(error=why)
+
+    def _remember_failure(self, key: PageKey, previous: Entry | None, error: str) -> int:
+        """Remember a failure; where nothing is stored the next visitor is a new attempt."""
+        pages, name = self._pages, key.name
+        last = pages.guard.ask("failure", lambda: pages.store.failure(name))
+        count = last.times + 1 if last is not None else 1
+        # The next visitor tries again at once; from the second failure on 1, 2, 4 ... seconds.
+        pause = 0.0
+        if previous is not None and count > 1:
+            pause = min(2.0 ** min(count - 2, 10), MAX_BACK_OFF)
+        failure = Failure(count, self._clock() + pause, error[:500], key.url, key.build)
+        pages.guard.ask("failure", lambda: pages.store.set_failure(name, failure), write=True)
+        self._is_new((name, "failed"))
+        if previous is not None:
+            previous.retry_at = failure.retry_at
+        return count
+
+    # Refusals.
+
+    def _reject(self, key: PageKey, refused: Refusal) -> None:
+        self._counters.rejections += 1
+        signals.send(signals.page_rejected, self._sender, url=key.url, reason=refused.detail)
+        self.warn_rejected(key, refused)
+
+    def warn_rejected(self, key: PageKey, refused: Refusal) -> None:
         """One line for each page and reason, once a minute."""
+        if self._is_new((key.name, refused.detail)):
+            logger.warning("%s is not stored (%s): %s", key.url, refused, REMEDIES[refused.detail])
+
+    def _is_new(self, what: tuple[str, str]) -> bool:
         now = time.monotonic()
-        if now < self._logged.get((key, detail), 0.0):
-            return
+        if now < self._logged.get(what, 0.0):
+            return False
         if len(self._logged) >= 1000:
             self._logged.clear()
-        self._logged[key, detail] = now + QUIET
-        what = f"{detail}: {value}" if value else detail
-        logger.warning("%s is not stored (%s): %s", key.url, what, REMEDIES[detail])
+        self._logged[what] = now + QUIET
+        return True
 
 
 def _as_failure(raised: BaseException, reason: str) -> Exception:
@@ -335,29 +407,24 @@ def _as_failure(raised: BaseException, reason: str) -> Exception:
     return error
 
 
-def make_page(
-    key: PageKey,
-    response: Response,
-    rule: Rule | None,
-    metadata: Metadata,
-    number: Number,
-    began: float,
-) -> Page:
-    return Page(
-        key=key,
-        status=response.status,
-        headers=end_to_end(response.headers),
-        bodies={"identity": response.body},
-        metadata=metadata,
-        generated_at=began,
-        sequence=number.sequence,
-        lineage=number.lineage,
-        vary=tuple(_title(name) for name, _ in rule.variants) if rule is not None else (),
-    )
+def _without_cookies(response: Response) -> Response:
+    """An answer for all who wait: its cookies would be one session for all of them."""
+    response.headers = [item for item in response.headers if item[0].lower() != "set-cookie"]
+    return response
 
 
 def _title(header: str) -> str:
     return "-".join(part.capitalize() for part in header.split("-"))
+
+
+def _login(key: PageKey, code: int, headers: Sequence[tuple[str, str]]) -> Refusal | None:
+    """A temporary redirect that carries the page's own URL leads to a login."""
+    if code in (302, 307):
+        location = next((value for name, value in headers if name.lower() == "location"), "")
+        pairs = parse_qsl(location.partition("?")[2], encoding="latin-1")
+        if any(value.partition("?")[0].endswith(key.full_path or "/") for _, value in pairs):
+            return Refusal("login", location)
+    return None
 
 
 def _leads_to(key: PageKey, headers: Sequence[tuple[str, str]], declared: tuple[str, ...]) -> bool:
@@ -369,19 +436,19 @@ def _leads_to(key: PageKey, headers: Sequence[tuple[str, str]], declared: tuple[
     if location is None:
         return False
     try:
-        target = urlsplit(urljoin(key.url, location))
-        there = _place(target)
+        there = urlsplit(urljoin(key.url, location))
+        same_place = _place(there) == _place(urlsplit(key.url))
     except ValueError:
         return False
     return (
-        there == _place(urlsplit(key.url))
-        and unquote(target.path or "/", "latin-1") == (key.full_path or "/")
-        and canonical_query(target.query, declared) == key.query
+        same_place
+        and unquote(there.path or "/", "latin-1") == (key.full_path or "/")
+        and canonical_query(there.query, declared) == key.query
     )
 
 
 def _place(url: SplitResult) -> tuple[str, int | None]:
-    """Host and port of a URL, the default port of whatever scheme as ``None``."""
+    """Host and port of a URL; the default port of either scheme is ``None``."""
     default = int(DEFAULT_PORTS.get(url.scheme, "0"))
     port = None if url.port == default else url.port
     return (url.hostname or "").removesuffix("."), port

@@ -1,15 +1,13 @@
-"""What a visitor gets at once for a page that is not stored yet, where its rule says so."""
+"""What a visitor gets at once for a page that is not stored, where its rule says so."""
 
 from __future__ import annotations
 
-import re
 import typing as t
 from collections.abc import Callable
 from collections.abc import Iterable
 
-from .passing import mark
-from .respond import PRIVATE
-from .rules import Rule
+from .passing import PRIVATE
+from .passing import with_status
 
 if t.TYPE_CHECKING:
     from _typeshed import OptExcInfo
@@ -17,77 +15,94 @@ if t.TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
     from _typeshed.wsgi import WSGIEnvironment
 
-#: Crawlers that wait for the whole page, as in Next.js 16: they do not come back for it.
-_CRAWLER = re.compile(
-    r"googlebot(?!-)|[\w-]+-google|google-[\w-]+|chrome-lighthouse|slurp|duckduckbot|baiduspider"
-    r"|yandex|sogou|bitlybot|tumblr|vkshare|quora link preview|redditbot|ia_archiver|bingbot"
-    r"|bingpreview|applebot|facebookexternalhit|facebookcatalog|twitterbot|linkedinbot|slackbot"
-    r"|discordbot|whatsapp|skypeuripreview|yeti|googleweblight",
-    re.IGNORECASE,
+#: Crawlers that wait for the whole page, as in Next.js: they do not come back for it.
+CRAWLERS = (
+    "-google",
+    "applebot",
+    "baiduspider",
+    "bingbot",
+    "bingpreview",
+    "bitlybot",
+    "chrome-lighthouse",
+    "discordbot",
+    "duckduckbot",
+    "facebookcatalog",
+    "facebookexternalhit",
+    "google-",
+    "googlebot",
+    "googleweblight",
+    "ia_archiver",
+    "linkedinbot",
+    "quora link preview",
+    "redditbot",
+    "skypeuripreview",
+    "slackbot",
+    "slurp",
+    "sogou",
+    "tumblr",
+    "twitterbot",
+    "vkshare",
+    "whatsapp",
+    "yandex",
+    "yeti",
 )
-
+#: Crawlers whose names begin like those of others, and that do not render (``googlebot-image``).
+_FETCHERS = ("googlebot-",)
+#: Characters of a ``User-Agent`` that are read; clients choose its length.
+_MAX_AGENT = 1024
 #: Seconds after which a browser that got a shell asks for the page.
 REFRESH = "1"
 
 
 def is_crawler(environ: WSGIEnvironment) -> bool:
     """Whether a request comes from a crawler, by its ``User-Agent``."""
-    return _CRAWLER.search(environ.get("HTTP_USER_AGENT", "")) is not None
+    agent = environ.get("HTTP_USER_AGENT", "")[:_MAX_AGENT].lower()
+    for name in _FETCHERS:
+        agent = agent.replace(name, "")
+    return any(name in agent for name in CRAWLERS)
 
 
-class Shell:
-    """Answers a browser at once while the page is rendered behind; a crawler waits for the page.
+def serve_shell(
+    app: WSGIApplication, environ: WSGIEnvironment, start_response: StartResponse
+) -> Iterable[bytes]:
+    """Answer a browser at once; it asks again when the page may be there."""
 
-    :param app: the WSGI app that answers.
-    """
+    def private(
+        status: str, headers: list[tuple[str, str]], exc_info: OptExcInfo | None = None, /
+    ) -> t.Any:
+        headers = with_status(headers, "isr; fwd=uri-miss; detail=fallback", True)
+        if not any(name.lower() == "refresh" for name, _ in headers):
+            headers.append(("Refresh", REFRESH))
+        if exc_info is None:
+            return start_response(status, headers)
+        return start_response(status, headers, exc_info)
 
-    def __init__(self, app: WSGIApplication) -> None:
-        self._app = app
-
-    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        def private(
-            status: str, headers: list[tuple[str, str]], exc_info: OptExcInfo | None = None, /
-        ) -> t.Any:
-            headers = mark(headers, None, True)
-            if not any(name.lower() == "refresh" for name, _ in headers):
-                headers.append(("Refresh", REFRESH))
-            if exc_info is None:
-                return start_response(status, headers)
-            return start_response(status, headers, exc_info)
-
-        return self._app(environ, private)
+    return app(environ, private)
 
 
 class Unlisted:
-    """404 for paths that were not prerendered, but for those that are listed to be.
+    """``fallback=False`` with a list: 404 for paths that neither exist in the store nor are listed.
 
-    :param is_listed: whether a request is for a path that exists, though it is not stored (yet,
-        or any more).
+    :param is_listed: whether a request is for a path that exists, though it is not stored.
     """
 
-    def __init__(self, is_listed: Callable[[WSGIEnvironment], bool] | None = None) -> None:
+    def __init__(self, is_listed: Callable[[WSGIEnvironment], bool]) -> None:
         self.is_listed = is_listed
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        body = b"Not Found\n"
-        start_response(
-            "404 Not Found",
-            [
-                ("Content-Type", "text/plain; charset=utf-8"),
-                ("Content-Length", str(len(body))),
-                ("Cache-Control", PRIVATE),
-            ],
-        )
-        return () if environ["REQUEST_METHOD"] == "HEAD" else (body,)
+        return not_found(environ, start_response)
 
 
-def fallback(rule: Rule, environ: WSGIEnvironment) -> Shell | Unlisted | None:
-    """What is answered for a page that is not stored; ``None`` if the visitor waits for it."""
-    if rule.fallback == "blocking":
-        return None
-    if rule.fallback is False:
-        return Unlisted()
-    if isinstance(rule.fallback, Unlisted):
-        listed = rule.fallback.is_listed
-        return None if listed is not None and listed(environ) else rule.fallback
-    return None if is_crawler(environ) else Shell(rule.fallback)
+def not_found(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Answer 404 without asking the app."""
+    body = b"Not Found\n"
+    start_response(
+        "404 Not Found",
+        [
+            ("Content-Type", "text/plain; charset=utf-8"),
+            ("Content-Length", str(len(body))),
+            ("Cache-Control", PRIVATE),
+            ("Cache-Status", "isr; fwd=uri-miss; detail=fallback"),
+        ],
+    )
+    return () if environ["REQUEST_METHOD"] == "HEAD" else (body,)

@@ -16,6 +16,7 @@ import typing as t
 from collections.abc import Iterable
 from urllib.parse import parse_qsl
 from urllib.parse import quote
+from urllib.parse import unquote_to_bytes
 from urllib.parse import urlencode
 from urllib.parse import urlsplit
 
@@ -23,9 +24,6 @@ from werkzeug.sansio.utils import host_is_trusted
 
 if t.TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
-
-#: Names of pages in a store, as `PageKey.name` makes them.
-PAGE_NAME = re.compile(r"[0-9a-f]{24}\.[0-9a-f]{64}")
 
 DEFAULT_PORTS = {"http": "80", "https": "443"}
 
@@ -52,7 +50,7 @@ class PageKey(t.NamedTuple):
     :param mount: ``SCRIPT_NAME``, as WSGI spells it (latin-1 code points for bytes).
     :param path: ``PATH_INFO``, exactly the bytes the app gets.
     :param query: declared query parameters, sorted by name, repeated values in their order.
-    :param vary: declared request headers with their normalised values.
+    :param vary: declared request headers with their normalised values; ``None`` for an absent one.
     :param build: pages of different builds live side by side.
     """
 
@@ -61,7 +59,7 @@ class PageKey(t.NamedTuple):
     mount: str
     path: str
     query: tuple[tuple[str, str], ...] = ()
-    vary: tuple[tuple[str, str], ...] = ()
+    vary: tuple[tuple[str, str | None], ...] = ()
     build: str = ""
 
     @property
@@ -82,7 +80,7 @@ class PageKey(t.NamedTuple):
 
     @property
     def name(self) -> str:
-        """Name of the page in a store: a digest of its path, then one of the whole key.
+        """Name of the page in a store: a digest of its path, then a digest of the whole key.
 
         JSON keeps the borders between fields apart, so that no two keys share a digest
         (Django's ``('a', 'bc')`` and ``('ab', 'c')``).
@@ -91,11 +89,11 @@ class PageKey(t.NamedTuple):
 
     @property
     def path_label(self) -> str:
-        return f"path:{self.full_path}"
+        return f"path:{self.full_path or '/'}"
 
     @property
     def host_label(self) -> str:
-        return f"host:{self.host}{self.full_path}"
+        return f"host:{self.host}{self.full_path or '/'}"
 
     def to_environ(self, reason: str, middleware: object) -> WSGIEnvironment:
         """The canonical request: an allow-list, never a copy of a visitor's environ.
@@ -103,7 +101,7 @@ class PageKey(t.NamedTuple):
         There is no ``REMOTE_ADDR``: 127.0.0.1 would open debug pages, and the documentation
         networks count as private in Python.
         """
-        name, _, port = self.host.rpartition(":") if _has_port(self.host) else (self.host, "", "")
+        name, port = _split_port(self.host)
         environ: WSGIEnvironment = {
             "REQUEST_METHOD": "GET",
             "SCRIPT_NAME": self.mount,
@@ -124,7 +122,8 @@ class PageKey(t.NamedTuple):
             "wsgi_isr.reason": reason,
         }
         for header, value in self.vary:
-            environ["HTTP_" + header.upper().replace("-", "_")] = value
+            if value is not None:
+                environ["HTTP_" + header.upper().replace("-", "_")] = value
         return environ
 
 
@@ -167,7 +166,7 @@ def normalize_host(host: str, scheme: str) -> str | None:
 @functools.lru_cache(1024)
 def _normal_host(host: str, scheme: str) -> str | None:
     host = host.lower()
-    name, _, port = host.rpartition(":") if _has_port(host) else (host, "", "")
+    name, port = _split_port(host)
     name = name.removesuffix(".")
     # Checked with its port: without it "a:80:80" would look like a host.
     if name.endswith(".") or not _HOST.fullmatch(f"{name}:{port}" if port else name):
@@ -196,27 +195,30 @@ class Origin(t.NamedTuple):
 
 
 class Origins:
-    """Decides which hosts have pages, and under which scheme and host they are rendered.
+    """Decides which hosts have pages, and under which scheme, host and mount point they render.
 
-    :param base_url: scheme and host of every page; the visitor's host then does not matter.
-    :param trusted_hosts: hosts that may have pages, as in Werkzeug; ``None`` for any.
+    :param base_url: scheme, host and perhaps mount point of every page; the visitor's do not
+        matter then.
+    :param trusted_hosts: hosts that may have pages, as in Werkzeug, with a port only where one is
+        named; ``None`` for any.
     """
 
     def __init__(self, base_url: str | None, trusted_hosts: Iterable[str] | None) -> None:
         if isinstance(trusted_hosts, str):
             raise TypeError(f"trusted_hosts takes a list of hosts, as in [{trusted_hosts!r}]")
-        self.trusted = None if trusted_hosts is None else list(trusted_hosts)
-        if self.trusted is not None and not self.trusted:
-            raise ValueError("trusted_hosts is empty: name a host, or leave it None for any")
-        self.base: tuple[str, str] | None = None
-        if base_url is not None:
-            self.base = _parse_base_url(base_url)
+        self._trusted: list[tuple[str, str]] | None = None
+        if trusted_hosts is not None:
+            self._trusted = [_split_port(host.lower()) for host in trusted_hosts]
+            if not self._trusted:
+                raise ValueError("trusted_hosts is empty: name a host, or leave it None for any")
+        #: What ``base_url`` says; an empty mount point is the visitor's.
+        self.base: Origin | None = None if base_url is None else _parse_base_url(base_url)
 
     def of(self, environ: WSGIEnvironment) -> Origin | None:
-        """The origin a visitor's request is for, or ``None`` where it may not have pages."""
+        """The origin that a visitor's request is for, or ``None`` where it may not have pages."""
         mount = environ.get("SCRIPT_NAME", "")
         if self.base is not None:
-            return Origin(*self.base, mount)
+            return self.base if self.base.mount else self.base._replace(mount=mount)
         scheme = environ["wsgi.url_scheme"]
         host = environ.get("HTTP_HOST")
         if host is None:
@@ -232,17 +234,36 @@ class Origins:
         if normal is None:
             return None
         if self.base is not None:
-            return normal if (scheme, normal) == self.base else None
-        if self.trusted is not None and not host_is_trusted(normal, self.trusted):
+            return normal if (scheme, normal) == self.base[:2] else None
+        if self._trusted is None:
+            return normal
+        name, port = _split_port(normal)
+        try:
+            trusted = any(
+                port == its_port and host_is_trusted(name, [its_name])
+                for its_name, its_port in self._trusted
+            )
+        except UnicodeError:
+            # A name that IDNA does not encode.
             return None
-        return normal
+        return normal if trusted else None
 
 
-def _parse_base_url(base_url: str) -> tuple[str, str]:
-    parts = urlsplit(base_url)
+def _split_port(host: str) -> tuple[str, str]:
+    name, _, port = host.rpartition(":") if _has_port(host) else (host, "", "")
+    return name, port
+
+
+def _parse_base_url(base_url: str) -> Origin:
+    try:
+        parts = urlsplit(base_url)
+    except (ValueError, AttributeError, TypeError):
+        parts = urlsplit("")
     host = normalize_host(parts.netloc, parts.scheme) if parts.scheme in DEFAULT_PORTS else None
-    if host is None or parts.path not in ("", "/") or parts.query or parts.fragment:
+    mount = unquote_to_bytes(parts.path.rstrip("/")).decode("latin-1")
+    if host is None or parts.query or parts.fragment or is_ambiguous(mount or "/"):
         raise ValueError(
-            f"base_url takes a scheme and a host, as in 'https://www.example.com', not {base_url!r}"
+            "base_url takes a scheme, a host and perhaps the mount point, as in "
+            f"'https://www.example.com', not {base_url!r}"
         )
-    return parts.scheme, host
+    return Origin(parts.scheme, host, mount)

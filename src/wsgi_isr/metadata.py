@@ -5,24 +5,18 @@ Pure functions over statuses and headers; nothing here does I/O.
 
 from __future__ import annotations
 
+import functools
 import re
 import typing as t
 from collections.abc import Iterable
 from collections.abc import Sequence
 from urllib.parse import quote
 
-from werkzeug.datastructures import ResponseCacheControl
 from werkzeug.http import is_hop_by_hop_header
-from werkzeug.http import parse_cache_control_header
 from werkzeug.http import parse_set_header
-
-from .sharing import MAX_SHARED
-from .sharing import shared
 
 if t.TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
-
-    from .rules import Rule
 
 Header: t.TypeAlias = "tuple[str, str]"
 Headers: t.TypeAlias = "list[Header]"
@@ -30,12 +24,11 @@ Headers: t.TypeAlias = "list[Header]"
 MAX_TAGS = 128
 MAX_TAG_LENGTH = 256
 ISR_HEADERS = frozenset({"isr-revalidate", "isr-expire", "isr-tags"})
-#: Names of other response headers, in the spellings that were seen: to look one up in a set takes
-#: less than to spell it in lower case.
+#: Names of other response headers, as apps spell them: a set is faster than `str.lower`.
 HARMLESS: set[str] = set()
 MAX_HARMLESS = 1000
-#: What an app must not find in a visitor's request: headers that mean nothing there, and the
-#: reason that only a render has.
+#: What an app never finds in a visitor's request: headers that mean nothing there, and the reason
+#: that only a render has.
 ISR_ENVIRON_KEYS = (
     "HTTP_ISR_REVALIDATE",
     "HTTP_ISR_EXPIRE",
@@ -43,11 +36,15 @@ ISR_ENVIRON_KEYS = (
     "wsgi_isr.reason",
 )
 
-#: Statuses that are results; 302 and 307 only where the response itself says so (promise 4).
+#: Statuses that are results; 302 and 307 only where the response itself has metadata.
 STORABLE = frozenset({200, 301, 308, 404, 410})
 STORABLE_IF_DECLARED = frozenset({302, 307})
 GONE = frozenset({404, 410})
 REDIRECTS = frozenset({301, 302, 307, 308})
+#: Answers that say "not now" (RFC 9110, RFC 8470, RFC 6585): a render that gets one has failed.
+NOT_NOW = frozenset({408, 425, 429})
+#: Bodies without an end, which are never collected.
+ENDLESS = ("text/event-stream", "multipart/x-mixed-replace")
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _WHOLE = re.compile(r"[0-9]{1,15}")
@@ -56,9 +53,11 @@ _BAD_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 # Fastly and Varnish; Cache-Tag and its like are lists with commas.
 _SPACE_SEPARATED = frozenset({"surrogate-key", "xkey", "x-xkey"})
 _TAG_SAFE = "".join(map(chr, range(0x21, 0x7F)))
-# The store's business, or true for one answer only.
-_NOT_STORED = frozenset({"date", "age", "content-length", "vary", "set-cookie", *ISR_HEADERS})
-#: What the library writes or leaves out itself cannot carry tags.
+# Written by the library itself, or true for one answer only.
+_NOT_STORED = frozenset(
+    {"accept-ranges", "age", "content-length", "date", "set-cookie", "vary", *ISR_HEADERS}
+)
+#: Headers that the library writes or leaves out cannot carry tags.
 _NOT_FOR_TAGS = _NOT_STORED | {
     "cache-control",
     "cache-status",
@@ -104,17 +103,19 @@ def check_expire(expire: object, revalidate: int | t.Literal[False] | None) -> N
         raise ValueError(f"expire ({expire}) is at least revalidate ({revalidate})")
 
 
-def check_tags(tags: Iterable[str]) -> tuple[str, ...]:
+def check_tags(tags: Iterable[str], limit: int | None = MAX_TAGS) -> tuple[str, ...]:
     """Tags without doubles, in their order.
 
-    :raises ValueError: for more than 128, or one that is empty, longer than 256 characters, or
-        has a comma or control characters.
+    :param limit: how many there may be; ``None`` for any number.
+    :raises TypeError: for a text in place of a list.
+    :raises ValueError: for too many, or one that is empty, longer than 256 characters, has a comma
+        or control characters, or cannot be encoded as UTF-8.
     """
-    if isinstance(tags, str):
+    if isinstance(tags, str | bytes):
         raise TypeError(f"tags takes a list of names, as in [{tags!r}]")
     unique = tuple(dict.fromkeys(tags))
-    if len(unique) > MAX_TAGS:
-        raise ValueError(f"a page has at most {MAX_TAGS} tags, not {len(unique)}")
+    if limit is not None and len(unique) > limit:
+        raise ValueError(f"a page has at most {limit} tags, not {len(unique)}")
     for tag in unique:
         if not isinstance(tag, str) or not tag or tag != tag.strip() or "," in tag:
             raise ValueError(f"a tag is a name without commas or outer spaces, not {tag!r}")
@@ -122,6 +123,8 @@ def check_tags(tags: Iterable[str]) -> tuple[str, ...]:
             raise ValueError(
                 f"a tag has at most {MAX_TAG_LENGTH} characters and no control character: {tag!r}"
             )
+        if any("\ud800" <= char <= "\udfff" for char in tag):
+            raise ValueError(f"a tag is a text that UTF-8 can encode, not {tag!r}")
     return unique
 
 
@@ -155,9 +158,26 @@ def page_headers(
     return headers
 
 
+T = t.TypeVar("T", bound=t.Hashable)
+
+#: Characters of what is interned: it stays after its pages.
+MAX_INTERNED = 200
+
+
+def intern(value: T) -> T:
+    """One object for all equal values: many pages have the same headers."""
+    return t.cast(T, _intern(value))
+
+
+# Typed, because a named tuple equals a plain one.
+@functools.lru_cache(4096, typed=True)
+def _intern(value: t.Any) -> t.Any:
+    return value
+
+
 def header(name: str, value: str) -> Header:
-    """A line that many pages have."""
-    return shared((name, value)) if len(value) <= MAX_SHARED else (name, value)
+    """A header that many pages have."""
+    return intern((name, value)) if len(value) <= MAX_INTERNED else (name, value)
 
 
 def declares_page(headers: Iterable[tuple[str, str]]) -> bool:
@@ -184,7 +204,20 @@ def without_isr(headers: Iterable[tuple[str, str]]) -> Headers:
     return [item for item in headers if item[0].lower() not in ISR_HEADERS]
 
 
-def read_metadata(headers: Sequence[tuple[str, str]], rule: Rule | None) -> Metadata | None:
+class Defaults(t.NamedTuple):
+    """What a rule says of pages whose answers say nothing."""
+
+    revalidate: int | t.Literal[False] | None = None
+    expire: int | None = None
+    tags: tuple[str, ...] = ()
+
+
+NO_DEFAULTS = Defaults()
+
+
+def read_metadata(
+    headers: Sequence[tuple[str, str]], defaults: Defaults = NO_DEFAULTS
+) -> Metadata | None:
     """What a response and its rule say of the page, ``None`` where it is none.
 
     :raises InvalidMetadata: for a value that does not parse.
@@ -193,20 +226,18 @@ def read_metadata(headers: Sequence[tuple[str, str]], rule: Rule | None) -> Meta
     for name, value in headers:
         if name.lower() in ISR_HEADERS:
             own.setdefault(name.lower(), []).append(value.strip(" \t"))
-    window = own.get("isr-revalidate")
-    revalidate = rule.revalidate if rule is not None else None
-    if window is not None:
-        revalidate = _read_revalidate(", ".join(window))
+    revalidate, expire, tags = defaults
+    if "isr-revalidate" in own:
+        revalidate = _read_revalidate(", ".join(own["isr-revalidate"]))
     if revalidate is None:
+        if own:
+            raise InvalidMetadata(f"{', '.join(sorted(own))} without ISR-Revalidate")
         return None
-    limit = own.get("isr-expire")
-    expire = rule.expire if rule is not None else None
-    if limit is not None:
-        expire = _read_expire(", ".join(limit), revalidate)
+    if "isr-expire" in own:
+        expire = _read_expire(", ".join(own["isr-expire"]), revalidate)
     elif expire is not None and (revalidate is False or expire < revalidate):
-        # The response's own window wins over its rule, whose expiry was made for another one.
+        # The response's own window wins over its rule, whose expiry was made for another window.
         expire = None if revalidate is False else revalidate
-    tags = tuple(rule.tags) if rule is not None else ()
     if "isr-tags" in own:
         tags = _read_tags(", ".join(own["isr-tags"]))
     return lifetime(None if revalidate is False else revalidate, expire, tags)
@@ -214,7 +245,7 @@ def read_metadata(headers: Sequence[tuple[str, str]], rule: Rule | None) -> Meta
 
 def lifetime(revalidate: int | None, expire: int | None, tags: tuple[str, ...]) -> Metadata:
     metadata = Metadata(revalidate, expire, tags)
-    return metadata if tags else shared(metadata)
+    return metadata if tags else intern(metadata)
 
 
 def _read_revalidate(value: str) -> int | t.Literal[False]:
@@ -275,64 +306,103 @@ def status_code(status: str) -> int:
         return 0
 
 
-def refusal(status: int, headers: Sequence[tuple[str, str]], rule: Rule | None) -> str | None:
+class Refusal(t.NamedTuple):
+    """Why an answer is no page.
+
+    :param detail: in the words of ``Cache-Status``.
+    :param culprit: what in the answer is the reason: a header, a cookie's name, a status.
+    """
+
+    detail: str
+    culprit: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.detail}: {self.culprit}" if self.culprit else self.detail
+
+
+def refusal(
+    status: int,
+    headers: Sequence[tuple[str, str]],
+    variants: Iterable[str] = (),
+    ignored: frozenset[str] = frozenset(),
+) -> Refusal | None:
     """Why a response with metadata is not stored; ``None`` if it is.
 
-    The words are those of ``Cache-Status`` (``detail=...``).
+    :param variants: request headers, in lower case, that may make a difference.
+    :param ignored: response headers, in lower case, that keep no answer from being a page.
     """
-    names = {name.lower() for name, _ in headers}
-    declared = "isr-revalidate" in names
-    if status not in STORABLE and not (status in STORABLE_IF_DECLARED and declared):
-        return "status"
-    if "set-cookie" in names:
-        return "set-cookie"
-    if _forbids_storing(headers):
-        return "cache-control"
-    if _unknown_vary(headers, rule):
-        return "vary"
-    if not all(is_sound(name, value) for name, value in headers):
-        return "header"
+    values: dict[str, list[str]] = {}
+    for name, value in headers:
+        values.setdefault(name.lower(), []).append(value)
+    fields = vary_fields(headers)
+    if status in STORABLE_IF_DECLARED and "isr-revalidate" in values:
+        if "cookie" in fields:
+            return Refusal("login", f"{status} with Vary: Cookie")
+    elif status not in STORABLE:
+        location = values.get("location", [""])[0]
+        return Refusal("status", f"{status} to {location}" if location else str(status))
+    if "set-cookie" in values and "set-cookie" not in ignored:
+        names = (value.partition("=")[0].strip() for value in values["set-cookie"])
+        return Refusal("set-cookie", ", ".join(dict.fromkeys(names)))
+    control = ", ".join(values.get("cache-control", ()))
+    if control and "cache-control" not in ignored:
+        # Also behind a mistyped separator, as in "private; max-age=0".
+        words = (word.partition("=")[0] for word in re.split(r"[,;\s]+", control.lower()))
+        if forbidding := sorted({"no-store", "private", "no-cache"}.intersection(words)):
+            return Refusal("cache-control", ", ".join(forbidding))
+    # The canonical request has neither cookies nor credentials, so they cannot matter.
+    unknown = fields - {"accept-encoding", "cookie", "authorization", *variants}
+    if unknown and "vary" not in ignored:
+        return Refusal("vary", ", ".join(sorted(unknown)))
     return None
 
 
+#: What to do about a refusal, for an app's author and for the owner of an app that stays as it is.
 REMEDIES = {
-    "set-cookie": "a page is the same for all; set cookies on another URL, or not while "
-    "environ['wsgi_isr.reason'] is present",
-    "cache-control": "the response says no-store, private or no-cache; drop that or the ISR header",
-    "vary": "declare the request header with Rule(vary={...}) or do not let the page depend on it",
-    "status": "only 200, 301, 308, 404 and 410, and 302 and 307 with an ISR-Revalidate of their "
-    "own, are pages",
-    "header": "the status or a header has a character that HTTP does not allow",
-    "redirect": "the page redirects to itself; put ProxyFix outside of ISRMiddleware, "
-    "or set base_url, or declare the query parameter that makes the difference",
+    "set-cookie": "a page is the same for everybody: do not set cookies while "
+    "environ['wsgi_isr.reason'] is present, or, where the cookie means nothing, "
+    "Rule(ignore=('Set-Cookie',))",
+    "cache-control": "drop that directive or the ISR header, or, where it means nothing, "
+    "Rule(ignore=('Cache-Control',))",
+    "vary": "declare the request header with Rule(vary={...}), or do not let the page depend on it",
+    "status": "200, 301, 308, 404 and 410 are pages, and 302 and 307 with an ISR-Revalidate header",
+    "login": "this redirect leads to a login: exclude the URL with a rule of None, or put the "
+    "decorator that requires a login above the one that makes it a page, and set bypass=",
+    "redirect": "the page redirects to itself: put ProxyFix outside of ISRMiddleware, or set "
+    "base_url, or declare the query parameter that makes the difference",
     "metadata": "correct the ISR header",
-    "too-large": "raise max_body_size, or memcached's -I; or do not make a page of it",
-    "not-a-page": "the answer to a request without cookies carries no ISR-Revalidate header",
+    "header": "the status or a header has a character that HTTP does not allow",
+    "form-token": "each POST of this form would fail, because its token belongs to a cookie: "
+    "exclude the URL with a rule of None, or fetch the form separately",
+    "stream": "a body without an end is no page: exclude the URL with a rule of None",
+    "too-large": "raise max_body_size, or memcached's -I; or exclude the URL with a rule of None",
+    "too-slow": "raise render_timeout, or exclude the URL with a rule of None",
+    "no-metadata": "the answer to a request without cookies and credentials has no ISR-Revalidate "
+    "header, and no rule gives it a window",
 }
 
+#: Fields that carry a token against CSRF: Django, Flask-WTF, Rails, Laravel, ASP.NET, Symfony,
+#: Express, Trac, Roundup, and their like.
+_FORM_TOKEN = re.compile(
+    rb"""name\s*=\s*["']?(csrfmiddlewaretoken|csrf[_-]?token|authenticity_token|_csrf(?:_token)?|_token"""
+    rb"""|__requestverificationtoken|__form_token|form_token|@csrf|xsrf[_-]token)["'\s>/]""",
+    re.IGNORECASE,
+)
 
-def _forbids_storing(headers: Iterable[tuple[str, str]]) -> bool:
-    value = ", ".join(value for name, value in headers if name.lower() == "cache-control")
-    if not value:
-        return False
-    # Directives are case-insensitive (RFC 9111 section 5.2), Werkzeug's parser is not.
-    control = parse_cache_control_header(value.lower(), cls=ResponseCacheControl)
-    return any(token in control for token in ("no-store", "private", "no-cache"))
+
+def form_token(body: bytes) -> str | None:
+    """The name of a form's token against CSRF, if a page has one."""
+    found = _FORM_TOKEN.search(body)
+    return None if found is None else found[1].decode()
 
 
 def vary_fields(headers: Iterable[tuple[str, str]]) -> set[str]:
-    """All fields of all ``Vary`` lines, in lower case."""
+    """All fields of all ``Vary`` headers, in lower case."""
     fields: set[str] = set()
     for name, value in headers:
         if name.lower() == "vary":
             fields.update(item.lower() for item in parse_set_header(value))
     return fields
-
-
-def _unknown_vary(headers: Iterable[tuple[str, str]], rule: Rule | None) -> bool:
-    declared = {name for name, _ in rule.variants} if rule is not None else set()
-    # The canonical request has neither cookies nor credentials, so they cannot matter.
-    return bool(vary_fields(headers) - declared - {"accept-encoding", "cookie", "authorization"})
 
 
 def is_sound(name: str, value: str) -> bool:
@@ -342,10 +412,11 @@ def is_sound(name: str, value: str) -> bool:
     return value.isascii() or all(char <= "\xff" for char in value)
 
 
-def end_to_end(headers: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+def end_to_end(
+    headers: Sequence[Header], ignored: frozenset[str] = frozenset()
+) -> tuple[Header, ...]:
     """The headers of a response that are stored with the page (RFC 9110 section 7.6.1)."""
-    headers = list(headers)
-    named: set[str] = set()
+    named = set(ignored)
     for name, value in headers:
         if name.lower() == "connection":
             named.update(item.lower() for item in parse_set_header(value))
@@ -359,6 +430,6 @@ def end_to_end(headers: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...
 
 
 def shared_headers(headers: Iterable[Header]) -> tuple[Header, ...]:
-    """Headers that many pages have: all of them, or at least some lines."""
+    """Headers that many pages have, all together or at least some."""
     lines = tuple(header(name, value) for name, value in headers)
-    return shared(lines) if sum(len(value) for _, value in lines) <= MAX_SHARED else lines
+    return intern(lines) if sum(len(value) for _, value in lines) <= MAX_INTERNED else lines

@@ -1,4 +1,4 @@
-"""`ISRMiddleware`: the way of a request, readable from `__call__` down."""
+"""`ISRMiddleware`: the hit, the one guard around our own code, and what users call."""
 
 from __future__ import annotations
 
@@ -10,40 +10,44 @@ from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
 from time import time
 
-from . import options
-from .executor import ExecutorLike
-from .executor import open_pool
+from .answer import Caching
+from .answer import Hit
+from .answer import NotPage
+from .answer import send
+from .config import check
+from .config import Config
+from .config import make_bypass
 from .key import Origin
 from .key import Origins
-from .key import PageKey
-from .known import Known
-from .known import NotPage
+from .listing import Explanation
+from .listing import PageInfo
+from .listing import pages_of
+from .listing import stats_of
+from .metrics import Counters
 from .ondemand import OnDemand
-from .ondemand import PageInfo
 from .ondemand import Result
 from .page import Codec
 from .passing import Passing
 from .passing import PassThrough
-from .pool import Pool
-from .pool import WorkerPool
-from .pool import WORKERS
 from .process import Process
+from .regenerator import regenerate
 from .render import current_origin
-from .render import Renderer
-from .respond import Negotiation
-from .respond import respond
+from .request import Request
 from .rules import check_query
-from .rules import make_resolver
+from .rules import digest_of
+from .rules import make_rules
 from .rules import Resolver
 from .rules import RuleLike
-from .site import Site
-from .stats import Stats
-from .store.memory import Target
+from .rules import Rules
+from .store.memory import Fingerprint
 from .store.opening import CacheLike
+from .store.opening import kind_of
 from .store.opening import opener
-from .visit import Visit
+from .store.protocol import Store
+from .threads import ExecutorLike
 
 if t.TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse
@@ -56,38 +60,46 @@ logger = logging.getLogger("wsgi_isr")
 class ISRMiddleware:
     """Incremental static regeneration for any WSGI app.
 
-    Responses that carry ``ISR-Revalidate`` are pages: rendered once, stored, served to all while
-    they are fresh, served once more while they are rendered anew behind the visitor, and kept
+    Responses that carry ``ISR-Revalidate`` are pages. A page is rendered once and stored. It is
+    served to everybody while it is fresh, served once more while it is rendered anew, and kept
     when a render fails.
 
-    :param app: any WSGI application. While pages are rendered it is called from several threads.
-    :param cache: a cachelib cache; a callable that returns one, called once in each process; a
-        URL (``memory://``, ``file:///var/cache/site?max_pages=100000&max_bytes=2147483648``,
-        where the two bounds are the default); ``None``: files in ``.isr-cache`` under
-        the working directory, which all workers of the machine share.
+    :param app: any WSGI application. While pages are rendered, several threads call it.
+    :param cache: where pages are kept. ``None``: a database in ``.isr-cache`` under the working
+        directory, which all workers of the machine share. A URL, as ``file:///var/cache/site``,
+        ``redis://host:6379/0`` or ``memory://``; a cachelib cache; a callable that returns one,
+        called once in each process; or a `wsgi_isr.store.protocol.Store`.
     :param rules: what is known of URLs before the app is asked: a mapping of path patterns to
-        `Rule` or seconds, or a callable that takes an environ and returns a `Rule` or ``None``.
+        `Rule` or seconds, where ``None`` excludes a URL; or a callable that takes an environ and
+        returns a `Rule` or ``None``.
     :param query: query parameters that are part of a page's key, where no rule says otherwise.
-    :param base_url: scheme and host under which pages are rendered, whatever the visitor's is.
-    :param trusted_hosts: hosts that may have pages, as in Werkzeug's ``host_is_trusted``;
-        ``None``: any.
+    :param base_url: scheme, host and perhaps mount point under which pages are rendered.
+    :param trusted_hosts: hosts that may have pages, with a port only where one is named; ``None``:
+        any.
+    :param bypass: visitors who always get the app's own answer, never stored: names of cookies,
+        or a callable that takes an environ and returns whether.
     :param memory_size: bytes of rendered pages kept in this process; 0: none.
     :param max_body_size: bytes; a larger response is delivered, never stored.
-    :param workers: threads that regenerate, per process; 0: stale pages are rendered by processes
-        of their own, ``python -m wsgi_isr MODULE:APP regenerate``, on files or Redis.
-    :param executor: regenerates in place of these threads: a `concurrent.futures.Executor`, or a
-        callable that returns one, called once in each process.
-    :param render_timeout: seconds after which a render no longer blocks another attempt.
-    :param build_id: pages of different builds live side by side.
+    :param workers: threads that regenerate, per process; 0: processes of
+        ``python -m wsgi_isr MODULE:APP regenerate`` render stale pages.
+    :param executor: regenerates in place of these threads: anything with ``submit``, or a
+        callable that makes one, called once in each process.
+    :param render_timeout: seconds after which a render no longer blocks another attempt, and is
+        stopped between two blocks of its answer.
+    :param build_id: pages of different builds live side by side. ``None``: a digest of a mapping
+        of rules.
     :param previous_builds: builds before this one whose pages are served, as stale ones, until
-        this one has rendered its own; before it are those that the store saw first before it.
+        this one has rendered its own.
     :param enabled: ``False``: every request goes to the app.
-    :param key_prefix: tells several sites in one store apart.
-    :param signing_key: entries are authenticated with HMAC-SHA256; others count as missing.
-    :param tags_header: tells a CDN the tags of a page under the name it wants, as in
-        ``"Cache-Tag"`` or ``"Surrogate-Key"``; ``None``: they stay here.
+    :param key_prefix: keeps several sites in one store apart.
+    :param signing_key: bytes or text, at least 16; pages are authenticated with HMAC-SHA256, and
+        others count as missing.
+    :param tags_header: the header in which a CDN gets the tags of a page, as ``"Cache-Tag"`` or
+        ``"Surrogate-Key"``.
+    :param cdn_purged: whether the site purges its CDN, which may keep pages until then.
     :raises TypeError: for an argument of the wrong kind, with the remedy.
     :raises ValueError: for a value that cannot work, with the remedy.
+    :raises ImportError: for a cache whose client is not installed, with the extra to install.
 
     .. code-block:: python
 
@@ -97,27 +109,28 @@ class ISRMiddleware:
     def __init__(
         self,
         app: WSGIApplication,
-        cache: CacheLike = None,
+        cache: CacheLike | Store = None,
         *,
-        rules: Mapping[str, RuleLike] | Resolver | None = None,
+        rules: Mapping[str, RuleLike] | Resolver | Rules | None = None,
         query: Iterable[str] = (),
         base_url: str | None = None,
         trusted_hosts: Iterable[str] | None = None,
+        bypass: Iterable[str] | Callable[[WSGIEnvironment], object] = (),
         memory_size: int = 50 * 2**20,
         max_body_size: int = 10 * 2**20,
-        workers: int = WORKERS,
-        executor: ExecutorLike | None = None,
+        workers: int = 2,
+        executor: ExecutorLike | Callable[[], ExecutorLike] | None = None,
         render_timeout: float = 60,
-        build_id: str = "",
+        build_id: str | None = None,
         previous_builds: int = 0,
         enabled: bool = True,
         key_prefix: str = "isr:",
-        signing_key: bytes | None = None,
+        signing_key: bytes | str | None = None,
         tags_header: str | None = None,
+        cdn_purged: bool = False,
     ) -> None:
-        options.check(
+        check(
             app=app,
-            cache=cache,
             memory_size=memory_size,
             max_body_size=max_body_size,
             workers=workers,
@@ -125,77 +138,72 @@ class ISRMiddleware:
             render_timeout=render_timeout,
             build_id=build_id,
             previous_builds=previous_builds,
+            enabled=enabled,
             key_prefix=key_prefix,
             signing_key=signing_key,
             tags_header=tags_header,
+            cdn_purged=cdn_purged,
         )
+        kind = kind_of(cache)
+        if kind is not None and kind.name == "memory" and memory_size == 0:
+            raise ValueError("memory:// with memory_size=0 stores nothing; leave one of them out")
+        if kind is not None and not kind.wants and workers == 0:
+            raise ValueError(
+                "workers=0 leaves renders to other processes, which this store cannot tell of "
+                "them: use a file:// URL or Redis"
+            )
         self.app = app
-        #: Renders at a time, where somebody waits for many.
-        self._workers = workers or WORKERS
-        self._is_dedicated = workers == 0
-        self._render_timeout = render_timeout
         self._clock: Callable[[], float] = time
-        self._site = site = Site(
-            app,
-            self,
-            make_resolver(rules),
-            check_query(t.cast("tuple[str, ...]", query)),
-            Origins(base_url, trusted_hosts),
-            build_id,
-            max_body_size,
-            lambda: self._clock(),
-            Negotiation(),
-            tags_header,
+        self._config = Config(
+            app=app,
+            middleware=self,
+            rules=make_rules(rules),
+            query=check_query(t.cast("tuple[str, ...]", query)),
+            origins=Origins(base_url, trusted_hosts),
+            build_id=digest_of(rules) if build_id is None else build_id,
+            limit=max_body_size,
+            render_timeout=render_timeout,
+            workers=workers,
+            caching=Caching(tags_header, cdn_purged),
             previous_builds=previous_builds,
+            memory_size=memory_size,
+            clock=lambda: self._clock(),
         )
         self._bypass: Callable[[WSGIEnvironment], str | None] | None = None
-        if not enabled:
-            self.set_bypass(lambda environ: "disabled")
+        if (decide := make_bypass(enabled, bypass)) is not None:
+            self.set_bypass(decide)
         #: Whether renders on demand are of any use now.
         self.is_enabled: Callable[[], bool] = lambda: enabled
-        open_store = opener(cache, key_prefix)
-        render = Renderer(app, self, max_body_size)
-        codec = Codec(signing_key)
-
-        made_in = os.getpid()
-
-        def pool() -> Pool:
-            if executor is not None:
-                return open_pool(executor, made_in, self._workers, render_timeout)
-            # With workers=0 it does what else there is to do, and stands in.
-            return WorkerPool(workers or 1, render_timeout)
-
-        def start(before: Process | None) -> Process:
-            return Process(
-                site,
-                open_store,
-                render,
-                codec,
-                memory_size,
-                pool,
-                render_timeout,
-                workers == 0,
-                before,
-            )
-
-        self._start = start
+        self._open_store = opener(cache, key_prefix, _name_of(app))
+        key = signing_key.encode() if isinstance(signing_key, str) else signing_key
+        self._codec = Codec(key)
+        self._executor = executor
+        self._made_in = os.getpid()
         self._process: Process | None = None
-        self._process_lock = threading.Lock()
+        self._lock = threading.Lock()
         self._lock_pid = os.getpid()
-        self._known: dict[Target, Known] = {}
+        self._hits: dict[Fingerprint, Hit] = {}
+        #: See `Pages.signal`: replaced with the counters of this process's store.
         self._signal: t.Any = (0, 0)
-        self._stats = Stats()
-        # Bound once, because that takes its time.
-        self._pass_through = PassThrough(site, self._become_page).serve
+        self._counters = Counters()
+        # Bound once, because binding takes time.
+        self._pass_through = PassThrough(app, self, self._become_page).serve
 
     def __repr__(self) -> str:
         return f"<ISRMiddleware {self.app!r}>"
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        # A fresh page that this process knows, asked for in a spelling that it has seen: one
-        # look-up, comparisons of numbers, a ready-made answer. No lock, no parsing.
+        # A hit: one look-up, comparisons of numbers, a ready answer. No lock, no parsing. Why the
+        # answer is right:
+        # - It was made for a request with the same six values, and nothing else of a request is
+        #   part of its page's key: pages with variants, and rules that read other headers, are
+        #   never found here. Conditionals and the method are handled below.
+        # - Nothing was invalidated since it was confirmed: `_signal[0]` changes with every
+        #   invalidation of any process, before that call returns.
+        # - It is made anew each second, so its age and its freshness are right.
+        # - Whoever never gets a page (`bypass`, draft mode) does not get it here either.
         try:
-            target = (
+            fingerprint = (
                 environ["PATH_INFO"],
                 # bjoern leaves an empty one out.
                 environ.get("QUERY_STRING", ""),
@@ -206,38 +214,71 @@ class ISRMiddleware:
             )
         except KeyError:
             # PEP 3333 and HTTP/1.0 let some be absent.
-            return Visit(self._site, self._here(), environ, start_response, None).serve()
-        known = self._known.get(target)
-        if known is not None:
-            # A local, as below, because calling an attribute costs a look-up on the type.
+            return self._serve(environ, start_response, None)
+        hit = self._hits.get(fingerprint)
+        if hit is not None:
+            # A local, because calling an attribute looks it up on the type first.
             clock = self._clock
             now = clock()
             if (
-                known.since <= now < known.until
-                and known.generation == self._signal[0]
-                or self._here().renew(known, now)
+                hit.since <= now < hit.until
+                and hit.generation == self._signal[0]
+                or self._renew(hit, now)
             ) and (self._bypass is None or self._bypass(environ) is None):
                 method = environ["REQUEST_METHOD"]
-                if known.is_fresh:
+                if hit.is_fresh:
                     if (
                         method == "GET"
                         and "HTTP_IF_NONE_MATCH" not in environ
-                        and (not known.is_dated or "HTTP_IF_MODIFIED_SINCE" not in environ)
+                        and (not hit.is_dated or "HTTP_IF_MODIFIED_SINCE" not in environ)
                     ):
-                        self._stats.hits += 1
-                        start_response(known.status, [*known.headers])
-                        # A list: servers take a shorter way with it than with other iterables.
-                        return [known.body]
+                        self._counters.hits += 1
+                        start_response(hit.status, [*hit.headers])
+                        # A list: servers are faster with it than with other iterables.
+                        return [hit.body]
                     if method == "GET" or method == "HEAD":
-                        self._stats.hits += 1
-                        return respond(environ, start_response, known)
+                        self._counters.hits += 1
+                        return send(environ, start_response, hit)
                 elif method == "GET" or method == "HEAD":
-                    if known.not_page is not None:
+                    if hit.not_page is not None:
                         pass_through = self._pass_through
-                        return pass_through(environ, start_response, known.not_page)
-                    visit = Visit(self._site, self._here(), environ, start_response, target)
-                    return visit.serve_stale(known)
-        return Visit(self._site, self._here(), environ, start_response, target).serve()
+                        return pass_through(environ, start_response, hit.not_page)
+                    return self._serve(environ, start_response, fingerprint, hit)
+        return self._serve(environ, start_response, fingerprint)
+
+    def _serve(
+        self,
+        environ: WSGIEnvironment,
+        start_response: StartResponse,
+        fingerprint: Fingerprint | None,
+        stale: Hit | None = None,
+    ) -> Iterable[bytes]:
+        """Every other request, and the one guard around our own code.
+
+        What it raises before the app was asked is logged, and the request goes to the app.
+        """
+        request = None
+        try:
+            request = Request(self._here(), environ, start_response, fingerprint)
+            return request.serve() if stale is None else request.serve_stale(stale)
+        except Exception:
+            if request is not None and request.has_asked:
+                raise
+            logger.exception("%r: the request goes to the app", environ.get("PATH_INFO", "")[:200])
+        if request is not None:
+            return request.pass_unread()
+        return self.app(environ, start_response)
+
+    def _renew(self, hit: Hit, now: float) -> bool:
+        process = self._here()
+        renewed = process.renew(hit, now)
+        self._signal = process.pages.signal
+        return renewed
+
+    def _become_page(
+        self, environ: WSGIEnvironment, start_response: StartResponse, not_page: NotPage
+    ) -> Passing:
+        return Request(self._here(), environ, start_response, None).passing_of(not_page)
 
     # What belongs to this process.
 
@@ -246,65 +287,87 @@ class ISRMiddleware:
         if process is None or process.pid != os.getpid():
             if self._lock_pid != os.getpid():
                 # The fork may have copied the lock while another thread held it.
-                self._process_lock = threading.Lock()
+                self._lock = threading.Lock()
                 self._lock_pid = os.getpid()
-            with self._process_lock:
+            with self._lock:
                 process = self._process
                 if process is None or process.pid != os.getpid():
-                    process = self._start(process)
-                    self._known = process.memory.known
-                    self._signal = process.signal
-                    self._stats = process.stats
+                    process = Process(
+                        self._config, self._open_store, self._codec, self._open_executor, process
+                    )
+                    self._hits = process.pages.memory.hits
+                    self._counters = process.counters
                     self._process = process
+        self._signal = process.pages.signal
         return process
 
-    def set_bypass(self, bypass: Callable[[WSGIEnvironment], str | None]) -> None:
-        """Let a function say why a request does not get a page, whatever is stored.
+    def _open_executor(self) -> ExecutorLike | None:
+        """The executor of this process; by now a request waits, which an error would not help."""
+        executor = self._executor
+        if executor is None:
+            return None
+        try:
+            if hasattr(executor, "submit"):
+                if self._made_in != os.getpid():
+                    raise RuntimeError("it was made before the fork: hand over a callable")
+                return executor
+            made = executor()
+            if not hasattr(made, "submit"):
+                raise TypeError(f"the callable returned {made!r}, which has no submit")
+            return made
+        except Exception as error:
+            logger.warning("executor cannot be used, threads of wsgi-isr replace it: %s", error)
+            return None
 
-        :param bypass: returns ``"draft"``, ``"disabled"`` or ``None``.
+    def set_bypass(self, bypass: Callable[[WSGIEnvironment], str | None]) -> None:
+        """Let a function say why a request never gets a page; for adapters of frameworks.
+
+        :param bypass: returns ``"draft"``, ``"disabled"``, ``"bypass"`` or ``None``.
         """
-        self._site.bypass = self._bypass = bypass
+        self._config.bypass = self._bypass = bypass
 
     def origin_of(self, environ: WSGIEnvironment) -> Origin | None:
-        """Where a request came in, ``None`` if pages may not have that host."""
-        return self._site.origins.of(environ)
+        """Where a request came in, ``None`` if that host may not have pages."""
+        return self._config.origins.of(environ)
 
-    def _regenerate(self, key: PageKey) -> None:
-        """Render a page that another process has handed over."""
-        self._here().regeneration.regenerate(key, self._site.rule_of(key))
+    @property
+    def build_id(self) -> str:
+        """The build whose pages this middleware serves."""
+        return self._config.build_id
 
-    def _become_page(
-        self, environ: WSGIEnvironment, start_response: StartResponse, not_page: NotPage
-    ) -> Passing:
-        visit = Visit(self._site, self._here(), environ, start_response, None)
-        return visit.passing_of(not_page)
+    @property
+    def store(self) -> Store:
+        """The store of this process."""
+        return self._here().pages.store
 
-    def _on_demand(self) -> OnDemand:
-        return OnDemand(self._here(), self._site.origins, self._site.describe, self._site.clock)
+    def on_demand(self) -> OnDemand:
+        """The operations behind the methods below, result by result; for command lines."""
+        return OnDemand(self._here())
 
     # What users call.
 
-    def revalidate(self, *paths: str, only_generated: bool = False) -> list[Result]:
+    def revalidate(
+        self, *paths: str, only_generated: bool = False, workers: int | None = None
+    ) -> list[Result]:
         """Render each path now and store it.
 
-        When this returns, every later visitor, in whatever worker, gets a page whose render
-        began after the call. Rendered are the page on the host of the current request (or of
-        ``base_url``), and every host and ``vary`` variant of it that the store can list;
-        whatever else is stored of the path becomes stale.
+        When this returns, every later visitor, in any worker, gets a page whose render began
+        after the call. It renders the page on the host of the current request (or of
+        ``base_url``), and every host and declared variant of it that the store can list. Whatever
+        else is stored of the path expires. A page that its app no longer offers is removed.
 
         :param paths: as a visitor's address bar shows them: percent-encoded, with the mount
             point and the declared query. A whole URL names one host.
         :param only_generated: skip paths that have no page yet.
+        :param workers: renders at a time; ``None``: two.
         :raises RevalidationError: if a render failed, after all were tried. The old pages stay,
             as stale ones.
         :raises ValueError: before any render, for what is no path, or has no known host.
 
         While the library is switched off nothing is rendered; stored pages become stale.
         """
-        origin = current_origin.get()
-        return self._on_demand().revalidate(
-            paths, only_generated, origin, self, mark_only=not self.is_enabled()
-        )
+        origin, render = current_origin.get(), self.is_enabled()
+        return self.on_demand().revalidate(paths, only_generated, origin, workers, render)
 
     def revalidate_tag(self, *tags: str, expire: bool = False) -> None:
         """Make all pages with one of the tags stale; nothing is rendered in the call.
@@ -314,7 +377,7 @@ class ISRMiddleware:
         :raises RevalidationError: if the store did not take it, so that it may not hold.
         :raises ValueError: for what is no tag.
         """
-        self._on_demand().revalidate_tag(tags, expire)
+        self.on_demand().revalidate_tag(tags, expire)
 
     def invalidate(self, *patterns: str, expire: bool = False) -> None:
         """Make all pages whose path matches stale; nothing is rendered in the call.
@@ -323,45 +386,93 @@ class ISRMiddleware:
         :param expire: the next visitor of each waits for a new page, instead of getting the old
             one.
         :raises RevalidationError: if the store did not take it, so that it may not hold.
-        :raises ValueError: for what is no pattern.
+        :raises ValueError: for a pattern that can never match.
         """
-        self._on_demand().invalidate(patterns, expire)
+        self.on_demand().invalidate(patterns, expire, current_origin.get())
 
     def prerender(self, paths: Iterable[str], workers: int | None = None) -> Iterator[Result]:
-        """Render paths ahead of their visitors, going on after failures.
+        """Render paths ahead of their visitors, in all declared variants, going on after failures.
 
         A page that is fresh is not rendered again.
 
-        :param workers: renders at a time; ``None``: as many as regenerate.
-        :returns: results as they finish, one per path.
+        :param workers: renders at a time; ``None``: two.
+        :returns: results as they end.
         """
-        origin = current_origin.get()
-        return self._on_demand().prerender(paths, workers or self._workers, origin)
+        return self.on_demand().prerender(paths, workers, current_origin.get())
 
     def pages(self) -> Iterator[PageInfo]:
         """All stored pages of this build.
 
-        :raises NotImplementedError: on a backend that cannot list.
+        :raises NotImplementedError: on a store that cannot list.
         """
-        return self._on_demand().pages()
+        return pages_of(self._here())
 
     def stats(self) -> dict[str, t.Any]:
-        """Counters of this process, and seconds spent in renders."""
-        return self._here().stats.as_dict()
+        """Totals of all processes since the store began, and what there is now.
 
-    def all_stats(self) -> list[dict[str, t.Any]]:
-        """The same of all processes that share the store, as each left it a moment ago.
-
-        Each has ``pid``, ``host`` and ``build`` besides, and ``began`` and ``left``: when it did,
-        in seconds since 1970. On stores that keep no counters: of this process alone.
+        Totals never go down: ``hits``, ``stale_hits``, ``misses``, ``passed``, ``bypassed``,
+        ``renders``, ``failures``, ``rejections``, ``evictions``, ``store_errors``,
+        ``invalidations``, and ``render_seconds``, a histogram. Gauges: ``pages``, ``bytes``,
+        ``memory_bytes``, ``rendering``, ``waiting``, ``processes``.
         """
-        return self._here().upkeep.all_stats()
+        return stats_of(self._here())
+
+    def explain(self, url: str) -> Explanation:
+        """What would happen to a request for a URL, and why.
+
+        :raises ValueError: for what is no path, or has no known host.
+        """
+        return self.on_demand().explain(url, current_origin.get())
+
+    def regenerate(self, stop: threading.Event, workers: int | None = None) -> None:
+        """Render the stale pages that web workers with ``workers=0`` hand over.
+
+        :param stop: ends it when set.
+        :param workers: renders at a time; ``None``: two.
+        :raises NotImplementedError: on a store that cannot hand pages over.
+        """
+        regenerate(self._here(), stop, workers or 2)
+
+    def prune(
+        self,
+        *,
+        max_pages: int | None = None,
+        max_bytes: int | None = None,
+        keep_builds: int | None = None,
+        everything: bool = False,
+    ) -> int:
+        """Remove the pages that were used least, and return how many were removed.
+
+        :param keep_builds: keep this build and the others used last, so many in all.
+        :param everything: remove all pages, of whatever build.
+        :raises NotImplementedError: on a store that cannot list.
+        """
+        pages = self._here().pages
+        builds: Sequence[str] | None = None
+        if keep_builds is not None:
+            builds = [self.build_id, *pages.earlier_builds()[: keep_builds - 1]]
+        if everything:
+            # First, so that other processes do not serve what they have in memory.
+            pages.invalidate(["pattern:/**"], True)
+        return pages.store.prune(
+            max_pages=max_pages, max_bytes=max_bytes, keep_builds=builds, everything=everything
+        )
 
     def close(self, timeout: float = 5) -> None:
-        """Wait for running regenerations.
+        """Wait for running regenerations, and close what was opened.
 
         :param timeout: seconds, at most.
         """
         process = self._process
         if process is not None and process.pid == os.getpid():
-            process.pool.wait(timeout)
+            process.close(timeout)
+            self._process = None
+            self._hits = {}
+
+
+def _name_of(app: object) -> str:
+    """Names an app, so that two apps in one folder never share pages by default."""
+    owner = getattr(app, "__self__", app)
+    name = getattr(owner, "import_name", None) or getattr(owner, "__qualname__", None)
+    module = getattr(owner, "__module__", None) or type(owner).__module__
+    return f"{module}.{name or type(owner).__qualname__}"

@@ -5,56 +5,55 @@ from __future__ import annotations
 import concurrent.futures
 import contextvars
 import itertools
-import re
-import threading
+import logging
 import typing as t
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
-from urllib.parse import unquote_to_bytes
-from urllib.parse import urlsplit
 
 from . import signals
 from .attempt import Kind
 from .attempt import Outcome
-from .key import is_ambiguous
 from .key import Origin
-from .key import Origins
 from .key import PageKey
+from .listing import explain_key
+from .listing import Explanation
 from .metadata import check_tags
+from .naming import label_of
+from .naming import mounted
+from .naming import parse
+from .page import page_label
 from .process import Process
 from .render import current_origin
 from .render import RenderError
-from .rules import compile_pattern
+from .rules import Excluded
 from .rules import Rule
-from .state import seconds_left
-from .state import State
-from .state import state_of
-from .store.coordination import Number
-from .store.coordination import StoreError
-from .store.memory import Entry
+from .store.protocol import Number
+from .store.protocol import StoreError
 
-#: Pages of one path that a call renders; clients choose hosts, and the others become stale.
-MAX_VARIANTS = 100
+logger = logging.getLogger("wsgi_isr")
 
-_UNPRINTABLE = re.compile(r"[\x00-\x20\x7f]")
+#: Pages of one path that a call renders; clients choose hosts, and the others expire.
+MAX_VARIANTS = 64
+#: Pages that `revalidate` and `prerender` render at a time where nothing says otherwise.
+WORKERS = 2
 
 
 class Result(t.NamedTuple):
     """What came of one page.
 
     :param url: the page's whole URL.
-    :param status: status that the app answered with, ``None`` if it did not.
-    :param error: why it was not rendered and stored, ``None`` if it was; a `RefusedError` for
-        an answer that may not be stored.
-    :param rendered: ``False`` for a page that `ISRMiddleware.prerender` found fresh.
+    :param status: what the app answered, ``None`` if it did not.
+    :param error: why it was not rendered and stored; ``None`` if it was, or is no page any more.
+    :param outcome: ``"rendered"``, ``"withdrawn"``, ``"gone"`` (404, 410), ``"skipped"`` (fresh
+        already, or rendered by another call) or ``"failed"``.
     """
 
     url: str
     status: int | None
     error: Exception | None = None
-    rendered: bool = True
+    outcome: str = "rendered"
 
 
 class RefusedError(RenderError):
@@ -69,7 +68,7 @@ class RefusedError(RenderError):
 
 
 class RevalidationError(Exception):
-    """Pages were not rendered, or an invalidation may not hold; the old pages stay, as stale.
+    """Pages were not rendered, or an invalidation may not hold. The old pages stay, as stale ones.
 
     :param failures: exception by path (or tag, or pattern).
     :param results: results of all pages, failed ones with their ``error``.
@@ -82,68 +81,44 @@ class RevalidationError(Exception):
         super().__init__(f"not revalidated: {what}")
 
 
-class PageInfo(t.NamedTuple):
-    """A stored page, as `ISRMiddleware.pages` lists it.
+class Requested(t.NamedTuple):
+    """A path that was asked for, and the pages that it means.
 
-    :param state: ``"fresh"``, ``"stale"`` or ``"expired"``.
-    :param age: seconds since its render began.
-    :param ttl: seconds of freshness left, 0 or negative for a stale page; ``None`` for a page
-        that is fresh until it is revalidated.
-    :param size: bytes of all its bodies.
-    :param sizes: bytes of each, by content coding; the page as it is under ``"identity"``.
-    :param last_error: why the last attempts at it failed, ``None`` if they did not.
+    :param label: what is invalidated.
+    :param place: where it is; ``None`` if only the store knows.
     """
-
-    url: str
-    status: int
-    state: str
-    age: float
-    ttl: int | None
-    tags: tuple[str, ...]
-    size: int
-    codings: tuple[str, ...]
-    last_error: str | None
-    sizes: dict[str, int]
-
-
-class Target(t.NamedTuple):
-    """A path that was asked for, and the pages that it means."""
 
     path: str
     label: str
+    full_path: str
+    place: Origin | None
     pages: dict[PageKey, Rule | None]
 
 
-Describe: t.TypeAlias = "Callable[[Origin, str, str], tuple[PageKey, Rule | None]]"
-
-
 class OnDemand:
-    """The operations of one process.
+    """The operations of one process."""
 
-    :param describe: gives the key and the rule of an origin, a path and a query string.
-    """
-
-    def __init__(
-        self, process: Process, origins: Origins, describe: Describe, clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, process: Process) -> None:
         self._process = process
-        self._store = process.store
-        self._origins = origins
-        self._describe = describe
-        self._clock = clock
+        self._config = process.config
+        self._pages = process.pages
+        self._clock = process.clock
+
+    # Paths.
 
     def revalidate(
         self,
         paths: Sequence[str],
         only_generated: bool,
         origin: Origin | None,
-        sender: object,
-        mark_only: bool = False,
+        workers: int | None = None,
+        render: bool = True,
     ) -> list[Result]:
-        results = []
+        found = list(self.each(paths, only_generated, origin, workers, render))
+        found.sort(key=lambda item: paths.index(item[0]))
+        results = [result for _, result in found]
         failures: dict[str, Exception] = {}
-        for path, result in self.each(paths, only_generated, origin, sender, mark_only):
-            results.append(result)
+        for path, result in found:
             if result.error is not None:
                 failures.setdefault(path, result.error)
         if failures:
@@ -160,234 +135,275 @@ class OnDemand:
         """
         :raises ValueError: for what any of the operations would refuse.
         """
-        check_tags(tags)
+        check_tags(tags, None)
         for pattern in patterns:
-            compile_pattern(pattern)
+            label_of(self._config.origins, pattern, origin)
         for path in paths:
-            self._target(path, False, origin)
+            parse(self._config.origins, path, origin)
 
     def each(
         self,
         paths: Sequence[str],
         only_generated: bool,
         origin: Origin | None,
-        sender: object,
-        mark_only: bool = False,
+        workers: int | None = None,
+        render: bool = True,
     ) -> Iterator[tuple[str, Result]]:
-        """The same page by page, with the path that each was asked for by."""
+        """The same page by page, with the path that each was asked for by.
+
+        :param render: false while the library is switched off: stored pages become stale.
+        """
         # All of them before any render: a mistake in the last path renders nothing.
-        targets = [self._target(path, only_generated, origin) for path in paths]
-        targets = [target for target in targets if target.pages]
-        if not targets:
+        parsed = [(path, *parse(self._config.origins, path, origin)) for path in paths]
+        requested = [self._requested(*each, only_generated) for each in parsed]
+        requested = [each for each in requested if each.pages or not only_generated]
+        if not requested:
             return
+        labels = [each.label for each in requested]
         try:
-            number = self._store.invalidate([target.label for target in targets], False)
+            number = self._pages.invalidate(labels, False)
+            # Listed after that, so that nothing stored before it is overlooked.
+            others = [page_label(key.name) for each in requested for key in self._others(each)]
+            if others:
+                self._pages.invalidate(others, True)
         except StoreError as error:
-            failed = [Result(k.url, None, error) for target in targets for k in target.pages]
-            raise RevalidationError({target.path: error for target in targets}, failed) from error
-        if mark_only:
+            failed = [Result(k.url, None, error, "failed") for r in requested for k in r.pages]
+            raise RevalidationError({r.path: error for r in requested}, failed) from error
+        self._announce(False, paths=[each.full_path for each in requested])
+        if not render:
             return
-        for target in targets:
-            for key, rule in target.pages.items():
-                result = self._render(key, rule, number)
-                if result.error is None:
-                    signals.send(
-                        signals.page_revalidated, sender, url=result.url, status=result.status
-                    )
-                yield target.path, result
+        jobs = ((r.path, key, rule, number) for r in requested for key, rule in r.pages.items())
+        yield from _in_parallel(self._render, jobs, workers or WORKERS)
 
-    def _render(self, key: PageKey, rule: Rule | None, number: Number) -> Result:
-        known = self._store.newest(key) is not None
+    def _render(
+        self, path: str, key: PageKey, rule: Rule | None, number: Number
+    ) -> tuple[str, Result]:
         try:
-            outcome = _apart(lambda: self._process.regeneration.on_demand(key, rule, number))
+            outcome = self._process.renders.get(key, rule, "revalidate", after=number)
+            outcome.discard()
         except RenderError as error:
-            return Result(key.url, None, error)
-        if known and outcome.kind is Kind.NOT_A_PAGE and outcome.detail == "not-a-page":
-            if outcome.response is not None and outcome.response.code == 200:
-                # It is no page any more, and was dropped: visitors get what the app says now.
-                return Result(key.url, 200)
-        return _result(key, outcome)
+            return path, Result(key.url, None, error, "failed")
+        self._exists(key, rule, outcome)
+        result = _result(key, outcome, demanded=True)
+        if result.error is None:
+            signals.send(
+                signals.page_revalidated,
+                self._config.middleware,
+                url=result.url,
+                status=result.status,
+            )
+        return path, result
 
-    def _target(self, path: str, only_generated: bool, origin: Origin | None) -> Target:
-        place, full_path, query_string = self._parse(path, origin)
-        siblings = self._store.siblings(full_path)
+    def _exists(self, key: PageKey, rule: Rule | None, outcome: Outcome) -> None:
+        """Note that a path of ``fallback=False`` exists, whatever is evicted later."""
+        if outcome.stored:
+            self._process.not_pages.discard(key)
+            if rule is not None and rule.fallback != "blocking":
+                path, pages = key.full_path or "/", self._pages
+                pages.guard.ask("paths", lambda: pages.store.list_path(path), write=True)
+
+    def _requested(
+        self,
+        path: str,
+        place: Origin | None,
+        full_path: str,
+        query_string: str,
+        only_generated: bool,
+    ) -> Requested:
+        """The pages that a path means: on its host, and whatever variants of it are stored."""
+        stored = self._stored(full_path)
         label = f"path:{full_path}"
-        if place is not None and path.partition("?")[0].count("://"):
-            siblings = [k for k in siblings if (k.scheme, k.host) == (place.scheme, place.host)]
+        if place is not None and "://" in path.partition("?")[0]:
             label = f"host:{place.host}{full_path}"
+            stored = [key for key in stored if key.host == place.host]
+        stored = [key for key in stored if key.build == self._config.build_id]
         pages: dict[PageKey, Rule | None] = {}
         if place is not None:
-            key, rule = self._describe(place, full_path.removeprefix(place.mount), query_string)
-            if not only_generated or key in siblings or self._is_known(key):
+            place = mounted(place, full_path, stored)
+            key, rule = self._config.describe(
+                place, full_path.removeprefix(place.mount), query_string
+            )
+            if not only_generated or self._pages.find(key, self._clock()) is not None:
                 pages[key] = rule
-        for known in siblings[:MAX_VARIANTS]:
-            if self._origins.trust(known.scheme, known.host) is None:
+                if rule is not None:
+                    variants = itertools.islice(rule.all_variants(), MAX_VARIANTS)
+                    pages |= {key._replace(vary=vary): rule for vary in variants}
+        for known in stored:
+            if len(pages) >= MAX_VARIANTS:
+                break
+            if self._config.origins.trust(known.scheme, known.host) is None:
                 continue
             here = Origin(known.scheme, known.host, known.mount)
-            key, rule = self._describe(here, known.path, query_string)
-            if known.query == key.query:
+            key, rule = self._config.describe(here, known.path, query_string)
+            if known.query == key.query and _is_declared(known, rule):
                 pages[known] = rule
         if not pages and place is None and not only_generated:
             raise ValueError(
-                f"no host is known for {path!r}: call revalidate() in a request, give a whole URL, "
-                "or set base_url"
+                f"no host is known for {path!r}: call revalidate() in a request, give a whole "
+                "URL, or set base_url"
             )
-        return Target(path, label, pages)
+        return Requested(path, label, full_path, place, pages)
 
-    def _is_known(self, key: PageKey) -> bool:
-        return self._store.newest(key) is not None or self._store.borrow(key) is not None
+    def _stored(self, full_path: str) -> list[PageKey]:
+        """The keys of all stored pages of a path, of whatever build."""
+        pages = self._pages
+        try:
+            found = pages.guard.ask("list", lambda: [p.page.key for p in pages.listed(full_path)])
+        except NotImplementedError:
+            found = None
+        if found is None:
+            entries = (entry.page.key for entry in pages.memory)
+            found = [key for key in entries if (key.full_path or "/") == full_path]
+        return sorted(found, key=lambda key: key.url)
 
-    def _parse(self, path: str, origin: Origin | None) -> tuple[Origin | None, str, str]:
-        """Where a path leads: origin if known, decoded path with mount point, query string."""
-        if not isinstance(path, str) or not path or _UNPRINTABLE.search(path):
-            raise ValueError(f"a path starts with / and is percent-encoded, not {path!r}")
-        place = origin
-        local = path
-        if "://" in path.partition("?")[0]:
-            parts = urlsplit(path)
-            host = self._origins.trust(parts.scheme, parts.netloc)
-            if host is None:
-                raise ValueError(f"{path!r} is on a host that has no pages")
-            place = Origin(parts.scheme, host, origin.mount if origin is not None else "")
-            local = path.split("://", 1)[1][len(parts.netloc) :] or "/"
-        elif self._origins.base is not None:
-            place = Origin(*self._origins.base, origin.mount if origin is not None else "")
-        if not local.startswith("/") or "#" in local:
-            raise ValueError(f"a path starts with / and has no fragment: {path!r}")
-        local, _, query_string = local.partition("?")
-        full_path = unquote_to_bytes(local).decode("latin-1")
-        if is_ambiguous(full_path):
-            raise ValueError(f"{path!r} has //, dot segments, \\ or control characters")
-        if place is not None:
-            place = self._mounted(place, full_path, origin is not None, path)
-        return place, full_path, query_string
+    def _others(self, requested: Requested) -> list[PageKey]:
+        """What is stored of a path, and is not rendered now."""
+        found = (key for key in self._stored(requested.full_path) if key not in requested.pages)
+        host = requested.place.host if requested.label.startswith("host:") else None  # type: ignore[union-attr]
+        return [key for key in found if host in (None, key.host)]
 
-    def _mounted(self, place: Origin, full_path: str, certain: bool, path: str) -> Origin:
-        """The origin with the mount point that a path is under."""
-        mounts = [place.mount] if certain else sorted(self._process.mounts, key=len, reverse=True)
-        for mount in mounts:
-            if full_path == mount or full_path.startswith(mount + "/"):
-                return place._replace(mount=mount)
-        if certain:
-            raise ValueError(f"{path!r} is not under the mount point {place.mount!r}")
-        return place._replace(mount="")
-
-    # Tags and patterns: marks only, never a render.
+    # Tags and patterns: never a render.
 
     def revalidate_tag(self, tags: Sequence[str], expire: bool) -> None:
-        self._mark([f"tag:{tag}" for tag in check_tags(tags)], tags, expire)
+        tags = check_tags(tags, None)
+        self._invalidate([f"tag:{tag}" for tag in tags], tags, expire, tags=tags)
 
-    def invalidate(self, patterns: Sequence[str], expire: bool) -> None:
-        for pattern in patterns:
-            compile_pattern(pattern)
-        self._mark([f"pattern:{pattern}" for pattern in patterns], patterns, expire)
+    def invalidate(self, patterns: Sequence[str], expire: bool, origin: Origin | None) -> None:
+        labels = [label_of(self._config.origins, pattern, origin) for pattern in patterns]
+        self._invalidate(labels, patterns, expire, patterns=patterns)
 
-    def _mark(self, labels: list[str], names: Sequence[str], expire: bool) -> None:
+    def _invalidate(
+        self, labels: list[str], names: Sequence[str], expire: bool, **extra: t.Any
+    ) -> None:
         if not labels:
             return
         try:
-            self._store.invalidate(labels, expire)
+            self._pages.invalidate(labels, expire)
         except StoreError as error:
             raise RevalidationError(dict.fromkeys(names, error)) from error
+        self._announce(expire, **extra)
+
+    def _announce(
+        self,
+        expire: bool,
+        paths: Sequence[str] = (),
+        tags: Sequence[str] = (),
+        patterns: Sequence[str] = (),
+    ) -> None:
+        self._process.counters.invalidations += 1
+        what = {"paths": tuple(paths), "tags": tuple(tags), "patterns": tuple(patterns)}
+        words = ", ".join(f"{kind} {', '.join(names)}" for kind, names in what.items() if names)
+        logger.info("on demand: %s %s", words[:1000], "expired" if expire else "invalidated")
+        signals.send(signals.invalidated, self._config.middleware, expire=expire, **what)
 
     # Ahead of the visitors.
 
     def prerender(
-        self, paths: Iterable[str], workers: int, origin: Origin | None
+        self, paths: Iterable[str], workers: int | None, origin: Origin | None
     ) -> Iterator[Result]:
-        waiting = iter(paths)
-        with concurrent.futures.ThreadPoolExecutor(workers, "wsgi-isr-prerender") as executor:
-            # A window over the paths: a million of them are not a million futures.
-            running = {
-                executor.submit(self._prerender, path, origin)
-                for path in itertools.islice(waiting, 2 * workers)
-            }
-            try:
-                while running:
-                    done, running = concurrent.futures.wait(
-                        running, return_when=concurrent.futures.FIRST_COMPLETED
-                    )
-                    for future in done:
-                        running.update(
-                            executor.submit(self._prerender, path, origin)
-                            for path in itertools.islice(waiting, 1)
-                        )
-                        yield future.result()
-            finally:
-                executor.shutdown(wait=False, cancel_futures=True)
+        jobs = (job for path in paths for job in self._variants(path, origin))
+        return _in_parallel(self._prerender, jobs, workers or WORKERS)
 
-    def _prerender(self, path: str, origin: Origin | None) -> Result:
+    def _variants(self, path: str, origin: Origin | None) -> Iterator[tuple[t.Any, ...]]:
         try:
-            place, full_path, query_string = self._parse(path, origin)
+            place, full_path, query_string = parse(self._config.origins, path, origin)
             if place is None:
                 raise ValueError(f"no host is known for {path!r}: set base_url")
         except ValueError as error:
-            return Result(str(path), None, error)
-        key, rule = self._describe(place, full_path.removeprefix(place.mount), query_string)
-        entry = self._store.lookup(key, self._clock())
-        if entry is not None and self._state(entry) is State.FRESH:
-            return Result(key.url, entry.page.code, rendered=False)
-        outcome = self._process.regeneration.cold(key, rule, "prerender", stale_will_do=False)
+            yield str(path), None, error
+            return
+        local = full_path.removeprefix(place.mount)
+        key, rule = self._config.describe(place, local, query_string)
+        yield key.url, key, rule
+        if rule is not None:
+            for vary in itertools.islice(rule.all_variants(), MAX_VARIANTS):
+                if vary != key.vary:
+                    yield key.url, key._replace(vary=vary), rule
+
+    def _prerender(self, url: str, key: PageKey | None, rule: t.Any) -> Result:
+        if key is None:
+            return Result(url, None, rule, "failed")
+        outcome = self._process.renders.get(key, rule, "prerender", only_fresh=True)
         outcome.discard()
-        if outcome.stored:
-            self._process.not_pages.discard(key)
-        return _result(key, outcome)._replace(rendered=outcome.kind is not Kind.FOUND)
+        self._exists(key, rule, outcome)
+        return _result(key, outcome)
 
-    # What there is.
-
-    def pages(self) -> Iterator[PageInfo]:
-        for entry in self._store.pages():
-            page = entry.page
-            now = self._clock()
-            failure = self._store.failure(page.name)
-            left = seconds_left(page, entry.mark, now)
-            yield PageInfo(
-                url=page.key.url,
-                status=page.code,
-                state=self._state(entry).value,
-                age=max(0.0, now - page.generated_at),
-                ttl=None if page.metadata.revalidate is None else left,
-                tags=page.metadata.tags,
-                size=page.size,
-                codings=page.codings,
-                last_error=None if failure is None else failure.error,
-                sizes={coding: len(body) for coding, body in page.bodies.items()},
-            )
-
-    def _state(self, entry: Entry) -> State:
-        return state_of(entry.page, entry.mark, self._clock())
+    def explain(self, url: str, origin: Origin | None) -> Explanation:
+        place, full_path, query_string = parse(self._config.origins, url, origin)
+        stored = self._stored(full_path)
+        if place is None:
+            if not stored:
+                raise ValueError(f"no host is known for {url!r}: give a whole URL, or set base_url")
+            place = Origin(stored[0].scheme, stored[0].host, stored[0].mount)
+        place = mounted(place, full_path, stored)
+        local = full_path.removeprefix(place.mount)
+        environ = PageKey(*place, local).to_environ("revalidate", self._config.middleware)
+        excluded = isinstance(self._config.rules.resolve(environ), Excluded)
+        key, rule = self._config.describe(place, local, query_string)
+        return explain_key(self._process, key, rule, excluded)
 
 
-def _apart(render: Callable[[], Outcome]) -> Outcome:
-    """Render in a thread of its own where a request is under way in this one.
+def _is_declared(key: PageKey, rule: Rule | None) -> bool:
+    """Whether a stored variant is still one of those that the rule declares."""
+    variants = {} if rule is None else dict(rule.variants)
+    names = [name for name, _ in key.vary]
+    return names == list(variants) and all(value in variants[name] for name, value in key.vary)
 
-    Some frameworks (Bottle) keep the request at hand and its response in thread-local variables,
-    which a render in the middle of it would overwrite.
+
+J = t.TypeVar("J", bound="tuple[t.Any, ...]")
+R = t.TypeVar("R")
+
+
+def _in_parallel(function: Callable[..., R], jobs: Iterable[J], workers: int) -> Iterator[R]:
+    """The results of jobs as they end, several at a time.
+
+    In threads of their own: some frameworks (Bottle) keep the request in thread-local variables,
+    which a render in the middle of a request would overwrite. A window over the jobs: a million
+    of them are not a million futures.
     """
-    if current_origin.get() is None:
-        return render()
-    outcome: concurrent.futures.Future[Outcome] = concurrent.futures.Future()
     context = contextvars.copy_context()
-
-    def run() -> None:
-        try:
-            outcome.set_result(context.run(render))
-        except BaseException as error:
-            outcome.set_exception(error)
-
+    waiting = iter(jobs)
+    first = list(itertools.islice(waiting, 2 * workers))
+    if len(first) == 1 and current_origin.get() is None:
+        yield function(*first[0])
+        return
     try:
-        threading.Thread(target=run, name="wsgi-isr-on-demand", daemon=True).start()
+        executor = concurrent.futures.ThreadPoolExecutor(workers, "wsgi-isr-on-demand")
+        running = {executor.submit(context.copy().run, function, *job) for job in first}
     except RuntimeError:
         # No threads in a sub-interpreter, at shutdown, or beyond the system's limit.
-        return render()
-    return outcome.result()
+        for job in itertools.chain(first, waiting):
+            yield function(*job)
+        return
+    try:
+        while running:
+            done, running = concurrent.futures.wait(
+                running, return_when=concurrent.futures.FIRST_COMPLETED
+            )
+            for future in done:
+                for job in itertools.islice(waiting, 1):
+                    running.add(executor.submit(context.copy().run, function, *job))
+                yield future.result()
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
 
 
-def _result(key: PageKey, outcome: Outcome) -> Result:
+def _result(key: PageKey, outcome: Outcome, demanded: bool = False) -> Result:
     if outcome.stored and outcome.entry is not None:
+        code = outcome.entry.page.code
+        gone = code in (404, 410)
+        skipped = outcome.kind is Kind.FOUND and not demanded
+        return Result(key.url, code, None, "skipped" if skipped else "gone" if gone else "rendered")
+    if outcome.withdrawn:
+        return Result(key.url, outcome.status, None, "withdrawn")
+    if outcome.entry is not None and outcome.detail == "outdated":
         return Result(key.url, outcome.entry.page.code)
-    error = outcome.error or RenderError(f"not stored: {outcome.detail}")
+    if outcome.kind is Kind.NOT_A_PAGE and outcome.status in (404, 410):
+        return Result(key.url, outcome.status, None, "gone")
+    error = outcome.error or StoreError(f"not stored: {outcome.detail}")
     if outcome.kind is not Kind.FAILED and outcome.detail != "store-error":
         error = RefusedError(str(error), outcome.detail)
-    status = outcome.response.code if outcome.response is not None else None
-    return Result(key.url, status, error)
+    status = outcome.status
+    if status is None and outcome.response is not None:
+        status = outcome.response.code
+    return Result(key.url, status, error, "failed")

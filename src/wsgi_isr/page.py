@@ -1,7 +1,8 @@
-"""`Page`: an immutable stored response, and its bytes on disk or wire.
+"""`Page`: an immutable stored response, and its bytes in a store.
 
-An entry is a sealed envelope (checksum, or HMAC with a signing key), a JSON head and raw bodies.
-Nothing read from a store is ever executed, and whatever is not exactly such an entry is a miss.
+A page is stored as a *head*, a sealed JSON text (checksum, or HMAC with a signing key), and its raw
+bodies, whose checksums stand in the head. So a head can be read without its bodies. Nothing read
+from a store is ever executed, and whatever is not exactly such a page is a miss.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import hmac
 import json
 import math
 import re
-import struct
 import typing as t
 import zlib
 from collections.abc import Iterable
@@ -31,10 +31,9 @@ from .metadata import status_code
 from .metadata import STORABLE
 from .metadata import STORABLE_IF_DECLARED
 
-_MAGIC = b"ISR\x01"
-_HEAD_LENGTH = struct.Struct("!I")
-#: Bytes of a head that is parsed but once while it is in use.
-MAX_KNOWN_HEAD = 4096
+_MAGIC = b"ISR\x02"
+#: Bytes of a head that is parsed only once while it is in use.
+MAX_CACHED_HEAD = 4096
 #: Bytes that a tag costs in memory beyond its characters.
 TAG = 80
 _STATUSES = STORABLE | STORABLE_IF_DECLARED
@@ -44,14 +43,16 @@ _DIGEST = re.compile(r"[0-9a-f]{32}")
 # Not frozen: that makes it four times as slow to build one, which is a tenth of reading a file.
 @dataclass(slots=True)
 class Page:
-    """A response that its app has declared incrementally regenerable. Nobody changes one.
+    """A response that its app has declared incrementally regenerable. Nobody changes a page.
 
     :param status: the status line, as in ``"200 OK"``.
     :param headers: end-to-end headers, without those that the library writes itself.
     :param bodies: the body by content coding; ``"identity"`` is always there.
     :param generated_at: seconds since 1970 at which the render began.
     :param sequence: number of the render in the order of all renders and invalidations.
-    :param lineage: the store's counter that the number belongs to.
+    :param lineage: names the counter that the number comes from.
+    :param reason: why it was rendered: ``"miss"``, ``"stale"``, ``"revalidate"``, ``"prerender"``.
+    :param seconds: how long its render took.
     """
 
     key: PageKey
@@ -62,6 +63,8 @@ class Page:
     generated_at: float
     sequence: int = 0
     lineage: str = ""
+    reason: str = ""
+    seconds: float = 0.0
     #: Request headers that a cache has to tell apart, for ``Vary``.
     vary: tuple[str, ...] = ()
     name: str = field(default="", compare=False)
@@ -102,7 +105,7 @@ class Page:
 
 
 def _weight(key: PageKey, headers: Iterable[tuple[str, str]], tags: Iterable[str]) -> int:
-    words = sum(len(name) + len(value) for name, value in (*headers, *key.query, *key.vary))
+    words = sum(len(name) + len(value or "") for name, value in (*headers, *key.query, *key.vary))
     # The mount point and the path stand in requests by which the page is found, too.
     return words + 2 * len(key.full_path) + sum(len(tag) + TAG for tag in tags)
 
@@ -115,36 +118,36 @@ def page_label(name: str) -> str:
 class Codec:
     """Pages to bytes and back.
 
-    :param signing_key: entries are authenticated with HMAC-SHA256; others do not decode. Without
-        one a CRC finds damage, not malice.
+    :param signing_key: heads are authenticated with HMAC-SHA256, and name their bodies by SHA-256;
+        others do not decode. Without a key a CRC finds damage, not malice.
     """
 
     def __init__(self, signing_key: bytes | None = None) -> None:
         self._signing_key = signing_key
-        self._check_length = 4 if signing_key is None else 32
-        self._start = len(_MAGIC) + 1 + self._check_length
+        self._kind = _MAGIC + (b"c" if signing_key is None else b"h")
+        self._start = len(self._kind) + (4 if signing_key is None else 32)
 
     def _check(self, payload: bytes | memoryview) -> bytes:
         if self._signing_key is None:
             return zlib.crc32(payload).to_bytes(4, "big")
         return hmac.digest(self._signing_key, t.cast(bytes, payload), hashlib.sha256)
 
-    def seal(self, payload: bytes) -> bytes:
-        kind = b"c" if self._signing_key is None else b"h"
-        return _MAGIC + kind + self._check(payload) + payload
+    def _name_body(self, body: bytes) -> str | int:
+        return zlib.crc32(body) if self._signing_key is None else hashlib.sha256(body).hexdigest()
 
-    def unseal(self, data: object) -> memoryview | None:
+    def seal(self, payload: bytes) -> bytes:
+        return self._kind + self._check(payload) + payload
+
+    def unseal(self, data: object) -> bytes | None:
         """The payload, or ``None`` where the bytes are damaged, forged or foreign."""
-        if not isinstance(data, bytes) or len(data) < self._start:
+        if not isinstance(data, bytes) or not data.startswith(self._kind):
             return None
-        kind = b"c" if self._signing_key is None else b"h"
-        if data[:5] != _MAGIC + kind:
-            return None
-        payload = memoryview(data)[self._start :]
-        check = data[5 : self._start]
+        payload = data[self._start :]
+        check = data[len(self._kind) : self._start]
         return payload if hmac.compare_digest(check, self._check(payload)) else None
 
-    def encode(self, page: Page) -> bytes:
+    def encode(self, page: Page) -> tuple[bytes, bytes]:
+        """The head of a page, and its bodies."""
         head = json.dumps(
             {
                 "key": page.key,
@@ -154,72 +157,67 @@ class Codec:
                 "generated_at": page.generated_at,
                 "sequence": page.sequence,
                 "lineage": page.lineage,
+                "reason": page.reason,
+                "seconds": round(page.seconds, 4),
                 "vary": page.vary,
                 "digest": page.digest,
-                "bodies": [[coding, len(body)] for coding, body in page.bodies.items()],
+                "bodies": [
+                    [coding, len(body), self._name_body(body)]
+                    for coding, body in page.bodies.items()
+                ],
             },
             separators=(",", ":"),
         ).encode()
-        return self.seal(_HEAD_LENGTH.pack(len(head)) + head + b"".join(page.bodies.values()))
+        return self.seal(head), b"".join(page.bodies.values())
 
-    def decode(self, data: object, key: PageKey | None = None) -> Page | None:
-        """The page in an entry.
+    def decode(self, head: object, body: bytes, key: PageKey | None = None) -> Page | None:
+        """The page of a head and its bodies; ``None`` for what is damaged, forged or foreign.
 
-        :param key: whose page it has to be; an entry that was put under another key's name is a
-            miss.
+        :param key: whose page it has to be: a page stored under another key's name is a miss.
         """
-        payload = self.unseal(data)
+        found = self.decode_head(head)
+        if found is None or (key is not None and found[0].key != key):
+            return None
+        page, sizes = found
+        at = 0
+        for coding, size, name in sizes:
+            part = body[at : at + size]
+            if len(part) != size or self._name_body(part) != name:
+                return None
+            page.bodies[coding] = part
+            at += size
+        return page if at == len(body) else None
+
+    def decode_head(self, head: object) -> tuple[Page, tuple[Size, ...]] | None:
+        """A page without its bodies, and what is known of them; ``None`` as above."""
+        payload = self.unseal(head)
         if payload is None:
             return None
+        parse = _parse_head_once if len(payload) <= MAX_CACHED_HEAD else _parse_head
         try:
-            page = _parse(t.cast(bytes, data), self._start)
-        except (ValueError, TypeError, LookupError, ArithmeticError, struct.error, RecursionError):
+            fields, sizes = parse(payload)
+        except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError):
             return None
-        return page if key is None or page.key == key else None
+        return Page(bodies={}, **fields), sizes
 
 
-def peek(data: bytes) -> dict[str, t.Any] | None:
-    """The head of an entry, from its first bytes alone: to sort it by, never to serve it.
-
-    Nothing of it is checked, nor does it take the signing key.
-    """
-    checks = {b"c": 4, b"h": 32}
-    start = len(_MAGIC) + 1 + checks.get(data[4:5], 0)
-    try:
-        (length,) = _HEAD_LENGTH.unpack_from(data, start)
-        at = start + _HEAD_LENGTH.size
-        head = json.loads(data[at : at + length])
-    except (ValueError, struct.error, RecursionError):
-        return None
-    return head if isinstance(head, dict) and data[:4] == _MAGIC else None
+#: A content coding, the length of the body in it, and its checksum.
+Size: t.TypeAlias = "tuple[str, int, str | int]"
 
 
-def _parse(data: bytes, start: int) -> Page:
-    (length,) = _HEAD_LENGTH.unpack_from(data, start)
-    start += _HEAD_LENGTH.size
-    at = start + length
-    head = data[start:at]
-    fields, sizes = _known_head(head) if length <= MAX_KNOWN_HEAD else _parse_head(head)
-    bodies = {}
-    for coding, size in sizes:
-        bodies[coding] = data[at : at + size]
-        at += size
-    if at != len(data) or "identity" not in bodies:
-        raise ValueError("bodies and their lengths differ")
-    return Page(bodies=bodies, **fields)
+def _parse_head(data: bytes) -> tuple[dict[str, t.Any], tuple[Size, ...]]:
+    """The fields of a page without its bodies, and their codings, lengths and checksums.
 
-
-def _parse_head(data: bytes) -> tuple[dict[str, t.Any], list[tuple[str, int]]]:
-    """The fields of a page without its bodies, and their codings and lengths.
-
-    An entry may come from whoever can write to the store: all that gets into an answer, or is
+    A page may come from anybody who can write to the store: all that gets into an answer, or is
     computed with, is what a render could have made of it.
     """
     head = json.loads(data)
-    key = _parse_key(head["key"])
+    key = parse_key(head["key"])
     vary = _strings(head["vary"])
     headers = shared_headers(_pairs(head["headers"]))
-    (status, lineage, digest) = _strings([head["status"], head["lineage"], head["digest"]])
+    status, lineage, digest, reason = _strings(
+        [head["status"], head["lineage"], head["digest"], head["reason"]]
+    )
     # No header splitting on the way out.
     values = [*headers, *((name, "") for name in vary), ("Status", status)]
     if not all(is_sound(name, value) for name, value in values):
@@ -227,8 +225,8 @@ def _parse_head(data: bytes) -> tuple[dict[str, t.Any], list[tuple[str, int]]]:
     if status_code(status) not in _STATUSES or not _DIGEST.fullmatch(digest):
         raise ValueError("not a stored response")
     metadata = _parse_metadata(*head["metadata"])
-    generated_at = float(head["generated_at"])
-    if not math.isfinite(generated_at):
+    generated_at, seconds = float(head["generated_at"]), float(head["seconds"])
+    if not math.isfinite(generated_at) or not math.isfinite(seconds):
         raise ValueError("no time")
     fields = {
         "key": key,
@@ -238,20 +236,33 @@ def _parse_head(data: bytes) -> tuple[dict[str, t.Any], list[tuple[str, int]]]:
         "generated_at": generated_at,
         "sequence": _whole(head["sequence"]),
         "lineage": lineage,
+        "reason": reason,
+        "seconds": seconds,
         "vary": vary,
         "name": key.name,
         "digest": digest,
         "weight": _weight(key, headers, metadata.tags),
     }
-    codings = [coding for coding, _ in head["bodies"]]
-    sizes = [_whole(size) for _, size in head["bodies"]]
-    return fields, list(zip(_strings(codings), sizes, strict=True))
+    sizes = tuple((coding, _whole(size), name) for coding, size, name in head["bodies"])
+    if "identity" not in _strings([coding for coding, _, _ in sizes]):
+        raise ValueError("no body")
+    return fields, sizes
 
 
-def _parse_key(fields: t.Any) -> PageKey:
+_parse_head_once = functools.lru_cache(1024)(_parse_head)
+
+
+def parse_key(fields: t.Any) -> PageKey:
+    """
+    :raises ValueError: or TypeError, for what is no key of a page.
+    """
     scheme, host, mount, path, query, vary, build = fields
     scheme, host, mount, path, build = _strings([scheme, host, mount, path, build])
-    key = PageKey(scheme, host, mount, path, _pairs(query), _pairs(vary), build)
+    variant = tuple(
+        (name, value if value is None else _strings([value])[0])
+        for name, value in ((_strings([name])[0], value) for name, value in vary)
+    )
+    key = PageKey(scheme, host, mount, path, _pairs(query), variant, build)
     # Raises for what is no URL: lists of pages show it.
     key.url.encode("latin-1")
     return key
@@ -261,12 +272,9 @@ def _parse_metadata(revalidate: t.Any, expire: t.Any, tags: t.Any) -> Metadata:
     window = False if revalidate is None else revalidate
     check_revalidate(window)
     check_expire(expire, window)
-    # Raises for what no time can be added to.
+    # Raises for a number that cannot be added to a time.
     float(window), float(expire or 0)
     return lifetime(revalidate, expire, check_tags(_strings(tags)))
-
-
-_known_head = functools.lru_cache(1024)(_parse_head)
 
 
 def _pairs(items: t.Any) -> tuple[tuple[str, str], ...]:

@@ -1,7 +1,7 @@
-"""Answers to a visitor's own request, on their way from the app to him.
+"""The other way out of a request: the app's own answer to a visitor.
 
-They pass unread and unbuffered, as the very iterable that the app returned; only an answer that
-calls itself a page, where that was not known, is put aside.
+It passes unread and unbuffered, as the very iterable that the app returned. Only an answer that
+has metadata, where nobody knew that its URL has a page, is put aside.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from collections.abc import Iterator
 from types import MethodType
 
+from .answer import NotPage
 from .key import Origin
-from .known import NotPage
 from .metadata import declares_page
 from .metadata import HARMLESS
 from .metadata import Headers
@@ -26,16 +26,17 @@ from .metadata import without_isr
 from .render import Capture
 from .render import close
 from .render import current_origin
+from .render import is_endless
 from .render import Response
-from .respond import PRIVATE
-from .site import Site
 
 if t.TYPE_CHECKING:
     from _typeshed import OptExcInfo
     from _typeshed.wsgi import StartResponse
+    from _typeshed.wsgi import WSGIApplication
     from _typeshed.wsgi import WSGIEnvironment
 
-#: What caches behind us obey before ``Cache-Control`` (RFC 9213); it overrules ``Expires``.
+PRIVATE = "private, no-store"
+#: Headers that caches obey before ``Cache-Control`` (RFC 9213 and its forerunners).
 _FOR_CACHES = frozenset(
     {
         "cache-control",
@@ -46,41 +47,44 @@ _FOR_CACHES = frozenset(
     }
 )
 
-# Looked up once: it is for every request.
+# Bound once: every request calls them.
 _enter, _leave = current_origin.set, current_origin.reset
 
 #: What to do with an answer that was put aside; gives what is sent instead.
 Discover: t.TypeAlias = "Callable[[Response], Iterable[bytes]]"
 
 
-def mark(headers: Headers, member: str | None, private: bool) -> Headers:
-    """Headers of an answer that was not stored, with what is said of it."""
-    marked = without_isr(headers)
+def with_status(headers: Headers, member: str | None, private: bool) -> Headers:
+    """The headers of an answer that was not stored, with what there is to say of it.
+
+    :param member: of ``Cache-Status``.
+    :param private: whether it is for this visitor alone: a CDN must not keep what we refuse.
+    """
+    result = without_isr(headers)
     if private:
-        # His alone: a CDN must not keep what the store refused.
-        marked = [item for item in marked if not _is_for_caches(item[0].lower())]
-        marked.append(("Cache-Control", PRIVATE))
+        result = [item for item in result if not _is_for_caches(item[0].lower())]
+        result.append(("Cache-Control", PRIVATE))
     if member is not None:
-        before = [value for name, value in marked if name.lower() == "cache-status"]
-        marked = [item for item in marked if item[0].lower() != "cache-status"]
-        marked.append(("Cache-Status", ", ".join([*before, member])))
-    return marked
+        before = [value for name, value in result if name.lower() == "cache-status"]
+        result = [item for item in result if item[0].lower() != "cache-status"]
+        result.append(("Cache-Status", ", ".join([*before, member])))
+    return result
 
 
 def _is_for_caches(name: str) -> bool:
-    # Each network has its own, as in Cloudflare-CDN-Cache-Control.
+    # Each network has a header of its own, as Cloudflare-CDN-Cache-Control.
     return name in _FOR_CACHES or name.endswith("cdn-cache-control")
 
 
 class Passing:
     """``start_response`` of one request that goes to the app as it is.
 
-    :param member: ``Cache-Status`` of an answer that calls itself a page; ``None`` where the
-        request has nothing to do with pages.
+    :param member: ``Cache-Status`` of an answer that has metadata; ``None`` where the request has
+        nothing to do with pages.
     :param private: whether such an answer is for this visitor alone.
-    :param always: marks every answer, whatever it calls itself: its URL is declared.
-    :param discover: called with an answer that calls itself a page.
-    :param not_a_page: called when an answer shows that its URL is none.
+    :param always: whether that goes for every answer: its URL is declared.
+    :param discover: called with an answer that has metadata.
+    :param not_a_page: called when an answer shows that its URL has no page.
     :param origin: where the request came in.
     """
 
@@ -93,6 +97,7 @@ class Passing:
         discover: Discover | None = None,
         not_a_page: Callable[[], None] | None = None,
         origin: Origin | None = None,
+        limit: int = 0,
     ) -> None:
         self._start_response = start_response
         self._member = member
@@ -100,6 +105,7 @@ class Passing:
         self._always = always
         self._discover = discover
         self._not_a_page = not_a_page
+        self._limit = limit
         self.origin = origin
         self._started = False
         self._capture: Capture | None = None
@@ -110,62 +116,68 @@ class Passing:
         if self._capture is not None:
             return self._capture.start_response(status, headers, exc_info)
         page = declares_page(headers)
-        if page and exc_info is None and self._discover is not None and not self._started:
-            self._capture = Capture()
+        first = not self._started
+        if page and first and self._discover is not None and not is_endless(headers):
+            self._capture = Capture(self._limit)
             return self._capture.start_response(status, headers)
-        if not page and self._not_a_page is not None and not self._started:
+        if not page and first and self._not_a_page is not None:
             code = status_code(status)
             if 200 <= code < 400 or code == 404:
                 self._not_a_page()
         self._started = True
         if page or self._always:
-            headers = mark(headers, self._member, self._private)
+            headers = with_status(headers, self._member, self._private)
         elif any(name.lower() in ISR_HEADERS for name, _ in headers):
             headers = without_isr(headers)
         if exc_info is None:
             return self._start_response(status, headers)
         return self._start_response(status, headers, exc_info)
 
-    def finish(self, iterable: Iterable[bytes], limit: int) -> Iterable[bytes]:
-        """What goes to the server in place of the app's iterable: mostly that very object.
+    def run(self, app: WSGIApplication, environ: WSGIEnvironment) -> Iterable[bytes]:
+        """Ask the app; what goes to the server is mostly the very object that it returns."""
+        token = _enter(self.origin)
+        try:
+            iterable = app(environ, self.start_response)
+        finally:
+            _leave(token)
+        return self.finish(iterable)
 
-        :param limit: bytes of an answer put aside that are kept in memory.
-        """
+    def finish(self, iterable: Iterable[bytes]) -> Iterable[bytes]:
+        """What goes to the server in place of an iterable of the app."""
         if self._started:
             return iterable
-        if self._capture is not None:
-            return self.replace(iterable, limit)
-        return _Late(self, iterable, limit)
+        return self.replace(iterable) if self.put_aside else _Late(self, iterable)
 
     @property
     def put_aside(self) -> bool:
         return self._capture is not None
 
-    def replace(self, iterable: Iterable[bytes], limit: int) -> Iterable[bytes]:
+    def replace(self, iterable: Iterable[bytes]) -> Iterable[bytes]:
+        """What goes to the server in place of an answer that was put aside."""
         assert self._capture is not None and self._discover is not None
-        return self._discover(self._capture.collect(iterable, limit, check_length=False))
+        return self._discover(self._capture.collect(iterable, check_length=False))
 
 
 class PassThrough:
-    """The way of requests to URLs that are known to be no pages.
+    """The way of requests to URLs that are remembered as no pages.
 
-    :param become_page: how an answer goes on that calls itself a page after all.
+    :param become_page: how an answer goes on that has metadata after all.
     """
 
     def __init__(
         self,
-        site: Site,
+        app: WSGIApplication,
+        middleware: object,
         become_page: Callable[[WSGIEnvironment, StartResponse, NotPage], Passing],
     ) -> None:
-        self._app = site.app
-        self._middleware = site.middleware
-        self._limit = site.limit
+        self._app = app
+        self._middleware = middleware
         self._become_page = become_page
 
     def serve(
         self, environ: WSGIEnvironment, start_response: StartResponse, not_page: NotPage
     ) -> Iterable[bytes]:
-        # Unrolled: it is for every request, and a loop takes longer than all of it.
+        # Written out, because a loop takes longer than all of it.
         if (
             "HTTP_ISR_REVALIDATE" in environ
             or "HTTP_ISR_EXPIRE" in environ
@@ -184,18 +196,18 @@ class PassThrough:
             _leave(token)
         if request[1] is True:
             return iterable
-        return _passing_of(request).finish(iterable, self._limit)
+        return _passing_of(request).finish(iterable)
 
 
-#: ``start_response``; ``True`` once it was called, or the `Passing` through which it goes now;
-#: and what that is made of, should it be needed.
+#: ``start_response``; ``True`` once it was called, or the `Passing` that it goes through by now;
+#: and what that is made of.
 _Request: t.TypeAlias = "list[t.Any]"
 
 
 def _watch(
     request: _Request, status: str, headers: Headers, exc_info: OptExcInfo | None = None, /
 ) -> Callable[[bytes], object]:
-    """``start_response`` of an answer that is not expected to call itself a page."""
+    """``start_response`` of an answer that is not expected to have metadata."""
     for name, _ in headers:
         if name not in HARMLESS and is_isr_header(name):
             _passing_of(request)
@@ -215,11 +227,10 @@ def _passing_of(request: _Request) -> Passing:
 class _Late:
     """An answer of an app that calls ``start_response`` only while it is iterated."""
 
-    def __init__(self, passing: Passing, iterable: Iterable[bytes], limit: int) -> None:
+    def __init__(self, passing: Passing, iterable: Iterable[bytes]) -> None:
         self._passing = passing
         self._iterable: object = iterable
         self._iterator = iter(iterable)
-        self._limit = limit
         self._first = True
 
     def __iter__(self) -> Iterator[bytes]:
@@ -230,8 +241,8 @@ class _Late:
         if self._first:
             self._first = False
             if self._passing.put_aside:
-                aside = _Closing(itertools.chain(chunks, self._iterator), self._iterable)
-                replacement = self._passing.replace(aside, self._limit)
+                aside = Closing(itertools.chain(chunks, self._iterator), self._iterable)
+                replacement = self._passing.replace(aside)
                 self._iterable = replacement
                 self._iterator = iter(replacement)
                 chunks = self._next()
@@ -251,7 +262,7 @@ class _Late:
         close(self._iterable)
 
 
-class _Closing:
+class Closing:
     """An iterator that closes the iterable it came from."""
 
     def __init__(self, iterator: Iterator[bytes], iterable: object) -> None:
@@ -265,7 +276,7 @@ class _Closing:
         close(self._iterable)
 
 
-class AfterAnswer:
+class Afterwards:
     """An answer with work that is done when the server has sent it."""
 
     def __init__(self, answer: Iterable[bytes], work: Callable[[], None]) -> None:
@@ -286,10 +297,10 @@ def deliver(
     response: Response, start_response: StartResponse, member: str, private: bool, head: bool
 ) -> Iterable[bytes]:
     """Send a collected response that was not stored."""
-    start_response(response.status, mark(response.headers, member, private))
+    start_response(response.status, with_status(response.headers, member, private))
     if head:
-        close(response.rest)
+        response.discard()
         return ()
     if response.rest is None:
         return (response.body,)
-    return _Closing(itertools.chain((response.body,), response.rest), response.rest)
+    return Closing(itertools.chain((response.body,), response.rest), response.rest)

@@ -1,132 +1,292 @@
-"""What a middleware has in each process anew: its store, its threads, its counters.
+"""What belongs to one process: its store, its threads, its counters.
 
-Nothing is opened or started before the first request, and all of it again in a forked child:
-locks, threads and connections of the parent are of no use there.
+Nothing is opened or started before the first request, and all of it is made anew in a forked
+child: locks, threads and connections of the parent are of no use there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import socket
 import threading
+import time
+import typing as t
+import weakref
 from collections.abc import Callable
 
 from . import signals
+from .answer import Hit
+from .answer import NotPage
 from .attempt import Attempts
-from .dedicated import Line
-from .known import Known
-from .known import NotPages
+from .config import Config
+from .key import Origin
+from .key import PageKey
+from .metrics import Counters
 from .page import Codec
-from .pool import Pool
-from .regeneration import Regeneration
 from .render import Renderer
-from .site import Site
-from .stats import Stats
-from .store import PageStore
-from .store.coordination import KeepsJobs
-from .store.memory import MemoryLevel
+from .renders import Renders
+from .store.memory import Fingerprint
+from .store.memory import is_long
 from .store.opening import Opener
-from .upkeep import Upkeep
+from .store.pages import Pages
+from .store.protocol import Changes
+from .threads import Background
+from .threads import ExecutorLike
+from .threads import start
 
 logger = logging.getLogger("wsgi_isr")
 
-#: Seconds between two looks at what others do: each page that is asked for is renewed by itself.
-LOOK = 0.1
-#: Mount points remembered.
-MAX_MOUNTS = 16
+#: Seconds after which a process asks its store for changes that no counter has shown.
+POLL = 0.5
+#: Seconds between two reports of a process, and the longest before its counts reach the store.
+REPORT = 2.0
+#: URLs remembered as no pages.
+MAX_NOT_PAGES = 10_000
 
 
 class Process:
-    """Everything of a middleware that belongs to one process."""
+    """Everything of a middleware that belongs to one process.
+
+    :param before: of the parent, after a fork.
+    """
 
     def __init__(
         self,
-        site: Site,
+        config: Config,
         open_store: Opener,
-        render: Renderer,
         codec: Codec,
-        memory_size: int,
-        open_pool: Callable[[], Pool],
-        render_timeout: float,
-        is_dedicated: bool,
+        open_executor: Callable[[], ExecutorLike | None],
         before: Process | None,
     ) -> None:
         self.pid = os.getpid()
-        self.stats = Stats()
-        self._sender = site.middleware
-        storage, coordination = open_store()
-        if before is not None:
-            storage.after_fork()
-            coordination.after_fork()
-        self.signal = coordination.signal
-        self.memory = MemoryLevel(memory_size)
-        self.store = PageStore(
-            storage,
-            coordination,
-            self.memory,
+        self.config = config
+        self.unseal = codec.unseal
+        self.counters = Counters()
+        self.began = time.time()
+        self._offset = 0.0
+        store = open_store(None if before is None else before.pages.store)
+        self.pages = Pages(
+            store,
+            config.memory_size,
             codec,
-            site.build_id,
+            config.build_id,
             self._store_failed,
-            site.previous_builds,
+            self._changed,
+            config.previous_builds,
         )
-        self.pool = open_pool()
-        #: Stale pages wait there for processes that do nothing but render.
-        self.line: Line | None = None
-        if isinstance(coordination, KeepsJobs):
-            self.line = Line(self.store, coordination.jobs, codec, site)
-        elif is_dedicated:
+        self.background = Background(config.workers or 1, config.render_timeout, open_executor())
+        render = Renderer(config.app, config.middleware, config.limit, config.render_timeout)
+        self.attempts = Attempts(
+            config, render, self.pages, self.counters, self.background.submit, self.clock
+        )
+        self.renders = Renders(
+            config,
+            self.pages,
+            self.attempts,
+            self.background,
+            self.clock,
+            codec.seal,
+            codec.unseal,
+        )
+        self.not_pages = NotPages(self.pages, self.local_clock)
+        self._renewing = threading.Lock()
+        self._upkept_at = time.monotonic()
+        self.is_closed = False
+        self.pages.follow()
+        if before is not None and store.kind.shared == "process":
+            # Only memory has these pages.
+            for entry in before.pages.memory:
+                entry.fingerprints, entry.hits = (), ()
+                self.pages.memory.put(entry)
+        thread = threading.Thread(
+            target=_upkeep, args=[weakref.ref(self)], name="wsgi-isr-upkeep", daemon=True
+        )
+        self._has_thread = start(thread)
+        if config.workers == 0 and not store.kind.wants:
             logger.warning(
                 "workers=0 leaves renders to other processes, which this store cannot tell of "
-                "them: pages are rendered here; files and Redis can"
+                "them: pages are rendered here; use files or Redis"
             )
-        self.attempts = Attempts(site, render, self.store, self.stats, self.pool.submit)
-        self.regeneration = Regeneration(
-            self.store,
-            self.attempts,
-            self.pool,
-            site.clock,
-            render_timeout,
-            self.line if is_dedicated else None,
-        )
-        self.upkeep = Upkeep(self.store, self.pool, self.stats, site.build_id)
-        self.store.after = self.upkeep.look
-        self.not_pages = NotPages(self.signal, self.memory.known, site.clock)
-        self._looked = 0.0
-        self._renewing = threading.Lock()
-        #: Mount points that were seen, for paths that are named outside of a request.
-        self.mounts: set[str] = {""} if before is None else before.mounts
-        if before is not None:
-            for entry in before.memory:
-                entry.targets = ()
-                self.memory.put(entry)
 
-    def renew(self, known: Known, now: float) -> bool:
-        """Let an answer hold for another second, if its page may still be served."""
-        entry = known.entry
-        if entry is None:
-            return False
-        self.look(now)
-        entry.referenced = True
-        self.store.confirm(entry)
-        self.store.used(entry, now)
-        return self.make_anew(known, now)
+    def local_clock(self) -> float:
+        return t.cast("Callable[[], float]", self.config.clock)()
 
-    def make_anew(self, known: Known, now: float) -> bool:
-        """The same, without a look at anything."""
-        # Of two at once one may not know yet of what has happened, and their fields would mix.
-        with self._renewing:
-            return known.renew(now)
+    def clock(self) -> float:
+        """Seconds since 1970 by the clock that all who share the store agree on."""
+        return self.local_clock() + self._offset
 
-    def look(self, now: float) -> None:
-        """See what others have done, unless that was a moment ago."""
-        if not 0.0 <= now - self._looked < LOOK:
-            self._looked = now
-            self.store.poll()
-
-    def see_mount(self, mount: str) -> None:
-        if mount not in self.mounts and len(self.mounts) < MAX_MOUNTS:
-            self.mounts.add(mount)
+    @property
+    def offset(self) -> float:
+        """What the clock of the store is ahead of this process's."""
+        return self._offset
 
     def _store_failed(self, operation: str, error: Exception) -> None:
-        self.stats.store_errors += 1
-        signals.send(signals.store_failed, self._sender, operation=operation, error=error)
+        self.counters.store_errors += 1
+        signals.send(signals.store_failed, self.config.middleware, operation=operation, error=error)
+
+    def _changed(self, changes: Changes) -> None:
+        self.renders.invalidated(changes)
+
+    # What a visitor's thread does once a second for a page.
+
+    def renew(self, hit: Hit, now: float) -> bool:
+        """Let a ready answer hold for another second, if its page may still be served."""
+        entry = hit.entry
+        self.poll()
+        if entry is None:
+            return False
+        entry.referenced = True
+        self.pages.memory.confirm(entry)
+        self.pages.used(entry, now)
+        return self.make_anew(hit, now)
+
+    def make_anew(self, hit: Hit, now: float) -> bool:
+        """The same without following."""
+        # Two threads at once could mix their fields, and one may not know yet what has happened.
+        with self._renewing:
+            return hit.renew(now, self._offset)
+
+    def poll(self) -> None:
+        """Follow what others do, if there is something to follow or some time has passed."""
+        now = time.monotonic()
+        if self.pages.memory.generation != self.pages.signal[0] or (
+            now - self.pages.followed_at > POLL and (self.pages.is_local or not self._has_thread)
+        ):
+            self.pages.follow()
+        if not self._has_thread and now - self._upkept_at > REPORT:
+            self.upkeep()
+
+    # What its thread does.
+
+    def upkeep(self) -> None:
+        """Let the store have what this process counted, and say what it has now."""
+        self._upkept_at = time.monotonic()
+        self.pages.tell_used()
+        if not self.pages.guard.is_well:
+            return
+        # Not through the guard: these are extras, and nothing else depends on them.
+        counts = self.counters.take()
+        try:
+            if counts:
+                self.pages.store.add(counts)
+        except Exception:
+            self.counters.give_back(counts)
+            return
+        with contextlib.suppress(Exception):
+            if self.pages.store.kind.shared == "network":
+                self._offset = self.pages.store.time() - time.time()
+            report = self.report()
+            if report is not None:
+                self.pages.store.report(report)
+                self.pages.earlier_builds()
+
+    def report(self) -> dict[str, t.Any] | None:
+        """What this process has now; ``None`` for one that neither serves nor renders."""
+        counted = self.counters.as_dict()
+        if not any(counted.get(name) for name in ("hits", "stale_hits", "misses", "renders")):
+            return None
+        return {
+            "pid": self.pid,
+            "host": socket.gethostname(),
+            "build": self.config.build_id,
+            "began": round(self.began, 3),
+            "memory_bytes": self.pages.memory.size,
+            "memory_pages": len(self.pages.memory),
+            "rendering": [key.url for key in self.renders.running[:20]],
+            "waiting": self.renders.waiting,
+            "store": self.pages.guard.state,
+        }
+
+    def listen(self) -> None:
+        """Wait for what others do, and follow it; for a store on a network."""
+        try:
+            changed = self.pages.store.listen(POLL)
+        except Exception as error:
+            self.pages.guard.failed("listen", error)
+            time.sleep(POLL)
+            return
+        if changed or time.monotonic() - self.pages.followed_at >= POLL:
+            self.pages.follow()
+
+    def close(self, timeout: float) -> None:
+        """Wait for running regenerations, and give back all that this process holds."""
+        self.background.wait(timeout)
+        self.upkeep()
+        self.is_closed = True
+        with contextlib.suppress(Exception):
+            self.pages.store.report(None)
+        self.pages.guard.close()
+
+
+def _upkeep(reference: weakref.ref[Process]) -> None:
+    reported = time.monotonic() - REPORT
+    while True:
+        process = reference()
+        if process is None or process.is_closed:
+            return
+        if not process.pages.is_local:
+            process.listen()
+        if time.monotonic() - reported >= REPORT:
+            process.upkeep()
+            reported = time.monotonic()
+        is_local = process.pages.is_local
+        del process
+        if is_local:
+            time.sleep(POLL)
+
+
+class NotPages:
+    """URLs whose answers are no pages, for a minute or until something is invalidated."""
+
+    def __init__(self, pages: Pages, clock: Callable[[], float]) -> None:
+        self._pages = pages
+        self._clock = clock
+        self._urls: dict[PageKey, Hit] = {}
+        #: The fingerprints in the hit table that are for these URLs.
+        self._fingerprints: dict[Fingerprint, None] = {}
+
+    def get(self, key: PageKey) -> str | None:
+        """Why a URL is no page; ``""`` where its answer has no metadata."""
+        found = self._urls.get(key)
+        if found is None or found.not_page is None:
+            return None
+        generation = self._pages.signal[0]
+        if not found.since <= self._clock() < found.until or found.generation != generation:
+            self.discard(key)
+            return None
+        return found.not_page.detail
+
+    def add(self, key: PageKey, detail: str = "") -> None:
+        # A new object each time, so that no fingerprint holds longer, or for another reason.
+        self.discard(key)
+        if len(self._urls) >= MAX_NOT_PAGES:
+            _drop_first(self._urls)
+        not_page = NotPage(key, detail, Origin(key.scheme, key.host, key.mount))
+        self._urls[key] = Hit.of_no_page(not_page, self._clock(), self._pages.signal[0])
+
+    def add_fingerprint(self, fingerprint: Fingerprint, key: PageKey) -> None:
+        """Let a request pass without being parsed, as long as its URL is no page."""
+        found = self._urls.get(key)
+        if found is None or is_long(fingerprint):
+            return
+        hits = self._pages.memory.hits
+        if fingerprint not in self._fingerprints and len(self._fingerprints) >= MAX_NOT_PAGES:
+            hits.pop(_drop_first(self._fingerprints), None)
+        self._fingerprints[fingerprint] = None
+        hits[fingerprint] = found
+
+    def discard(self, key: PageKey) -> None:
+        """Forget a URL that has become a page."""
+        found = self._urls.pop(key, None)
+        if found is not None:
+            found.until = 0.0
+
+
+def _drop_first(table: dict[t.Any, t.Any]) -> t.Any:
+    with contextlib.suppress(StopIteration, KeyError, RuntimeError):
+        # Another thread may be doing the same.
+        first = next(iter(table))
+        del table[first]
+        return first

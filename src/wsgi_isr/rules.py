@@ -5,14 +5,20 @@ The first rule that matches a path counts.
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import logging
 import re
 import typing as t
 from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
 from dataclasses import field
+from dataclasses import replace
+from urllib.parse import parse_qsl
 from urllib.parse import unquote_to_bytes
 
 from werkzeug.datastructures import Accept
@@ -24,6 +30,7 @@ from werkzeug.http import parse_accept_header
 from .metadata import check_expire
 from .metadata import check_revalidate
 from .metadata import check_tags
+from .metadata import Defaults
 
 if t.TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -57,50 +64,113 @@ class Rule:
     :param tags: names by which many pages are invalidated at once.
     :param query: query parameters that are part of a page's key.
     :param vary: request headers that are part of a page's key, each with the values it is
-        reduced to; the first one is the default.
+        reduced to; the first one is the default. ``None`` among them stands for its absence.
     :param fallback: ``"blocking"``: the first visitor of a page waits for its render.
         ``False``: only prerendered paths exist. A callable: a WSGI app that answers a browser
-        at once while the page is rendered behind.
-    :raises ValueError: for what is not one of these, with the remedy.
+        at once while the page is rendered.
+    :param ignore: for apps that you cannot change: response headers, of ``"Set-Cookie"``,
+        ``"Cache-Control"`` and ``"Vary"``, that keep no answer from being a page and are not
+        stored with it.
+    :param undeclared: ``"ignore"``: query parameters that are not in ``query`` make no
+        difference. ``"pass"``: a request that has some goes to the app, unless they are those of
+        campaigns and click trackers (``utm_*``, ``fbclid`` ...).
+    :raises TypeError: for an argument of the wrong kind, with the remedy.
+    :raises ValueError: for a value that cannot work, with the remedy.
     """
 
     revalidate: int | t.Literal[False] | None = None
     expire: int | None = None
     tags: Sequence[str] = ()
     query: Sequence[str] = ()
-    vary: Mapping[str, Sequence[str]] | None = None
+    vary: Mapping[str, Sequence[str | None]] | None = None
     fallback: t.Any = "blocking"
-    #: The normalised form of ``vary``: lower-case name and values, sorted by name.
-    variants: tuple[tuple[str, tuple[str, ...]], ...] = field(init=False, default=())
+    ignore: Sequence[str] = ()
+    undeclared: t.Literal["ignore", "pass"] = "ignore"
+    # What these come to.
+    defaults: Defaults = field(init=False, default=Defaults(), repr=False)
+    #: Query parameters in WSGI's spelling.
+    parameters: tuple[str, ...] = field(init=False, default=(), repr=False)
+    #: ``vary`` with names in lower case, sorted.
+    variants: tuple[tuple[str, tuple[str | None, ...]], ...] = field(
+        init=False, default=(), repr=False
+    )
+    ignored: frozenset[str] = field(init=False, default=frozenset(), repr=False)
 
     def __post_init__(self) -> None:
         if self.revalidate is not None:
             check_revalidate(self.revalidate)
         check_expire(self.expire, self.revalidate)
-        object.__setattr__(self, "tags", check_tags(self.tags))
-        object.__setattr__(self, "query", check_query(self.query))
-        object.__setattr__(self, "variants", _check_vary(self.vary or {}))
+        tags = check_tags(self.tags)
         if self.fallback not in ("blocking", False) and not callable(self.fallback):
             raise ValueError(
                 f"fallback takes 'blocking', False or a callable, not {self.fallback!r}"
             )
+        if self.undeclared not in ("ignore", "pass"):
+            raise ValueError(f"undeclared takes 'ignore' or 'pass', not {self.undeclared!r}")
+        if isinstance(self.ignore, str):
+            raise TypeError(f"ignore takes a list of response headers, as in ({self.ignore!r},)")
+        ignored = frozenset(str(name).lower() for name in self.ignore)
+        if unknown := ignored - {"set-cookie", "cache-control", "vary"}:
+            raise ValueError(
+                f"ignore takes 'Set-Cookie', 'Cache-Control' and 'Vary', not {sorted(unknown)[0]!r}"
+            )
+        for name, value in {
+            "tags": tags,
+            "defaults": Defaults(self.revalidate, self.expire, tags),
+            "parameters": check_query(self.query),
+            "variants": _check_vary(self.vary or {}),
+            "ignored": ignored,
+        }.items():
+            object.__setattr__(self, name, value)
 
-    def vary_of(self, environ: WSGIEnvironment) -> tuple[tuple[str, str], ...]:
+    def vary_of(self, environ: WSGIEnvironment) -> tuple[tuple[str, str | None], ...]:
         """The declared request headers of a visitor, each reduced to one of its listed values."""
         return tuple(
             (name, _reduce(name, environ.get("HTTP_" + name.upper().replace("-", "_")), values))
             for name, values in self.variants
         )
 
+    def all_variants(self) -> Iterator[tuple[tuple[str, str | None], ...]]:
+        """All combinations of the declared values, the default ones first."""
+        names = [name for name, _ in self.variants]
+        for values in itertools.product(*(values for _, values in self.variants)):
+            yield tuple(zip(names, values, strict=True))
 
-def _reduce(name: str, value: str | None, allowed: tuple[str, ...]) -> str:
+    def may_be_page(self, query_string: str, parameters: Iterable[str]) -> bool:
+        """Whether a request with this query may get a page: see ``undeclared``."""
+        return self.undeclared == "ignore" or not has_undeclared(query_string, parameters)
+
+
+#: What campaigns and click trackers add to URLs, and apps do not read.
+_TRACKERS = re.compile(
+    r"utm_.*|fbclid|gclid|gclsrc|dclid|wbraid|gbraid|msclkid|yclid|twclid|ttclid|li_fat_id|igshid"
+    r"|mc_cid|mc_eid|_ga|_gl|_hsenc|_hsmi|mkt_tok|srsltid"
+)
+
+
+def has_undeclared(query_string: str, parameters: Iterable[str]) -> bool:
+    """Whether a query has parameters that are not declared, those of trackers aside."""
+    if not query_string:
+        return False
+    declared = set(parameters)
+    pairs = parse_qsl(query_string, keep_blank_values=True, encoding="latin-1", errors="replace")
+    return any(name not in declared and not _TRACKERS.fullmatch(name) for name, _ in pairs)
+
+
+def _reduce(name: str, value: str | None, allowed: tuple[str | None, ...]) -> str | None:
+    texts = [item for item in allowed if item is not None]
     if value is None or len(value) > _MAX_LENGTH:
-        return allowed[0]
+        return None if None in allowed else allowed[0]
+    other = None if None in allowed else allowed[0]
     accept = _ACCEPT_CLASSES.get(name)
     if accept is not None:
-        return parse_accept_header(value, accept).best_match(allowed, default=allowed[0])
+        try:
+            return parse_accept_header(value, accept).best_match(texts, default=other)
+        except ValueError:
+            # Werkzeug refuses some values; a value that says nothing is as good as none.
+            return other
     value = value.strip().lower()
-    return next((item for item in allowed if item.lower() == value), allowed[0])
+    return next((item for item in texts if item.lower() == value), other)
 
 
 def check_query(names: Sequence[str]) -> tuple[str, ...]:
@@ -114,7 +184,9 @@ def check_query(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(name.encode().decode("latin-1") for name in names)
 
 
-def _check_vary(vary: Mapping[str, Sequence[str]]) -> tuple[tuple[str, tuple[str, ...]], ...]:
+def _check_vary(
+    vary: Mapping[str, Sequence[str | None]],
+) -> tuple[tuple[str, tuple[str | None, ...]], ...]:
     if not isinstance(vary, Mapping):
         raise TypeError('vary takes a mapping, as in {"Accept-Language": ["en", "de"]}')
     normal = []
@@ -126,10 +198,13 @@ def _check_vary(vary: Mapping[str, Sequence[str]]) -> tuple[tuple[str, tuple[str
         if isinstance(values, str) or not values:
             raise ValueError(f"vary[{name!r}] takes a list of the values that make a difference")
         for value in values:
+            if value is None:
+                continue
             if not isinstance(value, str) or not value.isascii() or not value.isprintable():
                 raise ValueError(f"vary[{name!r}] takes plain values, not {value!r}")
         normal.append((name.lower(), tuple(values)))
-    return tuple(sorted(normal))
+    normal.sort(key=lambda item: item[0])
+    return tuple(normal)
 
 
 #: Any number of segments, and the end of one.
@@ -170,7 +245,7 @@ def _segment(segment: str) -> str:
     """A segment of a pattern, as an expression that does not backtrack on made-up paths."""
     if segment == "*":
         return "/[^/]++"
-    first, *others = re.split(r"(?:\\\*)+", re.escape(_to_wsgi(segment)))
+    first, *others = re.split(r"(?:\\\*)+", re.escape(to_wsgi(segment)))
     if not others:
         return f"/{first}"
     *between, last = others
@@ -178,39 +253,79 @@ def _segment(segment: str) -> str:
     return f"/{first}{found}(?>[^/]*{last}{_END})"
 
 
-def _to_wsgi(text: str) -> str:
+def to_wsgi(text: str) -> str:
     return unquote_to_bytes(text).decode("latin-1")
 
 
 RuleLike: t.TypeAlias = "Rule | int | None"
-Resolver: t.TypeAlias = "Callable[[WSGIEnvironment], Rule | None]"
 
 
-def make_resolver(rules: Mapping[str, RuleLike] | Resolver | None) -> Resolver | None:
-    """One function from environ to rule, of whatever the user handed over.
+class Excluded:
+    """What a resolver gives for a URL that is no page, and passes untouched."""
+
+
+EXCLUDED: t.Final = Excluded()
+
+Resolver: t.TypeAlias = "Callable[[WSGIEnvironment], Rule | Excluded | None]"
+
+
+class Rules:
+    """Finds the rule of a request.
+
+    :param resolve: from an environ to a rule.
+    :param by_url: whether nothing but the URL decides. If not, what one visitor's headers lead to
+        is never remembered for others.
+    """
+
+    def __init__(self, resolve: Resolver, by_url: bool) -> None:
+        self.resolve = resolve
+        self.by_url = by_url
+
+
+def make_rules(rules: Mapping[str, RuleLike] | Resolver | Rules | None) -> Rules:
+    """The rules of whatever the user handed over.
 
     :raises TypeError: for what is neither a mapping nor a callable.
     :raises ValueError: for a pattern or a rule that is none.
     """
     if rules is None:
-        return None
+        return Rules(lambda environ: None, True)
+    if isinstance(rules, Rules):
+        return rules
     if isinstance(rules, Mapping):
-        return _PatternRules(rules)
+        return Rules(_PatternRules(rules), True)
     if callable(rules):
-        return _checked(rules)
+        return Rules(_checked(rules), False)
     raise TypeError('rules takes a mapping, as in {"/blog/*": 60}, or a callable(environ)')
+
+
+def digest_of(rules: object) -> str:
+    """Names a mapping of rules, so that pages of other rules count as those of another build."""
+    if not isinstance(rules, Mapping) or not rules:
+        return ""
+    words = repr([(pattern, _without_callable(rule)) for pattern, rule in rules.items()])
+    return hashlib.sha256(words.encode(errors="backslashreplace")).hexdigest()[:12]
+
+
+def _without_callable(rule: RuleLike) -> RuleLike:
+    """A rule whose ``repr`` is the same in every process."""
+    if isinstance(rule, Rule) and callable(rule.fallback):
+        return replace(rule, fallback="blocking")
+    return rule
 
 
 class _PatternRules:
     def __init__(self, rules: Mapping[str, RuleLike]) -> None:
         self._rules = [(compile_pattern(key), _as_rule(key, rule)) for key, rule in rules.items()]
 
-    def __call__(self, environ: WSGIEnvironment) -> Rule | None:
+    def __call__(self, environ: WSGIEnvironment) -> Rule | Excluded | None:
         path = environ.get("PATH_INFO") or "/"
         return next((rule for pattern, rule in self._rules if pattern.fullmatch(path)), None)
 
 
-def _as_rule(pattern: str, rule: RuleLike) -> Rule:
+def _as_rule(pattern: str, rule: RuleLike) -> Rule | Excluded:
+    if rule is None:
+        return EXCLUDED
     if isinstance(rule, Rule):
         return rule
     try:
@@ -220,14 +335,14 @@ def _as_rule(pattern: str, rule: RuleLike) -> Rule:
 
 
 def _checked(resolver: Resolver) -> Resolver:
-    def resolve(environ: WSGIEnvironment) -> Rule | None:
+    def resolve(environ: WSGIEnvironment) -> Rule | Excluded | None:
         try:
             rule = resolver(environ)
         except Exception:
             # A page is not worth an error that the app did not cause.
             logger.exception("rules callable failed for %s", environ.get("PATH_INFO"))
             return None
-        if rule is None or isinstance(rule, Rule):
+        if rule is None or isinstance(rule, Rule | Excluded):
             return rule
         logger.error("rules callable returned %r, which is neither a Rule nor None", rule)
         return None

@@ -1,7 +1,7 @@
 """Signals (blinker), with the middleware as sender. Receivers take ``sender, **extra``.
 
-A receiver that raises is logged and harms nobody. Receivers are held weakly, as always in
-blinker: a lambda vanishes unless somebody keeps it.
+A receiver that raises is logged and harms nobody. blinker refers to receivers weakly: a lambda
+vanishes unless you keep it.
 """
 
 from __future__ import annotations
@@ -24,6 +24,15 @@ page_rejected = _signals.signal("page-rejected")
 
 regeneration_failed = _signals.signal("regeneration-failed")
 """A render failed; the last good page stays. Extra: ``url``, ``error``, ``failures``."""
+
+page_withdrawn = _signals.signal("page-withdrawn")
+"""A page was removed because its app no longer offers it to everybody. Extra: ``url``, ``reason``."""
+
+invalidated = _signals.signal("invalidated")
+"""Pages were revalidated, or became stale or expired on demand: what a CDN has to purge.
+
+Extra: ``paths`` and ``patterns`` (with the mount point), ``tags``, ``expire``.
+"""
 
 page_revalidated = _signals.signal("page-revalidated")
 """A page was rendered on demand. Extra: ``url``, ``status``."""

@@ -1,20 +1,48 @@
-"""Threads that go on working while no request is served, where there are any."""
+"""Jobs that run after the answer: on a few daemon threads, or on an executor of the app's own.
+
+The threads are daemons, unlike those of `concurrent.futures`, so a process ends at once. A lost
+job is harmless: the old page stays, and its lease ends with the process.
+"""
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
+import time
+import typing as t
+from collections import deque
+from collections.abc import Callable
+
+logger = logging.getLogger("wsgi_isr")
+
+#: Jobs that wait, at most; beyond it the next visitor of a page asks again.
+MAX_QUEUE = 1000
+#: Seconds after which a thread without work ends.
+IDLE = 10.0
+#: Seconds after which a job that nothing runs shows that threads do not run here.
+STALLED = 1.0
+#: Threads that replace hung ones, for each regular thread.
+REPLACEMENTS = 3
+
+Job: t.TypeAlias = "Callable[[], None]"
+
+
+class ExecutorLike(t.Protocol):
+    """Anything with the `submit` of a `concurrent.futures.Executor`."""
+
+    def submit(self, fn: Callable[[], t.Any], /) -> t.Any: ...
 
 
 def start(thread: threading.Thread) -> bool:
-    """Start a thread; false where it would not run between requests.
+    """Start a thread; false where it does not run between requests.
 
     uWSGI without ``--enable-threads`` or ``--threads`` freezes threads between requests, in some
-    versions and with whatever locks they hold: one of a file would stop all other workers.
+    versions with the locks that they hold.
     """
     uwsgi = sys.modules.get("uwsgi")
     options = getattr(uwsgi, "opt", {}) if uwsgi is not None else {"threads": True}
-    # Their names are bytes or texts, depending on the version.
+    # Their names are bytes or text, depending on the version.
     if not {"threads", "enable-threads", b"threads", b"enable-threads"} & set(options):
         return False
     try:
@@ -23,3 +51,149 @@ def start(thread: threading.Thread) -> bool:
         # None in a sub-interpreter, at shutdown, or beyond the system's limit.
         return False
     return True
+
+
+class Background:
+    """Runs jobs, each on one of a few threads.
+
+    :param workers: threads, at most.
+    :param patience: seconds after which a job counts as hung, and another thread may be started.
+    :param executor: runs the jobs in place of the threads. Where it refuses, the threads do.
+    """
+
+    def __init__(self, workers: int, patience: float, executor: ExecutorLike | None = None) -> None:
+        self._workers = workers
+        self._patience = patience
+        self._executor = executor
+        self._jobs: deque[Job] = deque()
+        #: When each running job began, by a token of its own.
+        self._running: dict[object, float] = {}
+        self._threads = 0
+        self._changed = threading.Condition()
+        #: When the first of the waiting jobs began to wait while nothing ran.
+        self._waiting_since = 0.0
+        self._warned = False
+
+    def submit(self, job: Job) -> bool:
+        """Have a job run; false, and never an error, where too many wait."""
+        with self._changed:
+            if len(self._jobs) >= MAX_QUEUE:
+                return False
+            if not self._jobs:
+                self._waiting_since = time.monotonic()
+            self._jobs.append(job)
+            self._changed.notify()
+        self._provide()
+        return True
+
+    def _provide(self) -> None:
+        """See to it that something runs the jobs."""
+        executor = self._executor
+        if executor is not None:
+            try:
+                # It takes the job that is first by then: a visitor's thread may have run some.
+                future = executor.submit(self.run_one)
+                if (add := getattr(future, "add_done_callback", None)) is not None:
+                    add(self._check)
+                return
+            except Exception as error:
+                self._give_up(error)
+                return
+        with self._changed:
+            idle = self._threads - len(self._running)
+            if idle >= len(self._jobs) or self._threads >= self._limit():
+                return
+            self._threads += 1
+        if not start(threading.Thread(target=self._work, name="wsgi-isr", daemon=True)):
+            with self._changed:
+                self._threads -= 1
+                warned, self._warned = self._warned, True
+            if not warned:
+                logger.warning(
+                    "threads do not run here: each visitor's thread renders a stale page after "
+                    "its answer was sent; under uWSGI set --enable-threads"
+                )
+
+    def _check(self, future: t.Any) -> None:
+        """Find out whether the executor ran what it was given."""
+        try:
+            error = future.exception()
+        except BaseException as cancelled:
+            error = cancelled
+        if error is not None:
+            # Not an error of a job: an executor that cancels or pickles what it gets.
+            self._give_up(error)
+
+    def _give_up(self, error: BaseException) -> None:
+        if self._executor is not None:
+            self._executor = None
+            logger.warning("executor runs no jobs, threads of wsgi-isr replace it: %r", error)
+        for _ in range(len(self._jobs)):
+            self._provide()
+
+    def _limit(self) -> int:
+        now = time.monotonic()
+        hung = sum(now - began > self._patience for began in self._running.values())
+        return self._workers + min(hung, REPLACEMENTS * self._workers)
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._jobs, IDLE)
+                if not self._jobs or self._threads > self._limit():
+                    self._threads -= 1
+                    return
+            self.run_one()
+
+    def run_one(self) -> None:
+        """Run a job in this thread, if one waits."""
+        token = object()
+        with self._changed:
+            if not self._jobs:
+                return
+            job = self._jobs.popleft()
+            self._running[token] = time.monotonic()
+        try:
+            job()
+        except BaseException:
+            # Even a SystemExit of the app does not end our thread.
+            logger.exception("a job failed")
+        finally:
+            with self._changed:
+                del self._running[token]
+                self._waiting_since = time.monotonic()
+                self._changed.notify_all()
+
+    def stand_in(self) -> None:
+        """Start another thread if jobs wait because others hang."""
+        if self._jobs and self._executor is None:
+            self._provide()
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether jobs wait although none runs: a visitor's thread has to help.
+
+        What happens is what counts: uWSGI without ``--enable-threads`` starts threads and never
+        lets them run, and an executor may drop what it is given.
+        """
+        if not self._jobs:
+            return False
+        if self._executor is None and not self._threads:
+            return True
+        now = time.monotonic()
+        with self._changed:
+            if any(now - began < self._patience for began in self._running.values()):
+                return False
+        return now - self._waiting_since > STALLED
+
+    def has_room(self, timeout: float) -> bool:
+        """Whether a job would begin at once; waits for that, at most so many seconds."""
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: len(self._jobs) + len(self._running) < self._limit(), timeout
+            )
+
+    def wait(self, timeout: float) -> bool:
+        """Wait until all jobs are done, at most so many seconds."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._jobs and not self._running, timeout)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
+import logging
 import os
+import threading
 import typing as t
 import weakref
 from collections.abc import Callable
@@ -10,41 +13,51 @@ from collections.abc import Iterable
 from collections.abc import Iterator
 from urllib.parse import quote
 
+import click
 from flask import current_app
 from flask import Flask
 from flask import got_request_exception
 from flask import has_request_context
 from flask import request
 from flask import Response
-from werkzeug.exceptions import HTTPException
+from flask.cli import with_appcontext
+from werkzeug.middleware.proxy_fix import ProxyFix
 
+from ..cli import App
+from ..cli import COMMANDS
+from ..key import Origin
 from ..middleware import ISRMiddleware
 from ..ondemand import Result
-from ..render import current_origin
-from ..render import ERROR
-from ..rules import make_resolver
-from ..rules import Resolver
+from ..rules import digest_of
+from ..rules import Excluded
+from ..rules import make_rules
 from ..rules import Rule
-from . import draft
+from ..rules import Rules
+from . import routes
 from .build import build_digest
-from .commands import commands
-from .fallbacks import Listing
-from .fallbacks import with_fallback
 from .pages import declaration_of
+from .pages import mistakes
 from .paths import Generators
+from .paths import Listing
+from .paths import match
 from .paths import prerender_paths
-from .route import add_route
+from .paths import with_fallback
 
 if t.TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse
+    from _typeshed.wsgi import WSGIApplication
     from _typeshed.wsgi import WSGIEnvironment
+
+logger = logging.getLogger("wsgi_isr")
 
 GeneratorT = t.TypeVar("GeneratorT", bound="Callable[[], Iterable[t.Any]]")
 
 #: Arguments of the middleware that are config keys as they are, as ``ISR_BASE_URL``.
-_OPTIONS = (
+OPTIONS = (
     "query",
     "base_url",
     "trusted_hosts",
+    "bypass",
     "memory_size",
     "max_body_size",
     "workers",
@@ -54,18 +67,27 @@ _OPTIONS = (
     "key_prefix",
     "signing_key",
     "tags_header",
+    "cdn_purged",
 )
 #: Those that are treated here, and those that the extension has beyond the middleware.
-_OWN_OPTIONS = ("cache", "rules", "enabled", "build_id", "secret", "url_prefix")
+OWN_OPTIONS = ("cache", "rules", "enabled", "build_id", "secret", "url_prefix")
+_KEYS = {f"ISR_{name.upper()}" for name in (*OPTIONS, *OWN_OPTIONS)}
+_TRUTH = dict.fromkeys(("true", "1", "yes", "on"), True)
+_TRUTH |= dict.fromkeys(("false", "0", "no", "off"), False)
+#: Where an app has what belongs to it alone; an extension may have several apps.
+_WRAPPED = "isr.wsgi_app"
+#: Middlewares within each other that are searched for ProxyFix.
+_MAX_DEPTH = 20
 
 
 class ISR:
     """Makes pages of a Flask app's views.
 
     Every argument of `wsgi_isr.ISRMiddleware` is an argument here, and a config key with the
-    prefix ``ISR_``; the argument wins. Defaults that differ: ``ISR_ENABLED`` is on, but neither
-    in debug mode nor with ``TESTING``, as they stand when a request comes; ``ISR_CACHE`` is files
-    in the instance folder; ``ISR_BUILD_ID`` is a digest of the app's Python files and templates.
+    prefix ``ISR_``; the argument wins. The config is read at the first request, so it may be set
+    after this. Defaults that differ: ``ISR_ENABLED`` is on, but neither in debug mode nor with
+    ``TESTING``, as they stand when a request comes; ``ISR_CACHE`` is a folder in the instance
+    folder; ``ISR_BUILD_ID`` is a digest of the app's Python files, its templates and its rules.
 
     :param app: the app, or ``None`` and `init_app` later.
     :raises TypeError: for an argument that does not exist.
@@ -76,14 +98,12 @@ class ISR:
     """
 
     def __init__(self, app: Flask | None = None, **options: t.Any) -> None:
-        unknown = set(options) - {*_OPTIONS, *_OWN_OPTIONS}
+        unknown = set(options) - {*OPTIONS, *OWN_OPTIONS}
         if unknown:
             raise TypeError(f"ISR has no argument {', '.join(sorted(unknown))}")
         self._options = options
         self._generators: Generators = []
-        self._middlewares: weakref.WeakKeyDictionary[Flask, ISRMiddleware] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._apps: weakref.WeakSet[Flask] = weakref.WeakSet()
         if app is not None:
             self.init_app(app)
 
@@ -96,68 +116,13 @@ class ISR:
         """
         if "isr" in app.extensions:
             raise RuntimeError("ISR is registered on this app already")
-        config = app.config
-        config.setdefault("ISR_ENABLED", None)
-        for name, value in self._options.items():
-            config[f"ISR_{name.upper()}"] = value
-        options = {
-            name: config[f"ISR_{name.upper()}"]
-            for name in _OPTIONS
-            if config.get(f"ISR_{name.upper()}") is not None
-        }
-        cache = config.get("ISR_CACHE")
-        if cache is None:
-            cache = "file://" + quote(os.path.join(app.instance_path, "isr-cache"))
-        build_id = config.get("ISR_BUILD_ID")
-        middleware = ISRMiddleware(
-            app.wsgi_app,
-            cache,
-            rules=self._resolver(app, make_resolver(config.get("ISR_RULES"))),
-            build_id=build_digest(app) if build_id is None else build_id,
-            **options,
-        )
-
-        def is_enabled() -> bool:
-            enabled = config["ISR_ENABLED"]
-            return not (config["DEBUG"] or config["TESTING"]) if enabled is None else bool(enabled)
-
-        middleware.is_enabled = is_enabled
-
-        def bypass(environ: WSGIEnvironment) -> str | None:
-            if not is_enabled():
-                return "disabled"
-            return "draft" if draft.is_draft(app, environ) else None
-
-        middleware.set_bypass(bypass)
-        secret = config.get("ISR_SECRET")
-        if secret:
-            add_route(app, middleware, secret, config.get("ISR_URL_PREFIX") or "/_isr")
+        app.extensions["isr"] = self
         got_request_exception.connect(_note_error, app)
         app.cli.add_command(commands)
-        self._middlewares[app] = middleware
-        app.extensions["isr"] = self
-        app.wsgi_app = middleware  # type: ignore[method-assign]
-
-    def _resolver(self, app: Flask, others: Resolver | None) -> Resolver:
-        """Rules of the views that are declared, then those of ``ISR_RULES``."""
-        listing = Listing(app, self._generators)
-
-        def resolve(environ: WSGIEnvironment) -> Rule | None:
-            rule = None
-            try:
-                request = app.request_class(environ, populate_request=False)
-                adapter = app.create_url_adapter(request)
-                endpoint, values = adapter.match(method="GET") if adapter else ("", {})
-            except HTTPException:
-                # Unknown, or a redirect to a slash; the app says so better.
-                pass
-            else:
-                declared = declaration_of(app.view_functions.get(endpoint))
-                if declared is not None:
-                    rule = with_fallback(app, listing, endpoint, dict(values), declared)
-            return others(environ) if rule is None and others is not None else rule
-
-        return resolve
+        options = {f"ISR_{name.upper()}": value for name, value in self._options.items()}
+        app.extensions[_WRAPPED] = _Wrapped(app, options, self._generators)
+        app.wsgi_app = app.extensions[_WRAPPED]  # type: ignore[method-assign]
+        self._apps.add(app)
 
     def paths(self, generator: GeneratorT) -> GeneratorT:
         """Register a generator of what is prerendered; the endpoint is its function's name.
@@ -190,67 +155,234 @@ class ISR:
 
         :raises RuntimeError: for an app without a secret key.
         """
-        draft.enable(response)
+        routes.enable_draft(response)
 
     def disable_draft(self, response: Response) -> None:
         """Let the visitor see stored pages again."""
-        draft.disable(response)
+        routes.disable_draft(response)
 
     @property
     def is_draft(self) -> bool:
         """Whether the current request is in draft mode; never while a page is rendered."""
-        return draft.is_draft(current_app, request.environ)
+        return routes.is_draft(current_app, request.environ)
 
     @property
     def middleware(self) -> ISRMiddleware:
         """The middleware of the current app, or of the only one.
 
         :raises RuntimeError: where it is not clear which app is meant.
+        :raises ValueError: or ``TypeError``, for a config that cannot work.
         """
-        if current_app:
-            app = current_app._get_current_object()  # type: ignore[attr-defined]
-            if app in self._middlewares:
-                return self._middlewares[app]
-        if len(self._middlewares) == 1:
-            return next(iter(self._middlewares.values()))
-        raise RuntimeError("work in an app context of an app that has the ISR extension")
+        app = _current_app()
+        if app not in self._apps and len(self._apps) == 1:
+            (app,) = self._apps
+        if app is None or app not in self._apps:
+            raise RuntimeError("work in an app context of an app that has the ISR extension")
+        return _middleware_of(app)
+
+    def cli_app(self, app: Flask) -> App:
+        """What the command line acts on; it finds this method by its name."""
+        middleware = _middleware_of(app)
+        return App(middleware, lambda: self.prerender_paths(app), _origin(app, middleware))
 
 
-def _note_error(app: Flask, exception: BaseException | None = None, **extra: t.Any) -> None:
+class _Wrapped:
+    """The ``wsgi_app`` of an app, in a middleware that is made when it is first needed."""
+
+    def __init__(self, flask: Flask, options: dict[str, t.Any], generators: Generators) -> None:
+        #: What is wrapped; the name is that of other middlewares.
+        self.app: WSGIApplication = flask.wsgi_app
+        self._flask = flask
+        self._options = options
+        self._generators = generators
+        self._middleware: ISRMiddleware | None = None
+        self._is_checked = False
+        self._lock = threading.RLock()
+        configured = {**flask.config, **options}.get("ISR_BUILD_ID")
+        # Now, because files may be replaced before the first request: pages of this code would
+        # count as pages of the next.
+        self._digest = build_digest(flask) if configured is None else None
+
+    def __repr__(self) -> str:
+        return f"<ISR of {self.app!r}>"
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        middleware = self.middleware
+        if not self._is_checked:
+            self._is_checked = True
+            for mistake in (*_misplaced(self.app, self._flask), *mistakes(self._flask)):
+                logger.warning("%s", mistake)
+            if self._flask.wsgi_app is self:
+                # The next request has a shorter way.
+                self._flask.wsgi_app = middleware  # type: ignore[method-assign]
+        return middleware(environ, start_response)
+
+    @property
+    def middleware(self) -> ISRMiddleware:
+        """
+        :raises ValueError: or ``TypeError``, for a config that cannot work.
+        """
+        if self._middleware is None:
+            with self._lock:
+                if self._middleware is None:
+                    self._middleware = self._make()
+        return self._middleware
+
+    def _make(self) -> ISRMiddleware:
+        flask, config = self._flask, self._flask.config
+        config.update(self._options)
+        _check_keys(config)
+        for key in ("ISR_ENABLED", "ISR_CDN_PURGED"):
+            config[key] = _truth(key, config.get(key))
+        keys = {name: f"ISR_{name.upper()}" for name in OPTIONS}
+        options = {name: config[key] for name, key in keys.items() if config.get(key) is not None}
+        rules = config.get("ISR_RULES")
+        cache, build_id = config.get("ISR_CACHE"), config.get("ISR_BUILD_ID")
+        if cache is None:
+            # The name of the app, so that two apps in one folder have no pages in common.
+            folder = os.path.join(flask.instance_path, "isr-cache", quote(flask.name, safe=""))
+            cache = f"file://{quote(folder)}"
+        if build_id is None:
+            digests = (self._digest or build_digest(flask), digest_of(rules))
+            build_id = "-".join(filter(None, digests))
+        middleware = ISRMiddleware(
+            self.app, cache, rules=self._rules(make_rules(rules)), build_id=build_id, **options
+        )
+
+        def is_enabled() -> bool:
+            enabled = config["ISR_ENABLED"]
+            return not (config["DEBUG"] or config["TESTING"]) if enabled is None else bool(enabled)
+
+        def bypass(environ: WSGIEnvironment) -> str | None:
+            if not is_enabled():
+                return "disabled"
+            return "draft" if routes.is_draft(flask, environ) else None
+
+        middleware.is_enabled = is_enabled
+        middleware.set_bypass(bypass)
+        if config.get("ISR_SECRET"):
+            prefix = config.get("ISR_URL_PREFIX") or "/_isr"
+            routes.add_route(flask, middleware, config["ISR_SECRET"], prefix)
+        return middleware
+
+    def _rules(self, others: Rules) -> Rules:
+        """What ``ISR_RULES`` excludes, then the views that are declared, then ``ISR_RULES``."""
+        flask = self._flask
+        listing = Listing(flask, self._generators)
+
+        def resolve(environ: WSGIEnvironment) -> Rule | Excluded | None:
+            other = others.resolve(environ)
+            if isinstance(other, Excluded):
+                return other
+            endpoint, values = match(flask, environ)
+            declared = declaration_of(flask.view_functions.get(endpoint))
+            if declared is None:
+                return other
+            return with_fallback(flask, listing, endpoint, values, declared)
+
+        return Rules(resolve, others.by_url)
+
+
+def _check_keys(config: t.Mapping[str, t.Any]) -> None:
+    for key in sorted(key for key in config if key.startswith("ISR_") and key not in _KEYS):
+        near = difflib.get_close_matches(key, _KEYS, 1)
+        if near:
+            raise ValueError(f"there is no config key {key}: did you mean {near[0]}?")
+        logger.warning("there is no config key %s: it has no effect", key)
+
+
+def _truth(key: str, value: t.Any) -> bool | None:
+    """A truth value, also as the environment has it."""
+    if value is None:
+        return None
+    found = _TRUTH.get(str(value).strip().lower()) if isinstance(value, str | int) else None
+    if found is None:
+        raise TypeError(f"{key} takes True or False, not {value!r}")
+    return found
+
+
+def _misplaced(wrapped: object, app: Flask) -> Iterator[str]:
+    """What is wrong with the order of middlewares, though the site can go on."""
+    for _ in range(_MAX_DEPTH):
+        if isinstance(wrapped, ProxyFix) and not app.config.get("ISR_BASE_URL"):
+            yield (
+                "ProxyFix is inside of ISR(app), so pages are rendered without the public scheme "
+                "and host: wrap app.wsgi_app in ProxyFix after ISR(app), or set ISR_BASE_URL"
+            )
+            return
+        wrapped = getattr(wrapped, "app", None)
+
+
+def _note_error(app: Flask, exception: BaseException, **extra: t.Any) -> None:
     """Let `ISRMiddleware.pages` say what was raised, and not only that the answer was a 500."""
-    if "wsgi_isr.reason" in request.environ:
-        request.environ[ERROR] = exception
+    ISRMiddleware.note_error(request.environ, exception)
 
 
-def _middleware() -> ISRMiddleware:
-    if not current_app:
+def _current_app() -> Flask | None:
+    return current_app._get_current_object() if current_app else None  # type: ignore[attr-defined]
+
+
+def _middleware_of(app: Flask) -> ISRMiddleware:
+    return t.cast(_Wrapped, app.extensions[_WRAPPED]).middleware
+
+
+def _origin(app: Flask, middleware: ISRMiddleware) -> Origin | None:
+    """Where the pages are that a path names, as `flask.url_for` has it."""
+    if has_request_context():
+        return middleware.origin_of(request.environ)
+    root = app.config["APPLICATION_ROOT"].rstrip("/")
+    return middleware.origin_of(
+        {
+            "wsgi.url_scheme": app.config["PREFERRED_URL_SCHEME"],
+            "HTTP_HOST": app.config["SERVER_NAME"] or "",
+            "SCRIPT_NAME": root.encode().decode("latin-1"),
+        }
+    )
+
+
+def _here() -> tuple[ISRMiddleware, Origin | None]:
+    """The middleware of the current app, and where its pages are."""
+    app = _current_app()
+    if app is None:
         raise RuntimeError("work in an app context, or call the method of the middleware")
-    extension = current_app.extensions.get("isr")
-    if extension is None:
+    if "isr" not in app.extensions:
         raise RuntimeError("this app has no ISR extension: call ISR(app) first")
-    return t.cast(ISR, extension).middleware
+    middleware = _middleware_of(app)
+    return middleware, _origin(app, middleware)
 
 
-def revalidate(*paths: str, only_generated: bool = False) -> list[Result]:
+def revalidate(
+    *paths: str, only_generated: bool = False, workers: int | None = None
+) -> list[Result]:
     """`wsgi_isr.ISRMiddleware.revalidate` of the current app.
 
-    Commit first: the page is rendered by another request, which sees what is committed.
+    Commit first: the page is rendered by another request, which sees what is committed. Outside
+    of a request ``SERVER_NAME``, ``PREFERRED_URL_SCHEME`` and ``APPLICATION_ROOT`` say where a
+    page is, as they do for `flask.url_for`, unless ``ISR_BASE_URL`` does.
     """
-    middleware = _middleware()
-    if current_origin.get() is None and has_request_context():
-        token = current_origin.set(middleware.origin_of(request.environ))
-        try:
-            return middleware.revalidate(*paths, only_generated=only_generated)
-        finally:
-            current_origin.reset(token)
-    return middleware.revalidate(*paths, only_generated=only_generated)
+    middleware, origin = _here()
+    render = middleware.is_enabled()
+    return middleware.on_demand().revalidate(paths, only_generated, origin, workers, render)
 
 
 def revalidate_tag(*tags: str, expire: bool = False) -> None:
     """`wsgi_isr.ISRMiddleware.revalidate_tag` of the current app."""
-    _middleware().revalidate_tag(*tags, expire=expire)
+    _here()[0].revalidate_tag(*tags, expire=expire)
 
 
 def invalidate(*patterns: str, expire: bool = False) -> None:
     """`wsgi_isr.ISRMiddleware.invalidate` of the current app."""
-    _middleware().invalidate(*patterns, expire=expire)
+    middleware, origin = _here()
+    middleware.on_demand().invalidate(patterns, expire, origin)
+
+
+@click.group("isr", commands=COMMANDS)
+@with_appcontext
+def commands() -> None:
+    """Act on the pages of this app."""
+    app = _current_app()
+    assert app is not None
+    try:
+        click.get_current_context().obj = app.extensions["isr"].cli_app(app)
+    except (TypeError, ValueError, ImportError) as error:
+        raise click.ClickException(str(error)) from error

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import typing as t
+import weakref
 from collections.abc import Callable
 from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +17,7 @@ from dataclasses import field
 
 from flask import after_this_request
 from flask import current_app
+from flask import Flask
 from flask import g
 from flask import has_request_context
 from flask import request
@@ -31,6 +35,10 @@ View: t.TypeAlias = "Callable[..., t.Any]"
 Tags: t.TypeAlias = "Iterable[str] | Callable[..., Iterable[str]]"
 
 _ATTRIBUTE = "_wsgi_isr_page"
+#: The views that `isr_page` stands on.
+_decorated: weakref.WeakSet[t.Any] = weakref.WeakSet()
+#: Whether it was logged that an app has no extension; once in each process is enough.
+_warned: list[bool] = []
 
 
 @dataclass
@@ -65,6 +73,30 @@ def declaration_of(view: object) -> Declaration | None:
     return getattr(view, _ATTRIBUTE, None)
 
 
+def mistakes(app: Flask) -> Iterator[str]:
+    """What is wrong with the views of an app, though the site can go on."""
+    views = app.view_functions
+    declared = {name for name, view in views.items() if declaration_of(view) is not None}
+    used = {getattr(views[name], "__wrapped__", None) for name in declared}
+    for endpoint, view in views.items():
+        if endpoint not in declared and _is_decorated(view) and view not in used:
+            yield (
+                f"@isr_page of {endpoint!r} has no effect, because it stands above the route "
+                "decorator: put it below"
+            )
+    readable = {rule.endpoint for rule in app.url_map.iter_rules() if "GET" in (rule.methods or ())}
+    for endpoint in sorted(declared - readable):
+        yield f"@isr_page of {endpoint!r} has no effect: pages are answers to GET"
+
+
+def _is_decorated(view: object) -> bool:
+    try:
+        return view in _decorated
+    except TypeError:
+        # What cannot be hashed, or has no weak references.
+        return False
+
+
 class IsrPage:
     """Declares that a view's responses are pages.
 
@@ -79,12 +111,12 @@ class IsrPage:
         URL's values and returns them.
     :param query: query parameters that are part of a page's key.
     :param vary: request headers that are part of a page's key, each with the values that it is
-        reduced to.
+        reduced to; ``None`` among them stands for its absence.
     :param paths: what to prerender: a generator function, or an iterable.
     :param fallback: ``"blocking"``: the first visitor waits. ``False``: 404 for what was not
         prerendered. A view: answers a browser at once while the page is rendered behind.
     :raises ValueError: for values that the middleware would refuse.
-    :raises TypeError: for a text in place of a list.
+    :raises TypeError: for a text in place of a list, or for what is no view.
 
     .. code-block:: python
 
@@ -106,7 +138,7 @@ class IsrPage:
         expire: int | None = None,
         tags: Tags = (),
         query: Sequence[str] = (),
-        vary: Mapping[str, Sequence[str]] | None = None,
+        vary: Mapping[str, Sequence[str | None]] | None = None,
         paths: t.Any = None,
         fallback: t.Any = "blocking",
     ) -> Callable[[View], View]: ...
@@ -120,10 +152,15 @@ class IsrPage:
         expire: int | None = None,
         tags: Tags = (),
         query: Sequence[str] = (),
-        vary: Mapping[str, Sequence[str]] | None = None,
+        vary: Mapping[str, Sequence[str | None]] | None = None,
         paths: t.Any = None,
         fallback: t.Any = "blocking",
     ) -> t.Any:
+        if view is not None and not callable(view):
+            raise TypeError(
+                "isr_page takes a view, or keyword arguments, as in "
+                f"isr_page(revalidate={view!r})"
+            )
         check_revalidate(revalidate)
         check_expire(expire, revalidate)
         if not callable(tags):
@@ -133,7 +170,7 @@ class IsrPage:
         if paths is not None and not callable(paths):
             # What can be iterated but once is listed more than once.
             paths = tuple(paths)
-        # How long a page lives is told by its response, which knows best.
+        # The response says how long its page is fresh: the view may have changed that.
         rule = Rule(query=query, vary=vary, fallback=fallback)
         declaration = Declaration(rule, revalidate, expire, tags, paths)
         if view is not None:
@@ -142,7 +179,7 @@ class IsrPage:
 
     @property
     def current(self) -> CurrentPage:
-        """What is said of the page that is being rendered.
+        """The metadata of the page that is being rendered.
 
         :raises RuntimeError: outside of a view with this decorator.
         """
@@ -158,28 +195,53 @@ isr_page = IsrPage()
 def _declare(view: View, declaration: Declaration) -> View:
     if not callable(view):
         raise TypeError("@isr_page stands on a view function, below the route decorator")
+    if isinstance(view, type):
+        raise TypeError(f"@isr_page stands among the decorators of a class: {view.__qualname__}")
+    if declaration_of(view) is not None:
+        raise TypeError(f"@isr_page stands twice on {_name(view)}")
 
     @functools.wraps(view)
     def wrapper(*args: t.Any, **values: t.Any) -> t.Any:
         tags = declaration.tags
+        if callable(tags):
+            tags = tags(**values)
+            if isinstance(tags, str | bytes):
+                raise TypeError(f"tags of {_name(view)} returns a text, not a list: {tags!r}")
+        reason = request.environ.get("wsgi_isr.reason")
         g._wsgi_isr_page = current = CurrentPage(
-            declaration.revalidate,
-            declaration.expire,
-            set(tags(**values) if callable(tags) else tags),
-            request.environ.get("wsgi_isr.reason"),
+            declaration.revalidate, declaration.expire, set(tags), reason
         )
+        if "isr" not in current_app.extensions and "wsgi_isr.middleware" not in request.environ:
+            _warn(view)
         # Also what an error handler makes of an exception: a 404 is a page, too.
         after_this_request(functools.partial(_write, current))
         return current_app.ensure_sync(view)(*args, **values)
 
     setattr(wrapper, _ATTRIBUTE, declaration)
+    with contextlib.suppress(TypeError):
+        _decorated.add(view)
     return wrapper
+
+
+def _name(view: View) -> str:
+    return getattr(view, "__qualname__", None) or repr(view)
+
+
+def _warn(view: View) -> None:
+    if not _warned:
+        _warned.append(True)
+        logger.warning(
+            "@isr_page of %s has no effect: the app has no extension, call ISR(app)", _name(view)
+        )
 
 
 def _write(current: CurrentPage, response: Response) -> Response:
     if "ISR-Revalidate" not in response.headers:
+        tags = current.tags
         try:
-            headers = page_headers(current.revalidate, current.expire, sorted(current.tags))
+            # A text is left as it is, because `page_headers` refuses it.
+            tags = tags if isinstance(tags, str) else sorted(tags)
+            headers = page_headers(current.revalidate, current.expire, tags)
         except (TypeError, ValueError) as error:
             logger.warning("%s is not stored: %s", request.url, error)
         else:

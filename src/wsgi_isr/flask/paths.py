@@ -1,4 +1,4 @@
-"""What is prerendered: URL generators, in the vocabulary of Frozen-Flask.
+"""Paths of pages: URL generators, in the vocabulary of Frozen-Flask, and fallbacks of views.
 
 A generator yields paths, dictionaries of URL values (the endpoint is its function's name), or
 tuples of an endpoint and such a dictionary.
@@ -6,26 +6,56 @@ tuples of an endpoint and such a dictionary.
 
 from __future__ import annotations
 
+import dataclasses
+import logging
+import threading
 import typing as t
 import warnings
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
+from time import monotonic
 from urllib.parse import unquote
+from urllib.parse import unquote_to_bytes
+from urllib.parse import urlsplit
 
 from flask import Flask
 from flask import request
 from flask import url_for
 from werkzeug.exceptions import HTTPException
 
+from ..fallback import Unlisted
+from ..key import Origin
+from ..rules import Rule
 from .pages import Declaration
 from .pages import declaration_of
 
+if t.TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse
+    from _typeshed.wsgi import WSGIApplication
+    from _typeshed.wsgi import WSGIEnvironment
+
+logger = logging.getLogger("wsgi_isr")
+
 Generators: t.TypeAlias = "list[Callable[[], Iterable[t.Any]]]"
+
+#: Seconds for which the list of an endpoint's paths is taken to be complete.
+LISTED = 60.0
 
 
 class MissingPathsWarning(UserWarning):
     """A declared page that no generator covers is not prerendered."""
+
+
+def match(app: Flask, environ: WSGIEnvironment) -> tuple[str, dict[str, t.Any]]:
+    """The endpoint of a GET request, ``""`` for none, and its URL values."""
+    try:
+        adapter = app.create_url_adapter(app.request_class(environ, populate_request=False))
+        endpoint, values = adapter.match(method="GET") if adapter is not None else ("", {})
+        return endpoint, dict(values)
+    except HTTPException:
+        # Unknown, or a redirect to a slash; the app says so better.
+        return "", {}
 
 
 def declared_endpoints(app: Flask) -> dict[str, Declaration]:
@@ -55,11 +85,10 @@ def prerender_paths(app: Flask, generators: Generators) -> Iterator[str]:
             if path is not None and path not in seen:
                 seen.add(path)
                 yield path
-        endpoint_of = _matcher(app)
         for path in seen:
             if not set(declared) - covered:
                 break
-            covered.add(endpoint_of(path))
+            covered.add(_endpoint_of(app, path))
     for endpoint in sorted(set(declared) - covered):
         warnings.warn(
             f"no generator covers the page {endpoint!r}: give it paths with @isr.paths or "
@@ -70,36 +99,30 @@ def prerender_paths(app: Flask, generators: Generators) -> Iterator[str]:
 
 
 def paths_of(app: Flask, generators: Generators, endpoint: str) -> list[str]:
-    """The paths of one endpoint."""
+    """The paths and whole URLs of one endpoint."""
     declared = declared_endpoints(app)
     with app.test_request_context():
-        endpoint_of = _matcher(app)
         return [
             path
             for name, path in _all(app, generators, declared)
-            if path is not None and (name or endpoint_of(path)) == endpoint
+            if path is not None and (name or _endpoint_of(app, path)) == endpoint
         ]
 
 
-def _matcher(app: Flask) -> Callable[[str], str]:
-    """What tells the endpoint of a path, ``""`` for none, in the request context at hand."""
-    adapter = app.create_url_adapter(None) or app.url_map.bind("localhost")
-    root = request.script_root
-
-    def endpoint_of(path: str) -> str:
-        local = unquote(path.partition("?")[0]).removeprefix(root)
-        try:
-            return str(adapter.match(local, method="GET")[0])
-        except HTTPException:
-            return ""
-
-    return endpoint_of
+def _endpoint_of(app: Flask, path: str) -> str:
+    """The endpoint of a path or a whole URL, ``""`` for none, in the request context at hand."""
+    environ = request.environ
+    parts = urlsplit(path)
+    local = unquote_to_bytes(parts.path).decode("latin-1") or "/"
+    host = {"HTTP_HOST": parts.netloc, "wsgi.url_scheme": parts.scheme} if parts.netloc else {}
+    path_info = local.removeprefix(environ["SCRIPT_NAME"])
+    return match(app, {**environ, "PATH_INFO": path_info, "QUERY_STRING": "", **host})[0]
 
 
 def _all(
     app: Flask, generators: Generators, declared: dict[str, Declaration]
 ) -> Iterator[tuple[str, str | None]]:
-    """Endpoint (``""`` where only the path is known) and path; no path for an empty generator."""
+    """Endpoint (``""`` where only the path is given) and path; no path for an empty generator."""
     for rule in app.url_map.iter_rules():
         if rule.endpoint in declared and "GET" in (rule.methods or ()):
             if rule.arguments <= set(rule.defaults or ()):
@@ -129,3 +152,81 @@ def _read(item: t.Any, endpoint: str) -> tuple[str, str]:
     raise TypeError(
         f"a generator yields paths, dicts of URL values or (endpoint, dict), not {item!r}"
     )
+
+
+# Fallbacks: a shell view, and 404 for what no generator lists.
+
+
+class Listing:
+    """The paths that the generators of an endpoint list, asked for at most once a minute."""
+
+    def __init__(self, app: Flask, generators: Generators) -> None:
+        self._app = app
+        self._generators = generators
+        #: ``None`` where a list was never to be had.
+        self._listed: dict[str, tuple[float, frozenset[tuple[str, str]] | None]] = {}
+        self._lock = threading.Lock()
+
+    def has(self, endpoint: str, environ: WSGIEnvironment) -> bool:
+        """Whether the path of a request is listed, alone or in a whole URL."""
+        origin_of = environ["wsgi_isr.middleware"].origin_of
+        places = self._places(endpoint, origin_of)
+        origin = origin_of(environ)
+        if places is None or origin is None:
+            # Nobody can say what exists, so the app is asked.
+            return True
+        request = self._app.request_class(environ, populate_request=False)
+        paths = (request.path, request.script_root + request.path)
+        return any((host, path) in places for host in ("", origin.host) for path in paths)
+
+    def _places(
+        self, endpoint: str, origin_of: Callable[[WSGIEnvironment], Origin | None]
+    ) -> frozenset[tuple[str, str]] | None:
+        """Pairs of a host (``""`` for any) and a path, decoded as the paths of requests are."""
+        with self._lock:
+            until, places = self._listed.get(endpoint, (0.0, None))
+            if monotonic() >= until:
+                try:
+                    found = set()
+                    for url in paths_of(self._app, self._generators, endpoint):
+                        parts = urlsplit(url)
+                        whole = {"wsgi.url_scheme": parts.scheme, "HTTP_HOST": parts.netloc}
+                        origin = origin_of(whole) if parts.netloc else None
+                        found.add((origin.host if origin else parts.netloc, unquote(parts.path)))
+                    places = frozenset(found)
+                except Exception:
+                    logger.exception("no list of the paths of %r: a generator failed", endpoint)
+                self._listed[endpoint] = (monotonic() + LISTED, places)
+            return places
+
+
+def with_fallback(
+    app: Flask, listing: Listing, endpoint: str, values: dict[str, t.Any], declared: Declaration
+) -> Rule:
+    """The rule of a view for one URL, with its fallback as the middleware takes it."""
+    rule = declared.rule
+    if rule.fallback is False:
+        unlisted = Unlisted(lambda environ: listing.has(endpoint, environ))
+        return dataclasses.replace(rule, fallback=unlisted)
+    if callable(rule.fallback):
+        return dataclasses.replace(rule, fallback=_shell(app, rule.fallback, values))
+    return rule
+
+
+def _shell(app: Flask, view: t.Any, values: dict[str, t.Any]) -> WSGIApplication:
+    def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        with app.request_context(environ):
+            try:
+                try:
+                    result = app.preprocess_request()
+                    if result is None:
+                        result = app.ensure_sync(view)(**values)
+                except Exception as error:
+                    # A 404 of the shell is one, and error handlers are asked.
+                    result = app.handle_user_exception(error)
+                response = app.finalize_request(result)
+            except Exception as error:
+                response = app.handle_exception(error)
+            return response(environ, start_response)
+
+    return answer

@@ -1,20 +1,18 @@
 """Clients of servers: made from URLs with short timeouts, or judged when they are handed over.
 
 A client's own defaults are for programs that can wait: redis-py tries again for three seconds,
-pymemcache waits for ever. Nothing is connected here; each process makes its own connections.
+pymemcache waits for ever. Each process makes its own clients, so that no connection crosses a fork.
 """
 
 from __future__ import annotations
 
 import collections
 import contextlib
-import copy
 import functools
 import importlib
 import logging
-import os
+import re
 import select
-import threading
 import typing as t
 import weakref
 from collections.abc import Callable
@@ -22,14 +20,10 @@ from collections.abc import Iterator
 from urllib.parse import parse_qsl
 from urllib.parse import urlsplit
 
-import cachelib
 from cachelib import BaseCache
 from cachelib import MemcachedCache
 from cachelib import RedisCache
 from cachelib import ValkeyCache
-
-from .coordination import StoreError
-from .coordination import WritesRefused
 
 logger = logging.getLogger("wsgi_isr")
 
@@ -37,142 +31,215 @@ logger = logging.getLogger("wsgi_isr")
 TIMEOUT = 0.25
 #: Seconds from which on a client of somebody else's making is called slow.
 PATIENT = 2.0
-#: redis-py gives up at 100, with an error; servers with more threads than that exist.
-MAX_CONNECTIONS = 10_000
 
-#: Package, its client and its cachelib cache by URL scheme.
-_REDIS = {
-    "redis": ("redis", "Redis", "RedisCache"),
-    "rediss": ("redis", "Redis", "RedisCache"),
-    "valkey": ("valkey", "Valkey", "ValkeyCache"),
-    "valkeys": ("valkey", "Valkey", "ValkeyCache"),
-}
-SCHEMES = (*_REDIS, "memcached")
+_URL = re.compile(r"(redis|valkey)(s?)(\+cluster|\+sentinel)?://(?:([^/?#]*)@)?([^@/?#]*)(.*)")
 #: What a server answers that is there, but takes no writes.
 _REFUSALS = ("OOM", "READONLY", "MISCONF", "NOREPLICAS")
-#: Errors of clients that a server of a cluster answered.
-_OF_CLUSTERS = ("MovedError", "AskError", "ClusterCrossSlotError", "ClusterDownError")
+_REFUSED = ("OutOfMemoryError", "ReadOnlyError")
 
 
-def from_url(url: str) -> Callable[[], BaseCache]:
-    """How to make the cache that a URL names.
+def import_extra(module: str, extra: str) -> t.Any:
+    """A module that an extra of this package installs.
 
-    :raises ImportError: where its client is not installed, with the remedy.
-    :raises ValueError: for a URL that names none.
+    :raises ImportError: where it is not installed, with the remedy.
     """
-    scheme = urlsplit(url).scheme
-    return _memcached(url) if scheme == "memcached" else _redis(url, *_REDIS[scheme])
-
-
-def _import(name: str, extra: str) -> t.Any:
     try:
-        return importlib.import_module(name)
+        return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(
             f"the cache URL needs {extra}, which is not installed: pip install 'wsgi-isr[{extra}]'"
         ) from error
 
 
-def _redis(url: str, package: str, client: str, cache: str) -> Callable[[], BaseCache]:
-    make_client = getattr(_import(package, package), client).from_url
-    retry = _import(f"{package}.retry", package).Retry
-    no_backoff = _import(f"{package}.backoff", package).NoBackoff
+def redis_client(url: str) -> Callable[[], t.Any]:
+    """How to make a client of the server, the cluster or the sentinels that a URL names.
 
-    def connect() -> t.Any:
-        # What the URL says itself goes before these.
-        return make_client(
-            url,
-            retry=retry(no_backoff(), 0),
-            socket_timeout=TIMEOUT,
-            socket_connect_timeout=TIMEOUT,
-            socket_keepalive=True,
-            max_connections=MAX_CONNECTIONS,
-        )
-
+    :raises ImportError: where its package is not installed, with the remedy.
+    :raises ValueError: for a URL that names none.
+    """
+    found = _URL.fullmatch(url)
+    if found is None:
+        raise ValueError("a Redis URL is redis://host:port/db, redis+cluster://host:port,host:port")
+    package, tls, kind, login, hosts, rest = found.groups(default="")
+    module = import_extra(package, package)
+    connection = import_extra(f"{package}.connection", package)
+    retry = import_extra(f"{package}.retry", package).Retry
+    backoff = import_extra(f"{package}.backoff", package).NoBackoff
+    waits = {"socket_timeout": TIMEOUT, "socket_connect_timeout": TIMEOUT, "socket_keepalive": True}
+    service, slash, database = rest.partition("?")[0].strip("/").partition("/")
+    if kind == "+sentinel":
+        rest = f"/{database or 0}?{rest.partition('?')[2]}"
     try:
-        pool = connect().connection_pool
+        nodes = [_node(host, 26379 if kind == "+sentinel" else 6379) for host in hosts.split(",")]
+        login = f"{login}@" if login else ""
+        # What the URL says itself goes before our own.
+        first = hosts.split(",")[0]
+        named = connection.parse_url(f"{package}{tls}://{login}{first}{rest}")
+        options = {**waits, "retry": retry(backoff(), 0), **named}
+        kind_of_connection = options.pop("connection_class", connection.Connection)
         # Not connected: it only shows what is wrong with the URL's options.
-        pool.connection_class(**pool.connection_kwargs)
+        own = {name: options[name] for name in options if name not in ("max_connections", "timeout")}
+        kind_of_connection(**own)
+        _refuse_text(options)
+        if kind and (len(nodes) < len(hosts.split(",")) or not hosts or kind == "+sentinel"):
+            if not service:
+                raise ValueError("it names no service, as in redis+sentinel://host:port/service/db")
+        elif not kind and len(nodes) > 1:
+            raise ValueError(f"several servers are {package}+cluster:// or {package}+sentinel://")
     except (TypeError, ValueError, AttributeError) as error:
-        # A password that is not quoted may be taken for a port, and told.
-        why = "its port is no number; a password is percent-encoded" if _quotes(error) else error
+        # A password that is not quoted may be taken for a port, and shown.
+        why = error if "Port " not in str(error) else "its port is no number; quote the password"
         raise ValueError(f"the {package} cache URL cannot be used: {why}") from None
-    _refuse_text(pool)
+    name = package.capitalize()
+    if not kind:
+        return lambda: _with_pool(
+            getattr(module, name),
+            module.ConnectionPool(connection_class=kind_of_connection, **options),
+        )
+    for word in ("host", "port"):
+        options.pop(word, None)
+    if tls:
+        options["ssl"] = True
+    if kind == "+sentinel":
+        return lambda: module.sentinel.Sentinel(
+            nodes, sentinel_kwargs={**waits, "retry": retry(backoff(), 0)}, **options
+        ).master_for(service, redis_class=getattr(module, name))
+    options.pop("db", None)
+    # One retry, after the cluster was asked who is who.
+    options["retry"] = retry(backoff(), 1)
+    cluster = import_extra(f"{package}.cluster", package)
+    return lambda: getattr(cluster, f"{name}Cluster")(
+        startup_nodes=[cluster.ClusterNode(*node) for node in nodes], **options
+    )
 
-    def make() -> BaseCache:
-        client = connect()
-        made: BaseCache = getattr(cachelib, cache)(client)
-        _afterwards(made, client.connection_pool.disconnect)
-        return made
 
-    return make
+def _node(host: str, port: int) -> tuple[str, int]:
+    parts = urlsplit(f"//{host}")
+    return parts.hostname or "localhost", parts.port or port
 
 
-def _quotes(error: Exception) -> bool:
-    return str(error).startswith("Port ")
+def _with_pool(kind: Callable[..., t.Any], pool: t.Any) -> t.Any:
+    return kind(connection_pool=pool)
 
 
-def _afterwards(owner: object, close: Callable[[], object]) -> None:
-    """Close connections when their owner is gone, and never at the end of a forked child."""
-    # Not in a __del__: of a reference cycle the sockets may be finalized first, with a warning.
-    weakref.finalize(owner, close).atexit = False
-
-
-def _refuse_text(pool: t.Any) -> None:
-    if pool.connection_kwargs.get("decode_responses"):
+def _refuse_text(options: t.Any) -> None:
+    if options.get("decode_responses") in (True, "True", "true", "1", "yes"):
         raise ValueError("pages are bytes: the client must not be set to decode_responses")
 
 
-def _memcached(url: str) -> Callable[[], BaseCache]:
-    base = _import("pymemcache.client.base", "memcached")
-    parts = urlsplit(url)
-    try:
-        host, port = parts.hostname, parts.port or 11211
-        options = {name: float(value) for name, value in parse_qsl(parts.query, True, True)}
-    except ValueError:
-        host, options = None, {}
-    if not host or "," in host or parts.path not in ("", "/") or parts.username is not None:
-        raise ValueError("a memcached URL names one server, as in 'memcached://localhost:11211'")
-    if unknown := set(options) - {"timeout", "connect_timeout"}:
-        raise ValueError(f"a memcached URL has no option {sorted(unknown)[0]!r}")
-    timeouts = {"timeout": TIMEOUT, "connect_timeout": TIMEOUT, **options}
-
-    def make() -> BaseCache:
-        # Without an answer to each write nobody would know of one that failed.
-        client = base.PooledClient((host, port), default_noreply=False, no_delay=True, **timeouts)
-        client.client_pool = LivePool(client._create_client)
-        return MemcachedCache(client)
-
-    return make
+def _find(cache: BaseCache) -> t.Any:
+    """The client of a cache that was handed over."""
+    for value in vars(cache).values():
+        modules = [kind.__module__ for kind in type(value).__mro__ if hasattr(kind, "evalsha")]
+        if any(module.startswith(("redis.", "valkey.")) for module in modules):
+            return value
+    raise ValueError(f"{type(cache).__name__} has no client of redis-py or valkey-py")
 
 
-# Caches that are handed over.
+def client_of(cache: BaseCache) -> Callable[[], t.Any]:
+    """How to make a client with the options of the one in a `RedisCache` or `ValkeyCache`."""
+    client = _find(cache)
+    pool = getattr(client, "connection_pool", None)
+    if pool is None:
+        nodes, options = client.get_nodes(), dict(client.get_connection_kwargs())
+        node, options = type(nodes[0]), {k: v for k, v in options.items() if k not in _OF_NODES}
+        hosts = [(one.host, one.port) for one in nodes]
+        return lambda: type(client)(startup_nodes=[node(*host) for host in hosts], **options)
+    options = {k: v for k, v in pool.connection_kwargs.items() if k != "connection_pool"}
+    manager = getattr(pool, "sentinel_manager", None)
+    if manager is None:
+        most = {"max_connections": pool.max_connections}
+        kind = pool.connection_class
+        # What other pools are for, waiting and being bounded, the store does for all.
+        plain = importlib.import_module(type(client).__module__.partition(".")[0]).ConnectionPool
+        return lambda: _with_pool(type(client), plain(connection_class=kind, **most, **options))
+    watched = [one.connection_pool.connection_kwargs for one in manager.sentinels]
+    hosts = [(one["host"], one["port"]) for one in watched]
+    ask = manager.sentinel_kwargs
+    return lambda: type(manager)(
+        hosts, manager.min_other_sentinels, ask, **options
+    ).master_for(pool.service_name, redis_class=type(client))
 
 
-def check(cache: BaseCache) -> None:
+#: Options of a cluster's client that belong to one node, or that it makes itself.
+_OF_NODES = ("host", "port", "retry", "redis_connect_func", "connection_pool", "event_dispatcher")
+
+
+def prefix_of(cache: t.Any) -> str:
+    """What the keys of a `RedisCache` or `ValkeyCache` begin with."""
+    prefix = cache.key_prefix
+    return str(prefix() if callable(prefix) else prefix or "")
+
+
+def connections_of(client: t.Any) -> int:
+    """How many connections a client makes at the most."""
+    pool = getattr(client, "connection_pool", None)
+    if pool is not None:
+        return int(pool.max_connections)
+    return int(client.get_connection_kwargs().get("max_connections") or 2**31)
+
+
+def database_of(client: t.Any) -> int:
+    pool = getattr(client, "connection_pool", None)
+    return int(pool.connection_kwargs.get("db") or 0) if pool is not None else 0
+
+
+def close_client(client: t.Any, *subscriptions: t.Any) -> None:
+    """Close all connections of a client that nobody else uses; it never raises."""
+    for close in (*(one.close for one in subscriptions), client.close):
+        with contextlib.suppress(Exception):
+            close()
+    pools = [client.connection_pool] if hasattr(client, "connection_pool") else []
+    managers = [pool.sentinel_manager for pool in pools if hasattr(pool, "sentinel_manager")]
+    pools += [one.connection_pool for manager in managers for one in manager.sentinels]
+    for pool in pools:
+        with contextlib.suppress(Exception):
+            pool.disconnect()
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether a server that answers has said that it takes no writes."""
+    names = [kind.__name__ for kind in type(error).__mro__]
+    # Their own classes leave the first word out of the message.
+    return names[0] in _REFUSED or (
+        "ResponseError" in names and any(word in str(error) for word in _REFUSALS)
+    )
+
+
+def check_cache(cache: BaseCache) -> None:
     """
-    :raises ValueError: for a cache that cannot keep what the store promises.
+    :raises ValueError: for a cache that cannot keep what a store promises.
     """
     if isinstance(cache, RedisCache | ValkeyCache):
-        pool = getattr(cache._write_client, "connection_pool", None)
-        if pool is None:
-            raise ValueError(f"{type(cache).__name__} needs a client of one server, not a cluster")
-        _refuse_text(pool)
-        options = pool.connection_kwargs
+        client = _find(cache)
+        pool = getattr(client, "connection_pool", None)
+        options = pool.connection_kwargs if pool is not None else client.get_connection_kwargs()
+        _refuse_text(options)
         waits = [options.get("socket_timeout"), options.get("socket_connect_timeout")]
-        # A pool that blocks has visitors wait for a connection, too.
-        waits.append(getattr(pool, "timeout", 0))
-        _warn_if_slow(cache, waits, getattr(options.get("retry"), "_retries", 0))
+        tries = options.get("retry") if pool is not None else None
+        _warn_if_slow(cache, waits, tries.get_retries() if hasattr(tries, "get_retries") else 0)
     elif isinstance(cache, MemcachedCache):
-        client = cache._client
-        if _is_refused(client):
-            raise ValueError(
-                f"MemcachedCache over {type(client).__module__} executes what it reads (pickle), "
-                "or is not safe in threads: use 'memcached://host:11211', or "
-                "MemcachedCache(PooledClient(...)) with the client of pymemcache, without a serde"
-            )
-        if _is_pooled(client):
-            _warn_if_slow(cache, [client.timeout, client.connect_timeout], 0)
+        for client in vars(cache).values():
+            package, _, module = type(client).__module__.partition(".")
+            if package in ("pylibmc", "memcache", "libmc", "google") or (
+                package == "pymemcache" and module.startswith("client") and not _is_safe(client)
+            ):
+                raise ValueError(
+                    f"MemcachedCache over {package} executes what it reads (pickle), or is not "
+                    "safe in threads: use 'memcached://host:11211', or "
+                    "MemcachedCache(PooledClient(...)) with the client of pymemcache and no serde"
+                )
+            if package == "pymemcache" and _is_safe(client):
+                _warn_if_slow(cache, [client.timeout, client.connect_timeout], 0)
+
+
+def _is_safe(client: t.Any) -> bool:
+    """Whether a client of pymemcache has a pool, and gives bytes as they are."""
+    serde = getattr(client, "serde", None)
+    if not hasattr(client, "client_pool") or serde is None:
+        return False
+    # pickle's own mark of a value, which a serde that executes would follow.
+    return bool(serde.deserialize("", b"N.", 1) == b"N.")
 
 
 def _warn_if_slow(cache: BaseCache, waits: list[t.Any], retries: int) -> None:
@@ -185,85 +252,37 @@ def _warn_if_slow(cache: BaseCache, waits: list[t.Any], retries: int) -> None:
         )
 
 
-def _is_refused(client: t.Any) -> bool:
-    package = type(client).__module__.partition(".")[0]
-    if package != "pymemcache":
-        return package in ("pylibmc", "memcache", "libmc", "google")
-    if not _is_pooled(client):
-        return True
-    decode = getattr(client.serde, "deserialize", None)
-    return getattr(decode, "__name__", "") != "_default_deserialize"
+def memcached_cache(url: str) -> Callable[[], MemcachedCache]:
+    """How to make the cache on the memcached server that a URL names.
 
-
-def _is_pooled(client: t.Any) -> bool:
-    return type(client).__module__.startswith("pymemcache.") and hasattr(client, "client_pool")
-
-
-def own_client(cache: MemcachedCache) -> MemcachedCache:
-    """The same cache over connections of this process: those of another would mix up pages."""
-    if not _is_pooled(cache._client):
-        return cache
-    mine = copy.copy(cache)
-    client = copy.copy(cache._client)
-    client.default_noreply = False
-    client.client_pool = LivePool(client._create_client)
-    mine._client = client
-    mine._client_context = lambda: contextlib.nullcontext(client)
-    return mine
-
-
-def renew_pool(client: t.Any) -> None:
-    """See to it that a connection pool of redis-py or valkey-py is one of this process.
-
-    It drops the parent's connections by itself, but a lock that another thread held at the moment
-    of the fork would never be free again.
+    :raises ImportError: where its client is not installed, with the remedy.
+    :raises ValueError: for a URL that names none.
     """
-    pool = client.connection_pool
-    if getattr(pool, "pid", None) in (None, os.getpid()):
-        return
-    for name in ("_lock", "_fork_lock"):
-        lock = getattr(pool, name, None)
-        if lock is None:
-            continue
-        if lock.acquire(timeout=0.1):
-            lock.release()
-        else:
-            setattr(pool, name, threading.RLock())
-
-
-@contextlib.contextmanager
-def told_apart() -> Iterator[None]:
-    """Tell what a server refuses from one that does not answer.
-
-    :raises WritesRefused: where it takes no writes.
-    :raises StoreError: where it is one of a cluster, with the remedy.
-    """
+    base = import_extra("pymemcache.client.base", "memcached")
+    parts = urlsplit(url)
     try:
-        yield
-    except Exception as error:
-        if is_refusal(error):
-            raise WritesRefused(str(error)) from error
-        if type(error).__name__ in _OF_CLUSTERS or str(error).startswith(("CROSSSLOT", "MOVED")):
-            raise StoreError(
-                "the server is one of a cluster, and the store needs one server (or a primary "
-                f"that sentinels watch): {error}"
-            ) from error
-        raise
+        host, port = parts.hostname, parts.port or 11211
+        options = {name: float(value) for name, value in parse_qsl(parts.query, True, True)}
+    except ValueError:
+        host, options = None, {}
+    if not host or "," in host or parts.path not in ("", "/") or parts.username is not None:
+        raise ValueError("a memcached URL names one server, as in 'memcached://localhost:11211'")
+    if unknown := set(options) - {"timeout", "connect_timeout"}:
+        raise ValueError(f"a memcached URL has no option {sorted(unknown)[0]!r}")
+    # Without an answer to each write nobody would hear of one that failed.
+    settings = {"default_noreply": False, "no_delay": True}
+    settings |= {"timeout": TIMEOUT, "connect_timeout": TIMEOUT, **options}
 
+    def make() -> MemcachedCache:
+        client = base.PooledClient((host, port), **settings)
+        client.client_pool = LivePool(functools.partial(base.Client, (host, port), **settings))
+        return MemcachedCache(client)
 
-def is_refusal(error: Exception) -> bool:
-    """Whether a server that answers has said that it takes no writes."""
-    answered = any(kind.__name__ == "ResponseError" for kind in type(error).__mro__)
-    return answered and any(word in str(error) for word in _REFUSALS) or _says(error)
-
-
-def _says(error: Exception) -> bool:
-    # Their own classes leave the first word out of the message.
-    return type(error).__name__ in ("OutOfMemoryError", "ReadOnlyError")
+    return make
 
 
 class LivePool:
-    """Connections of pymemcache, each looked at before it is used again.
+    """Connections of pymemcache, each of which is checked before it is used again.
 
     One that the server has closed would be an error, and on one with bytes to read somebody
     else's answer would be taken for ours.
@@ -272,7 +291,8 @@ class LivePool:
     def __init__(self, make: Callable[[], t.Any]) -> None:
         self._make = make
         self._free: collections.deque[t.Any] = collections.deque()
-        _afterwards(self, functools.partial(_close_all, self._free))
+        # Not in a __del__: of a reference cycle the sockets may be finalized first, with a warning.
+        weakref.finalize(self, _close_all, self._free).atexit = False
 
     @contextlib.contextmanager
     def get_and_release(self, destroy_on_fail: bool = False) -> Iterator[t.Any]:

@@ -1,88 +1,100 @@
-"""The memory level: `Entry` objects, bounded in bytes. A hit copies, locks and pickles nothing."""
+"""The pages in this process's memory, bounded in bytes. A hit copies, locks and parses nothing."""
 
 from __future__ import annotations
 
+import functools
 import threading
 import typing as t
 from collections.abc import Iterator
 
+from ..freshness import Invalidated
 from ..key import PageKey
 from ..page import Page
-from ..sharing import shared
-from ..state import Mark
-from ..state import replaces
+from .epochs import Epochs
+from .protocol import Changes
+from .protocol import Invalidation
+from .protocol import MAX_HISTORY
+from .protocol import Number
+from .protocol import Validity
 
-#: All of a request that a hit depends on, as it came in, before anything is parsed: path, query,
-#: host, scheme, mount point, accepted content codings.
-Target: t.TypeAlias = "tuple[str, str, str, str, str, str | None]"
+#: What a request says of the page that it is for, before anything is parsed: path, query, host,
+#: scheme, mount point, accepted content codings.
+Fingerprint: t.TypeAlias = "tuple[str, str, str, str, str, str | None]"
 
-#: A longer target is parsed each time: clients choose it, and nothing counts its bytes.
-MAX_TARGET_LENGTH = 512
-#: Spellings of one page that are found without parsing; undeclared parameters make many.
-MAX_TARGETS = 16
-#: What a page costs beyond its bodies and headers: its objects, and its places in the tables.
+#: A longer fingerprint is not kept: clients choose it.
+MAX_LENGTH = 512
+#: Fingerprints kept for a page; undeclared parameters make many.
+MAX_FINGERPRINTS = 16
+#: Bytes that a page takes beyond its bodies and words: its objects, and its places in tables.
 OVERHEAD = 3072
+#: Bytes that a fingerprint takes beyond its words.
+FINGERPRINT_OVERHEAD = 160
 
 
-def confirmation(generation: object, mark: Mark) -> tuple[object, Mark]:
-    """That a page has this mark under this generation, as most pages do."""
-    return shared((generation, mark))
+@functools.lru_cache(1024)
+def confirmation(generation: object, invalidated: Invalidated) -> tuple[object, Invalidated]:
+    """One object for what most pages have in common."""
+    return generation, invalidated
 
 
 class Entry:
-    """A page with what this process knows of it. Its fields change; the page never does."""
+    """A page, and what this process keeps about it. The page itself never changes."""
 
     __slots__ = (
-        "answers",
         "confirmed",
+        "fingerprints",
+        "hits",
+        "in_store",
         "page",
         "referenced",
         "retry_at",
-        "shared",
         "size",
-        "stores",
-        "targets",
-        "touched",
+        "stored",
+        "used_at",
     )
 
     def __init__(
-        self, page: Page, mark: Mark, generation: object, stores: object, shared: bool = False
+        self, page: Page, invalidated: Invalidated, stored: object = None, in_store: bool = False
     ) -> None:
         self.page = page
-        #: The generation under which the page was last confirmed, and what invalidations had
-        #: made of it then. One value, so that no thread sees the one without the other.
-        self.confirmed = confirmation(generation, mark)
-        #: The signal under which the shared level had nothing newer.
-        self.stores = stores
-        #: Whether the shared level has had the page.
-        self.shared = shared
+        #: A generation of the memory level, and what invalidations up to it made of the page. One
+        #: value, so that no thread sees one without the other.
+        self.confirmed: tuple[object, Invalidated] = (None, invalidated)
+        #: `Store.stored` when the store had nothing newer.
+        self.stored = stored
+        #: Whether the store has had the page.
+        self.in_store = in_store
         #: Seconds since 1970 before which no regeneration is started.
         self.retry_at = 0.0
-        #: Whether it was served since its turn came last; not yet, so that a flood of pages that
-        #: are asked for once drives out no other.
+        #: Whether it was served since its turn to be evicted came last. Not yet: a flood of pages
+        #: that are asked for once evicts no other.
         self.referenced = False
-        #: Seconds since 1970 at which the shared level was last told that the page is used.
-        self.touched = 0.0
-        # Tuples, because most have one member, and it shows in what a page takes of memory.
-        #: Ready-made answers, one for each content coding that was asked for.
-        self.answers: tuple[t.Any, ...] = ()
-        #: Request targets by which a hit finds them.
-        self.targets: tuple[Target, ...] = ()
+        #: Seconds since 1970 at which the store was last told that the page is used.
+        self.used_at = 0.0
+        # Tuples, because most have one member.
+        self.hits: tuple[t.Any, ...] = ()
+        self.fingerprints: tuple[Fingerprint, ...] = ()
         self.size = OVERHEAD + page.size + page.weight
 
     @property
-    def mark(self) -> Mark:
+    def invalidated(self) -> Invalidated:
         return self.confirmed[1]
 
+    @property
+    def number(self) -> Number:
+        return Number(self.page.lineage, self.page.sequence)
+
     def __repr__(self) -> str:
-        return f"<Entry {self.page.key.url} {self.mark.name} {self.page.sequence}>"
+        return f"<Entry {self.page.key.url} {self.invalidated.name} {self.page.sequence}>"
 
 
 class MemoryLevel:
     """Pages by key, within a number of bytes.
 
-    Eviction is second chance (CLOCK): a hit sets one flag and takes no lock, and the next page
-    in line whose flag is not set goes.
+    Eviction is second chance (CLOCK): a hit sets one flag and takes no lock.
+
+    Invalidations are kept in `_recent` and applied to a page when it is next used. When there are
+    many, they are applied to all pages and forgotten.
 
     :param limit: bytes; 0 keeps nothing.
     """
@@ -90,11 +102,15 @@ class MemoryLevel:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.size = 0
-        #: The lineage of the store, as far as it is known.
-        self.lineage: str | None = None
-        #: Ready-made answers by request target: what a hit looks up. And what is known of other
-        #: requests, which `NotPages` keeps here, so that each needs one look-up.
-        self.known: dict[Target, t.Any] = {}
+        #: Ready answers by fingerprint, and what is remembered of requests that are for no page.
+        self.hits: dict[Fingerprint, t.Any] = {}
+        #: Changes when something was invalidated.
+        self.generation: object = None
+        #: The lineage of the store, and the number of the last invalidation applied here.
+        self.at = Number("", 0)
+        self._recent = Epochs("")
+        #: A page whose validity is from before this number may miss an invalidation.
+        self._base = 0
         self._entries: dict[PageKey, Entry] = {}
         self._lock = threading.Lock()
 
@@ -107,13 +123,75 @@ class MemoryLevel:
     def get(self, key: PageKey) -> Entry | None:
         return self._entries.get(key)
 
-    def put(self, entry: Entry) -> Entry:
-        """Keep an entry, if there is no newer page; returns the one that is kept."""
+    # Invalidations.
+
+    def apply(self, changes: Changes) -> None:
+        """Take in what was invalidated."""
+        with self._lock:
+            at, complete, invalidations = changes
+            if at.lineage != self.at.lineage:
+                # Pages of the old lineage count as stale; what made them expired still holds.
+                for entry in self._entries.values():
+                    self._confirm(entry)
+                self._recent, self._base = Epochs(at.lineage), 0
+            elif not complete:
+                for entry in list(self._entries.values()):
+                    self._remove(entry)
+                self._recent, self._base = Epochs(at.lineage), at.sequence
+            for invalidation in invalidations:
+                self._recent.apply(invalidation)
+            self.at = at
+            if len(self._recent.labels) > MAX_HISTORY:
+                for entry in self._entries.values():
+                    self._confirm(entry)
+                self._recent, self._base = Epochs(at.lineage), at.sequence
+
+    def invalidate(self, labels: t.Iterable[str], expire: bool) -> None:
+        """Invalidate what is here, whatever the store says: it could not be reached."""
+        epochs = Epochs("")
+        for label in labels:
+            epochs.apply(Invalidation(label, 1, expire))
+        with self._lock:
+            for entry in self._entries.values():
+                page = entry.page
+                made = epochs.validity(page.labels, page.key.full_path, Number("", 0))
+                worst = max(entry.invalidated, made)
+                entry.confirmed = (entry.confirmed[0], worst)
+                for hit in entry.hits:
+                    hit.until = 0.0
+
+    def confirm(self, entry: Entry) -> None:
+        """Apply to a page what was invalidated since it was last confirmed."""
+        if entry.confirmed[0] != self.generation:
+            with self._lock:
+                self._confirm(entry)
+
+    def _confirm(self, entry: Entry) -> None:
+        generation = self.generation
+        page, made = entry.page, entry.confirmed[1]
+        if made is not Invalidated.EXPIRED and self._recent.lineage:
+            validity = self._recent.validity(page.labels, page.key.full_path, entry.number)
+            made = max(made, validity)
+        entry.confirmed = confirmation(generation, made)
+
+    # Pages.
+
+    def put(self, entry: Entry, validity: Validity | None = None) -> Entry | None:
+        """Keep an entry unless there is a later render; gives the one that counts.
+
+        ``None`` where its validity is from before an invalidation that was forgotten here: it has
+        to be read again.
+        """
         key = entry.page.key
         with self._lock:
+            if validity is not None:
+                at = validity.at
+                if at.lineage == self.at.lineage and at.sequence < self._base:
+                    return None
+            self._confirm(entry)
             old = self._entries.get(key)
             if old is not None:
-                newer = replaces(entry.page, old.page, self.lineage)
+                newer = replaces(entry.page, old.page, self.at.lineage)
                 if not newer or is_same_render(entry.page, old.page, with_codings=True):
                     return old
                 self._remove(old)
@@ -121,15 +199,54 @@ class MemoryLevel:
         return entry
 
     def recode(self, page: Page) -> None:
-        """Keep a page in place of one of the same render; nothing, where there is none."""
+        """Keep a page in place of another form of the same render, if that is here."""
         with self._lock:
             old = self._entries.get(page.key)
             if old is not None and is_same_render(page, old.page):
-                generation, mark = old.confirmed
-                entry = Entry(page, mark, generation, old.stores, old.shared)
-                entry.retry_at = old.retry_at
+                entry = Entry(page, old.invalidated, old.stored, old.in_store)
+                entry.confirmed, entry.retry_at = old.confirmed, old.retry_at
                 self._remove(old)
                 self._add(entry)
+
+    def add_hit(self, entry: Entry, fingerprint: Fingerprint, hit: t.Any) -> None:
+        """Let a request find a ready answer without being parsed."""
+        key = entry.page.key
+        if is_long(fingerprint):
+            return
+        with self._lock:
+            if self._entries.get(key) is not entry:
+                return
+            if fingerprint not in entry.fingerprints:
+                if len(entry.fingerprints) >= MAX_FINGERPRINTS:
+                    self._forget(entry, entry.fingerprints[0])
+                own, *others = fingerprint
+                fingerprint = (key.path if key.path == own else own, *map(_shared, others))  # type: ignore[assignment]
+                entry.fingerprints += (fingerprint,)
+                self._grow(entry, weight_of(fingerprint))
+                if self._entries.get(key) is not entry:
+                    return
+            self.hits[fingerprint] = hit
+
+    def discard(self, key: PageKey, only: Entry | None = None) -> None:
+        """Forget the page of a key.
+
+        :param only: unless another page has replaced it by now.
+        """
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is not None and only in (None, entry):
+                self._remove(entry)
+
+    def _forget(self, entry: Entry, fingerprint: Fingerprint) -> None:
+        self.hits.pop(fingerprint, None)
+        entry.fingerprints = tuple(f for f in entry.fingerprints if f != fingerprint)
+        self._grow(entry, -weight_of(fingerprint))
+
+    def _grow(self, entry: Entry, by: int) -> None:
+        entry.size += by
+        self.size += by
+        while self.size > self.limit and self._entries:
+            self._evict()
 
     def _add(self, entry: Entry) -> None:
         if entry.size <= self.limit:
@@ -138,39 +255,15 @@ class MemoryLevel:
             self._entries[entry.page.key] = entry
             self.size += entry.size
 
-    def let_hit(self, entry: Entry, target: Target, answer: object) -> None:
-        """Let a hit find an answer of an entry by a request as it came in."""
-        key = entry.page.key
-        if self._entries.get(key) is not entry or is_long(target):
-            return
-        with self._lock:
-            if self._entries.get(key) is not entry:
-                return
-            if target not in entry.targets:
-                if len(entry.targets) >= MAX_TARGETS:
-                    self.known.pop(entry.targets[0], None)
-                    entry.targets = entry.targets[1:]
-                target = _slim(target, key.path)
-                entry.targets += (target,)
-            self.known[target] = answer
-
-    def discard(self, key: PageKey, only: Entry | None = None) -> None:
-        """Forget the page of a key.
-
-        :param only: unless another one has taken its place by now.
-        """
-        with self._lock:
-            entry = self._entries.get(key)
-            if entry is not None and only in (None, entry):
-                self._remove(entry)
-
     def _remove(self, entry: Entry) -> None:
         del self._entries[entry.page.key]
         self.size -= entry.size
         # They refer to it: without them it is freed as soon as nobody is being served.
-        entry.answers = ()
-        for target in entry.targets:
-            self.known.pop(target, None)
+        for hit in entry.hits:
+            hit.until = 0.0
+        entry.hits = ()
+        for fingerprint in entry.fingerprints:
+            self.hits.pop(fingerprint, None)
 
     def _evict(self) -> None:
         while True:
@@ -182,19 +275,37 @@ class MemoryLevel:
             self._entries[entry.page.key] = self._entries.pop(entry.page.key)
 
 
-def _slim(target: Target, path: str) -> Target:
-    """A target of texts that others have, too."""
-    own, query, *others = target
-    return t.cast(Target, (path if own == path else own, query, *map(shared, others)))
+@functools.lru_cache(1024)
+def _shared(text: str | None) -> str | None:
+    """The first of all equal texts: many requests have the same host."""
+    return text
 
 
-def is_long(target: Target) -> bool:
-    """Whether a request is parsed each time, because it is not worth being remembered."""
-    return sum(len(part) for part in target if part) > MAX_TARGET_LENGTH
+def weight_of(fingerprint: Fingerprint) -> int:
+    """Bytes of memory that a fingerprint takes: its path and query are its own."""
+    return FINGERPRINT_OVERHEAD + len(fingerprint[0]) + len(fingerprint[1])
+
+
+def is_long(fingerprint: Fingerprint) -> bool:
+    """Whether a request is parsed each time, because its words are not worth keeping."""
+    return sum(len(part) for part in fingerprint if part) > MAX_LENGTH
+
+
+def replaces(new: Page, old: Page, lineage: str) -> bool:
+    """Whether a finished render may replace a page.
+
+    An older render never replaces a later one, whenever it ends. A page without a lineage was
+    rendered while the store did not answer; nobody knows when.
+
+    :param lineage: of the store now.
+    """
+    if old.lineage == new.lineage:
+        return old.sequence <= new.sequence
+    return new.lineage != "" and old.lineage != lineage
 
 
 def is_same_render(one: Page, other: Page, with_codings: bool = False) -> bool:
-    """Whether two pages are of one render.
+    """Whether two pages come from one render.
 
     :param with_codings: and have the same content codings.
     """

@@ -1,0 +1,188 @@
+"""`Config`: what a middleware was given, checked; the same in all processes."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import typing as t
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .answer import Caching
+from .key import canonical_query
+from .key import is_ambiguous
+from .key import Origin
+from .key import Origins
+from .key import PageKey
+from .metadata import check_tags_header
+from .rules import Excluded
+from .rules import Rule
+from .rules import Rules
+
+if t.TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
+    from _typeshed.wsgi import WSGIEnvironment
+
+logger = logging.getLogger("wsgi_isr")
+
+_PREFIX = re.compile(r"[\x21-\x7e]{0,64}")
+
+
+@dataclass
+class Config:
+    """What a middleware was given.
+
+    :param bypass: why a request never gets a page: ``"draft"``, ``"disabled"``, ``"bypass"``;
+        ``None`` if it may.
+    :param limit: bytes of a body that may be stored.
+    :param render_timeout: seconds after which a render no longer blocks another attempt.
+    :param workers: threads that regenerate, or 0.
+    """
+
+    app: WSGIApplication
+    middleware: object
+    rules: Rules
+    query: tuple[str, ...]
+    origins: Origins
+    build_id: str
+    limit: int
+    render_timeout: float
+    workers: int
+    caching: Caching
+    previous_builds: int = 0
+    memory_size: int = 0
+    clock: Callable[[], float] | None = None
+    bypass: Callable[[WSGIEnvironment], str | None] | None = None
+
+    def parameters(self, rule: Rule | None) -> tuple[str, ...]:
+        """The query parameters that are part of a page's key."""
+        return (rule.parameters if rule is not None else ()) or self.query
+
+    def key(self, origin: Origin, environ: WSGIEnvironment, rule: Rule | None) -> PageKey:
+        """The page that a request is for."""
+        return PageKey(
+            *origin,
+            environ.get("PATH_INFO", ""),
+            canonical_query(environ.get("QUERY_STRING", ""), self.parameters(rule)),
+            () if rule is None else rule.vary_of(environ),
+            self.build_id,
+        )
+
+    def rule_of(self, key: PageKey) -> Rule | None:
+        """The rule of a page, by its canonical request."""
+        found = self.rules.resolve(key.to_environ("stale", self.middleware))
+        return None if isinstance(found, Excluded) else found
+
+    def describe(self, origin: Origin, path: str, query_string: str) -> tuple[PageKey, Rule | None]:
+        """The key and the rule of a page that is named, not visited."""
+        environ = PageKey(*origin, path).to_environ("revalidate", self.middleware)
+        environ["QUERY_STRING"] = query_string
+        found = self.rules.resolve(environ)
+        rule = None if isinstance(found, Excluded) else found
+        return self.key(origin, environ, rule), rule
+
+    def is_canonical(self, key: PageKey) -> bool:
+        """Whether a key may have a page, and is the key of its own canonical request.
+
+        A key that comes from a store has to be, so that nobody invents pages.
+        """
+        try:
+            if is_ambiguous(key.path, key.mount) or key.build != self.build_id:
+                return False
+            if self.origins.trust(key.scheme, key.host) != key.host:
+                return False
+            environ = key.to_environ("stale", self.middleware)
+            origin = Origin(key.scheme, key.host, key.mount)
+            return self.key(origin, environ, self.rule_of(key)) == key
+        except ValueError:
+            # Text that is no latin-1.
+            return False
+
+
+def check(**options: t.Any) -> None:
+    """Check what the types of the middleware's arguments do not say.
+
+    :raises TypeError: for an argument of the wrong kind, with the remedy.
+    :raises ValueError: for a value that cannot work, with the remedy.
+    """
+    if not callable(options["app"]):
+        raise TypeError(f"app is a WSGI application, not {options['app']!r}")
+    least = {"memory_size": 0, "max_body_size": 1, "workers": 0, "previous_builds": 0}
+    for name, minimum in least.items():
+        value = options[name]
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name} takes a whole number, not {value!r}")
+        if value < minimum:
+            raise ValueError(f"{name} is at least {minimum}, not {value}")
+    timeout = options["render_timeout"]
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float):
+        raise TypeError(f"render_timeout takes seconds, not {timeout!r}")
+    if not 0 < timeout <= 86400 or math.isnan(timeout):
+        raise ValueError(f"render_timeout is more than 0 and at most 86400 seconds, not {timeout}")
+    for name in ("enabled", "cdn_purged"):
+        if not isinstance(options[name], bool):
+            raise TypeError(f"{name} takes True or False, not {options[name]!r}")
+    build_id = options["build_id"]
+    if build_id is not None and not isinstance(build_id, str):
+        raise TypeError(f"build_id takes a text, not {build_id!r}")
+    if not isinstance(options["key_prefix"], str) or not _PREFIX.fullmatch(options["key_prefix"]):
+        raise ValueError(
+            "key_prefix takes up to 64 printable ASCII characters without spaces, "
+            f"not {options['key_prefix']!r}"
+        )
+    key = options["signing_key"]
+    if key is not None and not isinstance(key, bytes | str):
+        raise TypeError(f"signing_key takes bytes or a text, not {type(key).__name__}")
+    if key is not None and len(key) < 16:
+        raise ValueError(f"signing_key has at least 16 bytes, not {len(key)}")
+    if options["tags_header"] is not None:
+        check_tags_header(options["tags_header"])
+    executor = options["executor"]
+    if executor is not None and not hasattr(executor, "submit") and not callable(executor):
+        raise TypeError(
+            "executor takes anything with submit, as a concurrent.futures.Executor, or a callable "
+            f"that makes one, not {executor!r}"
+        )
+    if type(executor).__name__ == "ProcessPoolExecutor":
+        raise TypeError(
+            "executor runs jobs in this process, where the app and its store are: to render in "
+            "others, set workers=0 and start 'python -m wsgi_isr MODULE:APP regenerate'"
+        )
+    if options["workers"] == 0 and executor is not None:
+        raise ValueError("workers=0 leaves renders to other processes; leave executor out")
+
+
+def make_bypass(enabled: bool, bypass: t.Any) -> Callable[[WSGIEnvironment], str | None] | None:
+    """One function of ``enabled`` and ``bypass``.
+
+    :raises TypeError: for what is neither cookie names nor a callable.
+    """
+    if not enabled:
+        return lambda environ: "disabled"
+    if callable(bypass):
+        decide: Callable[[WSGIEnvironment], t.Any] = bypass
+
+        def by_callable(environ: WSGIEnvironment) -> str | None:
+            try:
+                return "bypass" if decide(environ) else None
+            except Exception:
+                # The app's own answer is right for everybody.
+                logger.exception("bypass callable failed for %s", environ.get("PATH_INFO"))
+                return "bypass"
+
+        return by_callable
+    if isinstance(bypass, str | bytes) or not all(
+        isinstance(name, str) and name for name in bypass
+    ):
+        raise TypeError(f"bypass takes names of cookies, as in ['sessionid'], not {bypass!r}")
+    names = tuple(bypass)
+    if not names:
+        return None
+    pattern = re.compile(r"(?:^|[;,\s])(?:" + "|".join(map(re.escape, names)) + r")\s*=")
+
+    def by_cookie(environ: WSGIEnvironment) -> str | None:
+        cookies = environ.get("HTTP_COOKIE")
+        return "bypass" if cookies and pattern.search(cookies) else None
+
+    return by_cookie

@@ -1,0 +1,137 @@
+"""`Epochs`: the last invalidation of each label and pattern, where no engine keeps them."""
+
+from __future__ import annotations
+
+import re
+import typing as t
+from collections.abc import Iterator
+from collections.abc import Sequence
+from urllib.parse import unquote_to_bytes
+
+from ..freshness import Invalidated
+from ..rules import compile_pattern
+from .protocol import Invalidation
+from .protocol import Number
+
+_PATTERN = "pattern:"
+#: Patterns with the same literal beginning that are matched one by one.
+MAX_ALIKE = 100
+
+
+def prefix_of(pattern: str) -> str:
+    """The literal beginning of a pattern, by which it is found; in WSGI's spelling."""
+    literal, star, _ = pattern.partition("*")
+    # Without the slash before a star: "/blog/**" matches "/blog", too.
+    return unquote_to_bytes(literal.removesuffix("/") if star else literal).decode("latin-1")
+
+
+def pattern_over(pattern: str) -> str:
+    """A pattern that matches whatever patterns with the same literal beginning match."""
+    literal = pattern.partition("*")[0]
+    return literal[: literal.rfind("/")] + "/**"
+
+
+def replaces(new: Number, old: Number, lineage: str) -> bool:
+    """Whether a render may take the place of a stored page, in a store of this lineage."""
+    if new.lineage == old.lineage:
+        return new.sequence >= old.sequence
+    # Nobody knows the order of two lineages; pages of the store's own are never lost to others.
+    return old.lineage != lineage
+
+
+class Last(t.NamedTuple):
+    """The numbers of the last invalidation, and of the last that expired pages; 0 for none."""
+
+    any: int = 0
+    expire: int = 0
+
+    def later(self, other: Last) -> Last:
+        return Last(max(self.any, other.any), max(self.expire, other.expire))
+
+    def makes(self, number: Number, lineage: str) -> Invalidated:
+        """What they make of a page with this number, in a store of this lineage."""
+        # The number of another lineage says nothing here.
+        sequence = number.sequence if number.lineage == lineage else 0
+        if self.expire > sequence:
+            return Invalidated.EXPIRED
+        if self.any > sequence or number.lineage != lineage:
+            return Invalidated.STALE
+        return Invalidated.NO
+
+
+class Epochs:
+    """The last invalidation of each label and pattern, in one lineage."""
+
+    def __init__(self, lineage: str) -> None:
+        self.lineage = lineage
+        #: The number of the last invalidation.
+        self.changed = 0
+        #: Pages with a number from before it count as stale: labels up to it were forgotten.
+        self.floor = 0
+        self.labels: dict[str, Last] = {}
+        #: Patterns by their literal beginning.
+        self._patterns: dict[str, dict[str, re.Pattern[str]]] = {}
+
+    def apply(self, invalidation: Invalidation) -> None:
+        label, sequence, expire = invalidation
+        pattern = label.removeprefix(_PATTERN)
+        if pattern != label and label not in self.labels:
+            group = self._patterns.setdefault(prefix_of(pattern), {})
+            group[label] = compile_pattern(pattern)
+            if len(group) > MAX_ALIKE:
+                self._merge(group)
+        new = Last(sequence, sequence if expire else 0)
+        self.labels[label] = self.labels.get(label, Last()).later(new)
+        self.changed = max(self.changed, sequence)
+
+    def _merge(self, group: dict[str, re.Pattern[str]]) -> None:
+        """Replace the oldest patterns that begin alike by one that covers them."""
+        covering = pattern_over(next(iter(group)).removeprefix(_PATTERN))
+        for label in list(group)[: MAX_ALIKE // 2]:
+            if label != covering and (last := self.labels.get(label)) is not None:
+                self._forget(label)
+                self.apply(Invalidation(covering, last.any, False))
+                if last.expire:
+                    self.apply(Invalidation(covering, last.expire, True))
+
+    def validity(self, labels: Sequence[str], path: str, number: Number) -> Invalidated:
+        """What invalidations since its render began have made of a page."""
+        if number.lineage == self.lineage and number.sequence >= self.changed:
+            return Invalidated.NO
+        last = Last(self.floor)
+        for label in (*labels, *self._matching(path or "/")):
+            last = last.later(self.labels.get(label, Last()))
+        return last.makes(number, self.lineage)
+
+    def _matching(self, path: str) -> Iterator[str]:
+        if not self._patterns:
+            return
+        for end in range(len(path) + 1):
+            for label, pattern in list(self._patterns.get(path[:end], {}).items()):
+                if pattern.fullmatch(path):
+                    yield label
+
+    def since(self, sequence: int) -> tuple[Invalidation, ...]:
+        """The invalidations after a number, in their order."""
+        found = []
+        for label, last in self.labels.items():
+            if last.expire > sequence:
+                found.append(Invalidation(label, last.expire, True))
+            if last.any > sequence and last.any != last.expire:
+                found.append(Invalidation(label, last.any, False))
+        return tuple(sorted(found, key=lambda item: item.sequence))
+
+    def forget_oldest(self, keep: int) -> None:
+        """Forget all but the latest labels: pages from before those count as stale."""
+        ordered = sorted(self.labels.items(), key=lambda item: item[1].any)
+        for label, last in ordered[: max(0, len(ordered) - keep)]:
+            self.floor = max(self.floor, last.any)
+            self._forget(label)
+
+    def _forget(self, label: str) -> None:
+        del self.labels[label]
+        prefix = prefix_of(label.removeprefix(_PATTERN))
+        if label.startswith(_PATTERN) and (group := self._patterns.get(prefix)) is not None:
+            group.pop(label, None)
+            if not group:
+                del self._patterns[prefix]

@@ -1,0 +1,380 @@
+"""`Pages`: the pages of one process, in memory over the store that it shares with others."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import typing as t
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ..freshness import Invalidated
+from ..freshness import State
+from ..freshness import state_of
+from ..key import PageKey
+from ..metadata import GONE
+from ..page import Codec
+from ..page import Page
+from ..page import page_label
+from ..page import Size
+from .guard import Guard
+from .memory import Entry
+from .memory import is_same_render
+from .memory import MemoryLevel
+from .memory import replaces
+from .protocol import Changes
+from .protocol import Invalidation
+from .protocol import Number
+from .protocol import Record
+from .protocol import Store
+from .protocol import Stored
+from .protocol import StoreError
+from .protocol import TooLarge
+from .protocol import Validity
+
+logger = logging.getLogger("wsgi_isr")
+
+#: Seconds by which the time of a page's last use may be wrong.
+RECENCY = 60.0
+#: Reads of a page that an invalidation overtakes, before it counts as stale.
+TRIES = 3
+#: Reports of damaged pages in this process, at most.
+MAX_REPORTS = 10
+
+
+class Listed(t.NamedTuple):
+    """A stored page without its bodies."""
+
+    page: Page
+    sizes: tuple[Size, ...]
+    invalidated: Invalidated
+
+
+class Pages:
+    """Pages of one build, in memory and in the store.
+
+    Nothing here raises what a store raises, but for `invalidate`: an invalidation that may be lost
+    is an error for its caller.
+
+    :param on_error: called with the operation and the error of a store that failed.
+    :param on_changes: called with what was invalidated, by whatever process.
+    :param previous_builds: builds before this one whose pages are served, as stale ones, until
+        this one has its own.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        memory_size: int,
+        codec: Codec,
+        build_id: str,
+        on_error: Callable[[str, Exception], None],
+        on_changes: Callable[[Changes], None],
+        previous_builds: int = 0,
+    ) -> None:
+        self.store = store
+        self.guard = Guard(store, on_error)
+        self.memory = MemoryLevel(memory_size)
+        self._codec = codec
+        self._build_id = build_id
+        self._on_changes = on_changes
+        self._previous_builds = previous_builds
+        self._earlier: list[str] | None = None
+        #: Whether another process's invalidation shows in `Store.signal` at once.
+        self.is_local = store.kind.shared != "network"
+        #: What a hit reads: see `Store.signal`. On a network, a number of this process.
+        self.signal: t.Any = store.signal if self.is_local else [0]
+        self._last = Number("", 0)
+        self._reports = 0
+        self._used: set[str] = set()
+        self._following = threading.Lock()
+        self.followed_at = 0.0
+
+    # Following what others do.
+
+    def follow(self) -> None:
+        """Take in what was invalidated, by whatever process."""
+        with self._following:
+            self.followed_at = time.monotonic()
+            while True:
+                signal = self.store.signal
+                # Read before the changes are: a later one shows as another number.
+                generation = signal[0]
+                changes = self.guard.ask("changes", lambda: self.store.changes(self.memory.at))
+                if self.store.signal is signal:
+                    break
+                # Other counters, whose numbers say nothing about what was confirmed before.
+                self.memory.hits.clear()
+            if changes is not None and (not changes.complete or changes.at != self.memory.at):
+                self.memory.apply(changes)
+                self._note(changes.at)
+                self._on_changes(changes)
+                if not self.is_local:
+                    self.signal[0] += 1
+            if self.is_local:
+                self.signal = signal
+            self.memory.generation = generation if self.is_local else self.signal[0]
+
+    def catch_up(self) -> None:
+        """Follow, if there is anything to follow."""
+        if self.memory.generation != self.signal[0]:
+            self.follow()
+
+    # Reading.
+
+    def find(self, key: PageKey, now: float) -> Entry | None:
+        """The page in memory, or in the store if that is newer."""
+        self.catch_up()
+        entry = self.memory.get(key)
+        if entry is None:
+            return self.load(key) or self.borrow(key)
+        self.memory.confirm(entry)
+        if state_of(entry.page, entry.invalidated, now) is State.FRESH or self.is_newest(entry):
+            return entry
+        return self.newest(key) or self.borrow(key)
+
+    def is_newest(self, entry: Entry) -> bool:
+        """Whether the store has nothing newer, as far as can be said without reading it."""
+        return entry.stored == self.store.stored(entry.page.name)
+
+    def load(self, key: PageKey) -> Entry | None:
+        """The page in the store."""
+        for _ in range(TRIES):
+            # Read before the page is: any later change shows as another value.
+            stored = self.store.stored(key.name)
+            found = self._read(key.name, key)
+            if found is None:
+                return None
+            page, validity = found
+            entry = Entry(page, validity.invalidated, stored, in_store=True)
+            entry.used_at = time.time()
+            kept = self.memory.put(entry, validity)
+            if kept is not None:
+                return kept
+        entry.confirmed = (None, max(entry.invalidated, Invalidated.STALE))
+        return entry
+
+    def newest(self, key: PageKey) -> Entry | None:
+        """The page in memory or in the store, whichever is newer."""
+        self.catch_up()
+        here = self.memory.get(key)
+        stored = self.store.stored(key.name)
+        loaded = self.load(key)
+        if here is None or loaded is None:
+            entry = loaded or here
+        else:
+            newer = replaces(loaded.page, here.page, self.memory.at.lineage)
+            entry = loaded if newer else here
+        if entry is not None:
+            entry.stored = stored
+            self.memory.confirm(entry)
+            if loaded is None and self._may_be_superseded(entry):
+                self.memory.discard(key, entry)
+                return None
+        return entry
+
+    def _may_be_superseded(self, entry: Entry) -> bool:
+        """Whether a page that only memory has may have had a successor, which was removed.
+
+        It was invalidated, and nobody may get it who came after its successor was rendered.
+        """
+        same = entry.page.lineage == self.memory.at.lineage
+        return bool(entry.invalidated) and same and entry.in_store and self.guard.is_well
+
+    def _read(self, name: str, key: PageKey | None) -> tuple[Page, Validity] | None:
+        found = self.guard.ask("get", lambda: self.store.get(name))
+        if found is None:
+            return None
+        page = self._codec.decode(found.record.head, found.record.body, key)
+        if page is None or not _is_sound(found, page):
+            self._report_damage(name)
+            return None
+        return page, found.validity
+
+    def _report_damage(self, name: str) -> None:
+        if self._reports < MAX_REPORTS:
+            self._reports += 1
+            logger.warning(
+                "stored page %s is damaged, or signed with another key: it is rendered anew", name
+            )
+
+    def used(self, entry: Entry, now: float) -> None:
+        """Note that a page is served, also from memory alone: it is evicted late."""
+        if abs(now - entry.used_at) >= RECENCY:
+            entry.used_at = now
+            if entry.in_store:
+                self._used.add(entry.page.name)
+
+    def tell_used(self) -> None:
+        """Tell the store which pages were served."""
+        if self._used:
+            names, self._used = self._used, set()
+            self.guard.ask("used", lambda: self.store.used(names), write=True)
+
+    def borrow(self, key: PageKey) -> Entry | None:
+        """The page of an earlier build, as a stale one; it is kept nowhere under this key.
+
+        What is gone is not borrowed: newer code may well have it.
+        """
+        for build in self.earlier_builds()[: self._previous_builds]:
+            other = key._replace(build=build)
+            found = self._read(other.name, other)
+            if found is None or found[0].code in GONE:
+                continue
+            page, (invalidated, at) = found
+            if invalidated is not Invalidated.EXPIRED:
+                mine = replace(page, key=key, name=key.name)
+                return Entry(mine, max(invalidated, Invalidated.STALE))
+        return None
+
+    def earlier_builds(self) -> list[str]:
+        """Let later builds find this one; those before it, the latest first."""
+        if self._earlier is None:
+            self._earlier = self.guard.ask(
+                "builds", lambda: self.store.builds(self._build_id), write=True
+            )
+        return self._earlier or []
+
+    # Listing.
+
+    def listed(self, path: str | None = None) -> Iterator[Listed]:
+        """Pages without their bodies: all of this build, or all of a full path and any build.
+
+        :raises NotImplementedError: where pages cannot be listed.
+        :raises Exception: what the store raises.
+        """
+        seen = set()
+        build = self._build_id if path is None else None
+        for found in self.store.records(build=build, path=path):
+            head = self._codec.decode_head(found.record.head)
+            if head is not None and _is_sound(found, head[0]):
+                seen.add(head[0].name)
+                yield Listed(*head, found.validity.invalidated)
+        for entry in self.memory:
+            page = entry.page
+            if page.name not in seen and path in (None, page.key.full_path or "/"):
+                self.memory.confirm(entry)
+                sizes = tuple((coding, len(body), 0) for coding, body in page.bodies.items())
+                yield Listed(page, sizes, entry.invalidated)
+
+    # Writing.
+
+    def number(self) -> Number:
+        """The number of a render that begins now.
+
+        Without the store it is the last that was seen: its page replaces what this process has,
+        and whatever gets a number later replaces it.
+        """
+        number = self.guard.ask("number", self.store.number, write=True)
+        if number is not None:
+            self._note(number)
+        return number or self._last
+
+    def _note(self, number: Number) -> None:
+        if number.lineage != self._last.lineage or number.sequence > self._last.sequence:
+            self._last = number
+
+    def put(self, page: Page) -> tuple[Entry, str | None]:
+        """Store a finished render, unless a later one is there.
+
+        Gives the page that counts from now on, and why it was not stored if it was not.
+        """
+        stored = self.store.stored(page.name)
+        record = self._record(page)
+        try:
+            # A tuple, because ``None`` says that the store did not answer.
+            done = self.guard.ask("put", lambda: (self.store.put(record),), write=True)
+        except TooLarge:
+            return self._keep(page, Validity(Invalidated.NO, Number("", 0)), stored), "too-large"
+        if done is None:
+            return self._keep(page, Validity(Invalidated.NO, Number("", 0)), stored), "store-error"
+        validity = done[0]
+        if validity is None:
+            newer = self.newest(page.key)
+            return newer or self._keep(page, Validity(Invalidated.STALE, self._last), None), None
+        alone = self.store.kind.name == "memory"
+        entry = self._keep(page, validity, stored, in_store=not alone)
+        entry.used_at = time.time()
+        return entry, "too-large" if alone and self.memory.get(page.key) is None else None
+
+    def _keep(
+        self, page: Page, validity: Validity, stored: object, in_store: bool = False
+    ) -> Entry:
+        entry = Entry(page, validity.invalidated, stored, in_store)
+        kept = self.memory.put(entry, validity if in_store else None)
+        if kept is None:
+            entry.confirmed = (None, Invalidated.STALE)
+        return kept or entry
+
+    def _record(self, page: Page) -> Record:
+        head, body = self._codec.encode(page)
+        number, path = Number(page.lineage, page.sequence), page.key.full_path or "/"
+        gone = page.code in GONE
+        return Record(page.name, page.labels, number, page.key.build, path, gone, head, body)
+
+    def recode(self, page: Page) -> None:
+        """Add content codings to a stored page; one that is gone or replaced stays so."""
+        found = self._read(page.name, page.key) if self.store.kind.name != "memory" else None
+        if found is not None and is_same_render(page, found[0]):
+            try:
+                self.guard.ask("put", lambda: self.store.put(self._record(page)), write=True)
+            except TooLarge:
+                return
+        self.memory.recode(page)
+
+    def withdraw(self, key: PageKey) -> None:
+        """Remove a page for all processes, before anybody is served it again."""
+        labels = [page_label(key.name)]
+        self.memory.discard(key)
+        self.guard.ask("withdraw", lambda: self.store.invalidate(labels, True), write=True)
+        self.guard.ask("withdraw", lambda: self.store.delete(key.name), write=True)
+        # Another thread may have read it again meanwhile.
+        self.memory.discard(key)
+
+    def invalidate(self, labels: Sequence[str], expire: bool) -> Number:
+        """Invalidate pages in all processes, before this returns.
+
+        It holds in this process, whatever the store does.
+
+        :raises StoreError: if it may not hold elsewhere.
+        """
+        try:
+            number = self.guard.demand(
+                "invalidate", lambda: self.store.invalidate(labels, expire), write=True
+            )
+        except Exception as error:
+            self.memory.invalidate(labels, expire)
+            raise StoreError(f"the store did not take the invalidation: {error}") from error
+        self._note(number)
+        if not self.is_local:
+            self._apply(labels, number, expire)
+        else:
+            self.follow()
+        return number
+
+    def _apply(self, labels: Iterable[str], number: Number, expire: bool) -> None:
+        """Apply an invalidation of this process here; others between are followed later."""
+        with self._following:
+            if number.lineage == self.memory.at.lineage:
+                made = tuple(Invalidation(label, number.sequence, expire) for label in labels)
+                changes = Changes(self.memory.at, True, made)
+                self.memory.apply(changes)
+                self._on_changes(changes)
+                self.signal[0] += 1
+                self.memory.generation = self.signal[0]
+                return
+        self.follow()
+
+
+def _is_sound(found: Stored, page: Page) -> bool:
+    """Whether a store's own account of a page is that of the sealed head."""
+    record = found.record
+    return (
+        record.labels == page.labels
+        and record.number == (page.lineage, page.sequence)
+        and record.name == page.name
+    )

@@ -1,0 +1,361 @@
+"""What is special to the embedded store; what it shares with others is in the contract."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import time
+import typing as t
+from collections.abc import Callable
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from wsgi_isr.freshness import Invalidated
+from wsgi_isr.store import labels as labels_of
+from wsgi_isr.store.protocol import Busy
+from wsgi_isr.store.protocol import Failure
+from wsgi_isr.store.protocol import Number
+from wsgi_isr.store.protocol import Record
+from wsgi_isr.store.protocol import StoreError
+from wsgi_isr.store.protocol import TooLarge
+from wsgi_isr.store.protocol import Wanted
+from wsgi_isr.store.sqlite import SQLiteStore
+
+NOTHING = Number("", 0)
+NO, STALE, EXPIRED = Invalidated.NO, Invalidated.STALE, Invalidated.EXPIRED
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def open_store(folder: Path) -> Iterator[Callable[..., SQLiteStore]]:
+    stores: list[SQLiteStore] = []
+
+    def open_one(**options: t.Any) -> SQLiteStore:
+        stores.append(SQLiteStore(str(folder), **options))
+        return stores[-1]
+
+    yield open_one
+    for store in stores:
+        store.close()
+
+
+@pytest.fixture
+def store(open_store: Callable[..., SQLiteStore]) -> SQLiteStore:
+    return open_store()
+
+
+def put(store: SQLiteStore, name: str, **fields: t.Any) -> Record:
+    path = fields.get("path", f"/{name}")
+    number = fields.pop("number", None) or store.number()
+    labels = (f"path:{path}", f"tag:{name}")
+    record = Record(name, labels, number, "build", path, False, b"head", b"body")
+    record = record._replace(**fields)
+    assert store.put(record) is not None
+    return record
+
+
+def state(store: SQLiteStore, name: str) -> Invalidated:
+    stored = store.get(name)
+    assert stored is not None
+    return stored.validity.invalidated
+
+
+def cost(store: SQLiteStore, name: str) -> float:
+    """Seconds that a read takes: the best of many, because others use the machine, too."""
+    times = []
+    for _ in range(300):
+        began = time.perf_counter()
+        store.get(name)
+        times.append(time.perf_counter() - began)
+    return sorted(times)[30]
+
+
+class TestFolder:
+    def test_is_for_this_user_alone(self, folder: Path, store: SQLiteStore) -> None:
+        assert not folder.exists()
+        assert store.get("a") is None
+        assert folder.stat().st_mode & 0o777 == 0o700
+
+    def test_what_is_given_back_leaves_nothing_open(
+        self, folder: Path, open_store: Callable[..., SQLiteStore]
+    ) -> None:
+        before = len(os.listdir("/proc/self/fd"))
+        store = open_store()
+        put(store, "a")
+        lease = store.lease("a", 9, True)
+        store.report({"pid": 1})
+        store.close()
+        assert len(os.listdir("/proc/self/fd")) == before
+        assert os.listdir(folder / "processes") == [] and not isinstance(lease, Busy)
+        lease.release()
+
+    def test_prune_removes_what_the_first_edition_left(
+        self, folder: Path, store: SQLiteStore
+    ) -> None:
+        put(store, "a")
+        for name in ("pages", "leases"):
+            (folder / "isr%3A" / name).mkdir(parents=True)
+        (folder / "isr%3A" / "sequence").write_text("x")
+        (folder / "mine").mkdir()
+        store.prune()
+        assert not (folder / "isr%3A").exists() and (folder / "mine").exists()
+        assert store.get("a") is not None
+
+
+class TestOrder:
+    @pytest.mark.parametrize("label", ["tag:{}", "pattern:/blog/{}/**", "pattern:/shop/*/x{}"])
+    def test_reading_costs_the_same_however_much_was_invalidated(
+        self, store: SQLiteStore, label: str
+    ) -> None:
+        put(store, "a", path="/shop/1/a", body=b"b" * 20_000)
+        store.invalidate([label.format("first")], False)
+        before = cost(store, "a")
+        for start in range(0, 20_000, 500):
+            store.invalidate([label.format(n) for n in range(start, start + 500)], False)
+        assert state(store, "a") is NO
+        assert cost(store, "a") < 2.2 * before + 20e-6
+
+    def test_patterns_that_begin_alike_reach_their_pages_and_no_others(
+        self, store: SQLiteStore
+    ) -> None:
+        early = store.number()
+        for n in range(70):
+            put(store, f"p{n}", path=f"/shop/1/x{n}")
+        put(store, "other", path="/shop/1/y")
+        for n in range(60):
+            store.invalidate([f"pattern:/shop/*/x{n}"], n % 2 == 0)
+        for n in range(60):
+            assert state(store, f"p{n}") is (STALE if n % 2 else EXPIRED), n
+        assert {state(store, f"p{n}") for n in range(60, 70)} == {NO}
+        assert state(store, "other") is NO
+        # Nobody can say any more what happened to one that began before all that.
+        put(store, "late", path="/shop/1/x3", number=early)
+        assert state(store, "late") is not NO
+        put(store, "p1", path="/shop/1/x1")
+        assert state(store, "p1") is NO
+
+    def test_forgotten_labels_reach_their_pages_and_no_others(
+        self, store: SQLiteStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(labels_of, "MAX_LABELS", 100)
+        early = store.number()
+        for n in range(300):
+            put(store, f"p{n}")
+        put(store, "other")
+        for n in range(250):
+            store.invalidate([f"tag:p{n}"], n % 2 == 0)
+        assert store.database.read(labels_of.read_state).labels <= 100
+        for n in range(250):
+            assert state(store, f"p{n}") is (STALE if n % 2 else EXPIRED), n
+        assert {state(store, f"p{n}") for n in range(250, 300)} == {NO}
+        assert state(store, "other") is NO
+        put(store, "late", number=early)
+        assert state(store, "late") is STALE
+
+    def test_a_damaged_row_of_labels_is_everything_once(
+        self, folder: Path, store: SQLiteStore
+    ) -> None:
+        put(store, "a")
+        store.invalidate(["tag:b"], False)
+        assert state(store, "a") is NO
+        store.database.write(
+            lambda connection: connection.execute("UPDATE buckets SET data = x'00'").rowcount
+        )
+        assert state(store, "a") is EXPIRED
+        put(store, "a")
+        store.invalidate(["tag:c"], False)
+        assert state(store, "a") is NO
+
+    def test_a_gap_in_the_history_shows(self, store: SQLiteStore) -> None:
+        at = store.changes(NOTHING).at
+        for n in range(3):
+            store.invalidate([f"tag:{n}"], False)
+        assert len(store.changes(at).invalidations) == 3
+        store.database.write(
+            lambda connection: connection.execute("DELETE FROM history WHERE id = 2").rowcount
+        )
+        assert not store.changes(at).complete
+
+    def test_a_page_from_a_future_that_was_undone_is_not_ahead_of_invalidations(
+        self, store: SQLiteStore
+    ) -> None:
+        number = store.number()
+        put(store, "a", number=number._replace(sequence=number.sequence + 100))
+        store.invalidate(["tag:a"], False)
+        assert state(store, "a") is STALE
+
+
+class TestBounds:
+    def test_holds_under_many_made_up_names(
+        self, open_store: Callable[..., SQLiteStore]
+    ) -> None:
+        stores = [open_store(max_pages=50, max_bytes=50_000) for _ in range(4)]
+        put(stores[0], "real", body=b"b" * 2000)
+        over: list[object] = []
+
+        def crawl(store: SQLiteStore, turn: int) -> None:
+            for n in range(150):
+                put(store, f"{turn}-{n}", gone=True, body=b"b" * (n % 7 * 1000))
+                sizes = store.sizes()
+                if (sizes.pages or 0) > 50 or (sizes.bytes or 0) > 50_000:
+                    over.append(sizes)
+
+        threads = [
+            threading.Thread(target=crawl, args=(store, turn)) for turn, store in enumerate(stores)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        found = list(stores[0].records())
+        assert over == [] and len(found) == stores[0].sizes().pages <= 50
+        assert stores[0].get("real") is not None
+
+    def test_evicts_what_was_used_least(self, open_store: Callable[..., SQLiteStore]) -> None:
+        store = open_store(max_pages=3)
+        for name in "abc":
+            put(store, name)
+        store.set_failure("b", Failure(1, 0.0, "error"))
+        store.used(["a"])
+        put(store, "d")
+        assert [name for name in "abcd" if store.get(name)] == ["a", "c", "d"]
+        assert store.failure("b") is None
+
+    def test_refuses_what_is_too_large(self, open_store: Callable[..., SQLiteStore]) -> None:
+        store = open_store(max_bytes=1000)
+        put(store, "a")
+        with pytest.raises(TooLarge):
+            put(store, "a", body=b"b" * 1000)
+        assert store.get("a") is not None
+
+    def test_the_file_shrinks(self, folder: Path, store: SQLiteStore) -> None:
+        for n in range(200):
+            put(store, f"p{n}", body=b"b" * 50_000)
+        store.prune(max_pages=200)
+        before = (folder / "pages.sqlite3").stat().st_size
+        assert store.prune(max_pages=10) == 190
+        assert (folder / "pages.sqlite3").stat().st_size < before / 5
+        assert (folder / "pages.sqlite3-wal").stat().st_size == 0
+        assert store.sizes().pages == 10
+
+    def test_pruning_lets_others_in_between(
+        self, open_store: Callable[..., SQLiteStore]
+    ) -> None:
+        store, other = open_store(), open_store()
+        for n in range(1000):
+            put(store, f"p{n}", body=b"b" * 5000, number=Number("", 1))
+        waits: list[float] = []
+        thread = threading.Thread(target=lambda: store.prune(everything=True))
+        thread.start()
+        while thread.is_alive():
+            began = time.perf_counter()
+            other.number()
+            waits.append(time.perf_counter() - began)
+        thread.join()
+        assert len(waits) > 10 and sorted(waits)[len(waits) // 2] < 0.01
+        assert store.sizes().pages == 0 and list(store.records()) == []
+
+
+class TestLeases:
+    def test_one_that_cannot_be_given_back_is_given_back_later(
+        self, open_store: Callable[..., SQLiteStore], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store, other = open_store(), open_store()
+        lease = store.lease("a", 60, True)
+        assert not isinstance(lease, Busy)
+
+        def fail(*args: object) -> t.Any:
+            raise StoreError("full")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(store.database, "write", fail)
+            lease.release(b"outcome")
+        assert isinstance(other.lease("a", 60, True), Busy)
+        again = store.lease("a", 60, False)
+        assert not isinstance(again, Busy)
+        with monkeypatch.context() as patched:
+            patched.setattr(store.database, "write", fail)
+            again.release()
+        store.probe()
+        assert not isinstance(other.lease("a", 60, False), Busy)
+
+    def test_a_removed_file_of_a_process_is_made_again(
+        self, folder: Path, open_store: Callable[..., SQLiteStore]
+    ) -> None:
+        store, other = open_store(), open_store()
+        store.lease("a", 60, True)
+        for path in (folder / "processes").iterdir():
+            path.unlink()
+        store.lease("b", 60, True)
+        assert isinstance(other.lease("a", 60, True), Busy)
+
+
+class TestWanted:
+    def test_listening_ends_with_a_wanted_page(
+        self, open_store: Callable[..., SQLiteStore]
+    ) -> None:
+        store, other = open_store(), open_store()
+        assert not other.want("build", Wanted("a", b"data"))
+        assert store.take("build", 9) is None
+        assert store.listen(0.05) is False
+        heard = threading.Event()
+        thread = threading.Thread(target=lambda: store.listen(30) and heard.set())
+        thread.start()
+        while not heard.is_set():
+            assert other.want("build", Wanted("a", b"data"))
+            other.done("build", "a") if not heard.wait(0.05) else None
+        thread.join()
+
+    def test_a_damaged_wanted_page_is_dropped(self, store: SQLiteStore) -> None:
+        assert store.take("build", 9) is None
+        assert store.want("build", Wanted("a", b"data"))
+        store.database.write(
+            lambda connection: connection.execute("UPDATE wanted SET data = x'0011223344'").rowcount
+        )
+        assert store.take("build", 9) is None
+        assert store.want("build", Wanted("a", b"data"))
+        assert store.take("build", 9) == Wanted("a", b"data")
+
+
+class TestDamagedRows:
+    @pytest.mark.parametrize(
+        "statement",
+        [
+            "UPDATE pages SET meta = x'0011223344'",
+            "UPDATE pages SET head = NULL",
+            "UPDATE bodies SET body = 'text'",
+            "DELETE FROM bodies",
+            "UPDATE pages SET meta = (SELECT meta FROM pages WHERE name = 'b') WHERE name = 'a'",
+        ],
+    )
+    def test_a_damaged_page_is_a_miss_and_replaced(
+        self, store: SQLiteStore, statement: str
+    ) -> None:
+        put(store, "a")
+        put(store, "b")
+        store.database.write(lambda connection: connection.execute(statement).rowcount)
+        assert store.get("a") is None
+        put(store, "a")
+        assert store.get("a") is not None
+
+    def test_an_error_of_the_disk_heals_by_itself(
+        self, store: SQLiteStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        put(store, "a")
+
+        def fail(connection: sqlite3.Connection) -> t.Any:
+            error = sqlite3.OperationalError("disk I/O error")
+            error.sqlite_errorcode = sqlite3.SQLITE_IOERR
+            raise error
+
+        for call in (store.database.read, store.database.write):
+            with pytest.raises(StoreError):
+                call(fail)
+            assert store.get("a") is not None
