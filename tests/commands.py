@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import types
+import typing as t
 
 from click.testing import CliRunner
 from click.testing import Result
 
 from wsgi_isr.cli import main
+
+#: Before click 8.2 the two streams of a command are one, unless this is said.
+SEPARATE: dict[str, t.Any] = (
+    {"mix_stderr": False} if "mix_stderr" in inspect.signature(CliRunner).parameters else {}
+)
 
 
 class Command:
@@ -15,4 +22,5 @@ class Command:
         self.module = module
 
     def __call__(self, *args: str, app: str = "app", input: str | None = None) -> Result:
-        return CliRunner().invoke(main, [f"{self.module.__name__}:{app}", *args], input=input)
+        name = f"{self.module.__name__}:{app}"
+        return CliRunner(**SEPARATE).invoke(main, [name, *args], input=input)

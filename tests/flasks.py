@@ -17,8 +17,8 @@ COLD = "isr; fwd=uri-miss; stored"
 HIT = "isr; hit"
 
 
-def flask_app(folder: Path, name: str = "site") -> Flask:
-    app = Flask(name, root_path=str(folder), instance_path=str(folder / "instance"))
+def flask_app(folder: Path, name: str = "site", **options: t.Any) -> Flask:
+    app = Flask(name, root_path=str(folder), instance_path=str(folder / "instance"), **options)
     app.secret_key = "not a secret"
     app.wsgi_app = strict(app.wsgi_app)  # type: ignore[method-assign]
     return app
@@ -33,6 +33,11 @@ def flask_browser(app: Flask, clock: Clock | None = None, **options: t.Any) -> B
     browser = Browser(strict(app))
     browser.isr = middleware
     return browser
+
+
+def settle(browser: Browser) -> None:
+    """Wait for the renders that visitors started."""
+    browser.isr._here().background.wait(10)
 
 
 def twice(browser: Browser, url: str, **kwargs: t.Any) -> tuple[str, str]:

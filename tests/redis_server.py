@@ -203,3 +203,29 @@ class SlowNetwork:
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
             sock.close()
+
+
+def eventually(check: t.Callable[[], t.Any], seconds: float) -> t.Any:
+    """The first true value of a check, or the last one when time is up."""
+    deadline = time.monotonic() + seconds
+    while not (value := check()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return value
+
+
+@contextlib.contextmanager
+def listening(store: t.Any) -> Iterator[None]:
+    """Call `Store.listen` in a thread, again and again."""
+    stop = threading.Event()
+
+    def listen() -> None:
+        while not stop.is_set():
+            store.listen(0.1)
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()

@@ -18,12 +18,13 @@ from flasks import COLD
 from flasks import flask_app
 from flasks import flask_browser
 from flasks import HIT
+from flasks import settle
 from itsdangerous import URLSafeTimedSerializer
 
 from wsgi_isr.flask import ISR
 from wsgi_isr.flask import isr_page
-from wsgi_isr.flask.draft import COOKIE
-from wsgi_isr.flask.draft import LIFETIME
+from wsgi_isr.flask.routes import COOKIE
+from wsgi_isr.flask.routes import LIFETIME
 
 DRAFT = "isr; fwd=bypass; detail=draft"
 
@@ -39,6 +40,8 @@ def app(tmp_path: Path) -> Flask:
     def post(slug: str) -> str:
         draft = " (draft)" if isr_of(app).is_draft else ""
         return f"{app.extensions['text']}{draft} {request.cookies.get('user')}"
+
+    app.get("/simple")(isr_page(lambda: "a page"))
 
     @app.get("/plain")
     def plain() -> str:
@@ -104,7 +107,7 @@ class TestDraftMode:
         editor.get("/blog/a")
         # Of a page that was not there before neither.
         editor.get("/blog/b")
-        visitor.isr.close()
+        settle(visitor)
         assert [page.url for page in visitor.isr.pages()] == [page.url for page in before]
         assert status_of(visitor.get("/blog/a")).startswith(HIT)
         assert status_of(visitor.get("/blog/b")) == COLD
@@ -176,6 +179,25 @@ class TestTheCookie:
         assert cookie is not None
         visitor.set_cookie(COOKIE, forge(cookie.value))
         assert status_of(visitor.get("/blog/a")).startswith(HIT)
+
+    @pytest.mark.parametrize("odd", ["isr_draft=\xff", "isr_draft=\xe9.x.y", 'isr_draft="\\377"'])
+    def test_whose_bytes_are_no_text_makes_an_ordinary_visitor(
+        self, app: Flask, editor: Browser, odd: str
+    ) -> None:
+        visitor = Browser(app, use_cookies=False)
+        answer = visitor.get("/blog/a", environ_overrides={"HTTP_COOKIE": odd})
+        assert status_of(answer).startswith(HIT)
+
+    def test_beside_one_whose_bytes_are_no_text_goes_on(
+        self, app: Flask, editor: Browser
+    ) -> None:
+        visitor = Browser(app, use_cookies=False)
+        cookie = editor.get_cookie(COOKIE)
+        assert cookie is not None
+        both = f"name=J\xf6rg; {COOKIE}={cookie.value}"
+        # This view reads no cookies, which Werkzeug could not read.
+        answer = visitor.get("/simple", environ_overrides={"HTTP_COOKIE": both})
+        assert status_of(answer) == DRAFT
 
     def test_that_is_too_old_makes_an_ordinary_visitor(
         self, editor: Browser, monkeypatch: pytest.MonkeyPatch

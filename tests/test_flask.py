@@ -75,7 +75,7 @@ class TestItsForms:
             return "home"
 
         browser.get("/")
-        assert "stale-while-revalidate=30" in browser.get("/").headers["Cache-Control"]
+        assert "stale-while-revalidate=30" in browser.get("/").headers["CDN-Cache-Control"]
         clock.advance(90)
         assert status_of(browser.get("/")) == "isr; fwd=stale; stored"
 
@@ -241,8 +241,21 @@ class TestItsForms:
             isr_page(**options)
 
     def test_on_what_is_no_view_it_is_an_error_at_once(self) -> None:
-        with pytest.raises(TypeError, match="stands on a view function"):
+        with pytest.raises(TypeError, match=r"as in isr_page\(revalidate=60\)"):
             isr_page(60)  # type: ignore[call-overload]
+        with pytest.raises(TypeError, match="stands on a view function"):
+            isr_page(revalidate=60)(60)  # type: ignore[type-var]
+
+    def test_on_a_class_it_is_an_error_at_once(self) -> None:
+        class Home(MethodView):
+            pass
+
+        with pytest.raises(TypeError, match="stands among the decorators of a class"):
+            isr_page(Home)
+
+    def test_twice_on_a_view_it_is_an_error_at_once(self) -> None:
+        with pytest.raises(TypeError, match="stands twice on"):
+            isr_page(isr_page(lambda: "home"))
 
 
 class TestTags:
@@ -263,6 +276,19 @@ class TestTags:
         browser.isr.revalidate_tag("post:a")
         assert status_of(browser.get("/blog/a")) == "isr; hit; ttl=0"
         assert status_of(browser.get("/blog/b")) == HIT
+
+
+    def test_a_function_that_returns_a_text_is_an_error_that_names_the_view(
+        self, app: Flask, browser: Browser
+    ) -> None:
+        @app.get("/blog/<slug>")
+        @isr_page(tags=lambda slug: f"post:{slug}")
+        def post(slug: str) -> str:
+            return slug
+
+        app.testing = app.config["ISR_ENABLED"] = True
+        with pytest.raises(TypeError, match="tags of .*post returns a text.*: 'post:a'"):
+            browser.get("/blog/a")
 
 
 class TestKeys:

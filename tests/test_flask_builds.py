@@ -234,7 +234,7 @@ class TestPages:
     ) -> None:
         old = flask_browser(self.app(tmp_path), cache=None)
         old.get("/")
-        old.isr._here().store.note_build()
+        old.isr.close()
         Path(tmp_path, "app.py").write_text("newer code")
         app = self.app(tmp_path)
         app.config["ISR_PREVIOUS_BUILDS"] = 1
@@ -246,4 +246,4 @@ class TestPages:
     def test_have_the_id_that_was_told(self, tmp_path: Path) -> None:
         app = self.app(tmp_path)
         app.config["ISR_BUILD_ID"] = "release 7"
-        assert flask_browser(app).isr._site.build_id == "release 7"
+        assert flask_browser(app).isr.build_id == "release 7"

@@ -17,13 +17,14 @@ from flasks import COLD
 from flasks import flask_app
 from flasks import flask_browser
 from flasks import HIT
+from flasks import settle
 from flasks import twice
+from werkzeug.middleware.proxy_fix import ProxyFix
 
 from wsgi_isr import ISRMiddleware
 from wsgi_isr import Result
 from wsgi_isr import RevalidationError
 from wsgi_isr import Rule
-from wsgi_isr.flask import extension
 from wsgi_isr.flask import invalidate
 from wsgi_isr.flask import ISR
 from wsgi_isr.flask import isr_page
@@ -110,7 +111,7 @@ class TestInARoute:
         app.extensions["text"] = "new"
         browser.post(route)
         assert browser.get("/blog/a").text == "old a"
-        browser.isr.close()
+        settle(browser)
         assert browser.get("/blog/a").text == "new a"
         app.extensions["text"] = "newer"
         browser.post(route, data={"expire": "1"})
@@ -152,6 +153,28 @@ class TestOutsideOfARequest:
     def test_without_one_a_path_is_an_error(self, app: Flask, browser: Browser) -> None:
         with app.app_context(), pytest.raises(ValueError, match="no host is known"):
             revalidate("/blog/a")
+
+    @pytest.mark.parametrize("base_url", [None, "http://localhost"])
+    def test_the_config_says_where_pages_are_as_it_does_for_url_for(
+        self, app: Flask, base_url: str | None
+    ) -> None:
+        app.config.update(
+            SERVER_NAME="www.example.com",
+            PREFERRED_URL_SCHEME="https",
+            APPLICATION_ROOT="/site",
+            ISR_BASE_URL=base_url,
+        )
+        browser = flask_browser(app)
+        host = base_url or "https://www.example.com"
+        browser.get("/blog/a", base_url=f"{host}/site")
+        app.extensions["text"] = "new"
+        with app.app_context():
+            assert revalidate(url_for("post", slug="a", _external=False)) == [
+                Result(f"{host}/site/blog/a", 200)
+            ]
+            with pytest.raises(ValueError, match="not under the mount point '/site'"):
+                revalidate("/blog/a")
+        assert browser.get("/blog/a", base_url=f"{host}/site").text == "new a"
 
     def test_in_a_test_request_context_its_host_counts(self, app: Flask, browser: Browser) -> None:
         with app.test_request_context(base_url="http://a.example"):
@@ -239,27 +262,124 @@ class TestConfiguration:
         assert page.url == "https://argument.example/blog/a"
         assert app.config["ISR_BASE_URL"] == "https://argument.example"
 
-    def test_every_argument_of_the_middleware_is_one(self) -> None:
-        names = set(inspect.signature(ISRMiddleware).parameters) - {"app"}
-        assert names <= {*extension._OPTIONS, *extension._OWN_OPTIONS}
+    def test_every_argument_of_the_middleware_is_one_and_a_key(self, tmp_path: Path) -> None:
+        parameters = inspect.signature(ISRMiddleware).parameters
+        defaults = {name: p.default for name, p in parameters.items() if name != "app"}
+        ISR(**defaults)
+        app = flask_app(tmp_path)
+        app.config.update({f"ISR_{name.upper()}": value for name, value in defaults.items()})
+        app.config["ISR_CACHE"] = "memory://"
+        assert ISR(app).middleware.workers == defaults["workers"]
 
     def test_an_argument_that_does_not_exist_is_an_error(self) -> None:
         with pytest.raises(TypeError, match="ISR has no argument cash"):
             ISR(cash="memory://")
 
-    def test_a_value_that_cannot_work_is_an_error_when_the_app_is_made(self, app: Flask) -> None:
-        app.config["ISR_BASE_URL"] = "www.example.com"
-        with pytest.raises(ValueError, match="base_url"):
-            ISR(app)
+    def test_is_read_at_the_first_request(self, app: Flask) -> None:
+        ISR(app)
+        app.config["ISR_CACHE"] = "memory://"
+        app.config["ISR_BASE_URL"] = "https://www.example.com"
+        app.config["ISR_SECRET"] = TOKEN
+        browser = Browser(app)
+        call = {"json": {"paths": ["/blog/a"]}, "headers": {"Authorization": f"Bearer {TOKEN}"}}
+        answer = browser.post("/_isr/revalidate", **call)  # type: ignore[arg-type]
+        assert answer.json["results"][0]["url"] == "https://www.example.com/blog/a"
+        assert status_of(browser.get("/blog/a")) == HIT
 
-    def test_pages_are_files_in_the_instance_folder_by_default(self, app: Flask) -> None:
+    def test_a_value_that_cannot_work_is_an_error_then(self, app: Flask) -> None:
+        ISR(app)
+        app.config["ISR_BASE_URL"] = "www.example.com"
+        for _ in range(2):
+            with pytest.raises(ValueError, match="base_url"):
+                app.test_client().get("/blog/a")
+
+    def test_a_key_that_is_mistyped_is_an_error_then(self, app: Flask) -> None:
+        ISR(app, cache="memory://")
+        app.config["ISR_BASEURL"] = "https://www.example.com"
+        with pytest.raises(ValueError, match="no config key ISR_BASEURL: did you mean ISR_BASE_UR"):
+            app.test_client().get("/blog/a")
+
+    def test_a_key_that_is_not_ours_is_a_warning(
+        self, app: Flask, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        app.config["ISR_COUNTRY"] = "il"
+        assert twice(flask_browser(app), "/blog/a") == (COLD, HIT)
+        assert "there is no config key ISR_COUNTRY: it has no effect" in caplog.text
+
+    @pytest.mark.parametrize(
+        ("value", "is_on"),
+        [("true", True), ("1", True), ("On", True), (1, True), (True, True)]
+        + [("false", False), ("0", False), ("NO", False), (0, False), (False, False)],
+    )
+    def test_a_truth_value_may_be_a_text_from_the_environment(
+        self, app: Flask, value: t.Any, is_on: bool
+    ) -> None:
+        app.config["ISR_ENABLED"] = value
+        browser = flask_browser(app)
+        assert status_of(browser.get("/blog/a")) == (
+            COLD if is_on else "isr; fwd=bypass; detail=disabled"
+        )
+
+    @pytest.mark.parametrize("key", ["ISR_ENABLED", "ISR_CDN_PURGED"])
+    @pytest.mark.parametrize("value", ["", "maybe", "2", 2, [True]])
+    def test_but_none_that_says_neither(self, app: Flask, key: str, value: t.Any) -> None:
+        app.config[key] = value
+        with pytest.raises(TypeError, match=f"{key} takes True or False"):
+            flask_browser(app)
+
+    def test_a_signing_key_may_be_a_text(self, app: Flask) -> None:
+        assert twice(flask_browser(app, signing_key="sixteen letters."), "/blog/a") == (COLD, HIT)
+
+    @pytest.mark.parametrize(
+        "bypass", [["member"], lambda environ: "member" in environ.get("HTTP_COOKIE", "")]
+    )
+    def test_visitors_may_bypass(self, app: Flask, bypass: t.Any) -> None:
+        browser = flask_browser(app, bypass=bypass)
+        assert twice(browser, "/blog/a") == (COLD, HIT)
+        browser.set_cookie("member", "1")
+        assert status_of(browser.get("/blog/a")) == "isr; fwd=bypass; detail=bypass"
+        app.config["ISR_ENABLED"] = False
+        assert status_of(browser.get("/blog/a")) == "isr; fwd=bypass; detail=disabled"
+
+    def test_a_cdn_that_is_purged_may_keep_pages(self, app: Flask) -> None:
+        browser = flask_browser(app, cdn_purged="yes")
+        assert "s-maxage=31536000" in browser.get("/blog/a").headers["Cache-Control"]
+
+    def test_pages_are_in_the_instance_folder_by_default(self, app: Flask) -> None:
         browser = flask_browser(app, cache=None)
         browser.get("/blog/a")
-        folder = Path(app.instance_path, "isr-cache")
-        assert any(path.is_file() for path in folder.rglob("pages/**/*"))
+        assert Path(app.instance_path, "isr-cache", "site").is_dir()
         again = flask_app(Path(app.root_path))
         again.add_url_rule("/blog/<slug>", "post", app.view_functions["post"])
         assert status_of(flask_browser(again, cache=None).get("/blog/a")) == HIT
+
+    def test_two_apps_in_one_folder_have_no_pages_in_common(self, app: Flask) -> None:
+        flask_browser(app, cache=None).get("/blog/a")
+        other = flask_app(Path(app.root_path), "shop")
+        other.add_url_rule("/blog/<slug>", "post", isr_page(lambda slug: "of the shop"))
+        assert flask_browser(other, cache=None).get("/blog/a").text == "of the shop"
+
+    def test_other_rules_have_other_pages(self, app: Flask) -> None:
+        flask_browser(app, cache=None).get("/blog/a")
+        again = flask_app(Path(app.root_path))
+        again.add_url_rule("/blog/<slug>", "post", app.view_functions["post"])
+        browser = flask_browser(again, cache=None, rules={"/plain": 60})
+        assert status_of(browser.get("/blog/a")) == COLD
+
+    def test_a_rule_of_none_excludes_a_view_that_is_declared(self, app: Flask) -> None:
+        browser = flask_browser(app, rules={"/blog/b": None})
+        assert twice(browser, "/blog/a") == (COLD, HIT)
+        assert twice(browser, "/blog/b") == ("", "")
+
+    def test_rules_may_be_a_callable(self, app: Flask) -> None:
+        app.add_url_rule("/plain", "plain", lambda: "plain")
+
+        def rules(environ: dict[str, t.Any]) -> Rule | None:
+            return Rule(revalidate=7) if environ["PATH_INFO"] == "/plain" else None
+
+        browser = flask_browser(app, rules=rules)
+        assert twice(browser, "/plain") == (COLD, "isr; hit; ttl=7")
+        assert twice(browser, "/blog/a") == (COLD, HIT)
 
     def test_a_view_that_is_declared_wins_over_the_rules(self, app: Flask) -> None:
         browser = flask_browser(app, rules={"/**": 7})
@@ -269,6 +389,72 @@ class TestConfiguration:
         client = app.test_client()
         client.get("/blog/a")
         assert status_of(client.get("/blog/a")) == HIT
+
+
+class TestMistakes:
+    """What the site can go on with is a warning at the first request."""
+
+    def log_of(self, app: Flask, caplog: pytest.LogCaptureFixture, path: str = "/blog/a") -> str:
+        ISR(app, cache="memory://")
+        for _ in range(2):
+            Browser(app).get(path)
+        return caplog.text
+
+    def test_isr_page_above_the_route(self, app: Flask, caplog: pytest.LogCaptureFixture) -> None:
+        @isr_page
+        @app.get("/home")
+        def home() -> str:
+            return "home"
+
+        text = self.log_of(app, caplog)
+        assert text.count("@isr_page of 'home' has no effect, because it stands above") == 1
+
+    def test_isr_page_without_get(self, app: Flask, caplog: pytest.LogCaptureFixture) -> None:
+        app.post("/save", endpoint="save")(isr_page(lambda: "saved"))
+        assert "@isr_page of 'save' has no effect: pages are answers to GET" in self.log_of(
+            app, caplog
+        )
+
+    def test_proxy_fix_inside(self, app: Flask, caplog: pytest.LogCaptureFixture) -> None:
+        app.wsgi_app = ProxyFix(app.wsgi_app)  # type: ignore[method-assign]
+        assert "ProxyFix is inside of ISR(app)" in self.log_of(app, caplog)
+
+    def test_proxy_fix_inside_is_right_with_a_base_url(
+        self, app: Flask, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        app.wsgi_app = ProxyFix(app.wsgi_app)  # type: ignore[method-assign]
+        app.config["ISR_BASE_URL"] = "https://www.example.com"
+        assert self.log_of(app, caplog) == ""
+
+    def test_proxy_fix_outside_is_right(
+        self, app: Flask, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        ISR(app, cache="memory://")
+        app.wsgi_app = ProxyFix(app.wsgi_app)  # type: ignore[method-assign]
+        answer = Browser(app).get("/blog/a", headers={"X-Forwarded-Proto": "https"})
+        assert status_of(answer) == COLD
+        assert caplog.text == ""
+
+    def test_no_extension(
+        self, app: Flask, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("wsgi_isr.flask.pages._warned", [])
+        for _ in range(2):
+            Browser(app).get("/blog/a")
+        assert caplog.text.count("the app has no extension, call ISR(app)") == 1
+
+    def test_a_middleware_around_the_app_is_right(
+        self, app: Flask, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("wsgi_isr.flask.pages._warned", [])
+        browser = Browser(ISRMiddleware(app, "memory://"))
+        assert twice(browser, "/blog/a") == (COLD, HIT)
+        assert caplog.text == ""
+
+    def test_a_list_of_paths(self, app: Flask, browser: Browser) -> None:
+        with app.test_request_context():
+            with pytest.raises(ValueError, match=r"revalidate\(\*paths\)"):
+                revalidate(["/blog/a"])  # type: ignore[arg-type]
 
 
 class TestTheExtension:

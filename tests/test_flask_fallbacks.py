@@ -17,6 +17,7 @@ from flasks import COLD
 from flasks import flask_app
 from flasks import flask_browser
 from flasks import HIT
+from flasks import settle
 
 from wsgi_isr.flask import ISR
 from wsgi_isr.flask import isr_page
@@ -63,7 +64,7 @@ class TestAShellView:
         assert answer.text == "hello comes, post, ann"
         assert answer.headers["Cache-Control"] == "private, no-store"
         assert answer.headers["Refresh"] == "1"
-        browser.isr.close()
+        settle(browser)
         assert browser.get("/blog/hello").text == "the post hello"
 
     def test_may_have_crawlers_wait(self, browser: Browser) -> None:
@@ -132,6 +133,34 @@ class TestFalse:
         assert browser.get("/blog/h%C3%A9%20100%25").text == "the post h\u00e9 100%"
         assert browser.get("/blog/h%C3%A8").status_code == 404
 
+    @pytest.mark.parametrize("whole", [True, False])
+    def test_on_a_subdomain_too(self, tmp_path: Path, whole: bool) -> None:
+        app = flask_app(tmp_path, subdomain_matching=True)
+        app.config["SERVER_NAME"] = "example.com"
+
+        def slugs() -> Iterator[t.Any]:
+            yield "http://ACME.example.com:80/post/a" if whole else {"tenant": "acme", "slug": "a"}
+
+        view = isr_page(paths=slugs, fallback=False)(lambda tenant, slug: f"{tenant} {slug}")
+        app.add_url_rule("/post/<slug>", "post", view, subdomain="<tenant>")
+        browser = flask_browser(app)
+        answers = [
+            browser.get(f"/post/{slug}", base_url=f"http://{tenant}.example.com").status_code
+            for tenant in ("acme", "other")
+            for slug in ("a", "b")
+        ]
+        assert answers == [200, 404, 404, 404]
+
+    def test_with_a_base_url_the_visitors_host_makes_no_difference(
+        self, app: Flask, listed: list[str]
+    ) -> None:
+        app.view_functions["post"] = isr_page(
+            paths=["https://www.example.com/blog/a"], fallback=False
+        )(lambda slug: slug)
+        browser = flask_browser(app, base_url="https://www.example.com")
+        assert browser.get("/blog/a", base_url="http://10.0.0.1:8000").text == "a"
+        assert browser.get("/blog/b", base_url="http://10.0.0.1:8000").status_code == 404
+
     def test_under_a_mount_point_too(self, browser: Browser) -> None:
         mounted = {"base_url": "http://localhost/mounted"}
         assert browser.get("/blog/a", **mounted).status_code == 200
@@ -148,7 +177,7 @@ class TestFalse:
         assert browser.get("/blog/b").status_code == 404
         listed.append("b")
         assert browser.get("/blog/b").status_code == 404
-        monkeypatch.setattr("wsgi_isr.flask.fallbacks.monotonic", lambda: 10.0**9)
+        monkeypatch.setattr("wsgi_isr.flask.paths.monotonic", lambda: 10.0**9)
         assert browser.get("/blog/b").status_code == 200
 
     def test_a_generator_that_fails_leaves_the_list_as_it_was(
@@ -160,7 +189,7 @@ class TestFalse:
     ) -> None:
         assert browser.get("/blog/b").status_code == 404
         listed.append("broken")
-        monkeypatch.setattr("wsgi_isr.flask.fallbacks.monotonic", lambda: 10.0**9)
+        monkeypatch.setattr("wsgi_isr.flask.paths.monotonic", lambda: 10.0**9)
         assert browser.get("/blog/b").status_code == 404
         assert browser.get("/blog/a").status_code == 200
         assert "no list of the paths of 'post'" in caplog.text

@@ -190,7 +190,7 @@ class TestPrerendering:
         isr: ISR = app.extensions["isr"]
         isr.paths(lambda: ["/blog/a", "/blog/b"])
         results = list(browser.isr.prerender(paths(app, isr)))
-        assert [result.rendered for result in results] == [True, True]
+        assert [result.outcome for result in results] == ["rendered", "rendered"]
         assert browser.get("/blog/b").headers["Cache-Status"] == "isr; hit"
 
     def test_a_second_time_renders_what_is_stale_only(self, app: Flask) -> None:
@@ -198,10 +198,10 @@ class TestPrerendering:
         list(browser.isr.prerender(["/blog/a", "/blog/b"]))
         browser.isr.invalidate("/blog/b")
         again = {
-            result.url[-1]: result.rendered
+            result.url[-1]: result.outcome
             for result in browser.isr.prerender(["/blog/a", "/blog/b"])
         }
-        assert again == {"a": False, "b": True}
+        assert again == {"a": "skipped", "b": "rendered"}
 
 
 class TestUnderAMountPoint:

@@ -62,7 +62,7 @@ class TestDistribution:
         assert {name for names in named for name in names.split(",")} <= {*EXTRAS}
 
     def test_each_requirement_has_a_lower_bound_and_no_other(self) -> None:
-        # Of what the library needs itself: an upper bound would hold back whoever uses it.
+        # Of what the library needs itself: an upper bound would hold back the apps that use it.
         extras = {*EXTRAS} - {"benchmarks", "dev", "example", "test"}
         needed = [*PROJECT["dependencies"], *(r for name in extras for r in EXTRAS[name])]
         assert len(needed) > 10

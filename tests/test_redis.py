@@ -1,357 +1,394 @@
-"""Redis and Valkey as the shared store: opening, bytes, listing."""
+"""The store on a Redis server: what the contract of all stores does not ask for."""
 
 from __future__ import annotations
 
-import logging
-import os
-import pickle
-import subprocess
-import sys
-import traceback
+import contextlib
+import threading
+import time
 import typing as t
 from collections.abc import Callable
+from collections.abc import Iterator
 
 import pytest
-from cachelib import RedisCache
-from cachelib import ValkeyCache
-from conftest import Make
-from conftest import Site
-from conftest import status_of
-from network import coordination
-from network import FAST
-from network import HOME
-from network import quick_client
-from network import redis_cache
-from redis_server import find
-from redis_server import free_port
+from hypothesis import given
+from hypothesis import HealthCheck
+from hypothesis import settings
+from hypothesis import strategies as st
+from redis_server import eventually
+from redis_server import listening
 from redis_server import Redis
-from redis_server import running
-from steps import visit
 
-from wsgi_isr import ISRMiddleware
-from wsgi_isr import RevalidationError
-from wsgi_isr.store.clients import PATIENT
-from wsgi_isr.store.clients import TIMEOUT
+from wsgi_isr.freshness import Invalidated
+from wsgi_isr.rules import compile_pattern
+from wsgi_isr.store import redis as module
+from wsgi_isr.store.clients import redis_client
+from wsgi_isr.store.protocol import Failure
+from wsgi_isr.store.protocol import MAX_FAILURES
+from wsgi_isr.store.protocol import MAX_HISTORY
+from wsgi_isr.store.protocol import Number
+from wsgi_isr.store.protocol import Wanted
+from wsgi_isr.store.redis import RedisStore
+from wsgi_isr.testing.support import make_record
 
 pytestmark = pytest.mark.servers
 
-
-def valkey_cache(redis: Redis) -> ValkeyCache:
-    return ValkeyCache(quick_client(redis, "valkey", "Valkey"))
-
-
-#: A program that visits a page once for each URL of a store.
-VISITS = """
-import os, sys
-from conftest import Site, status_of
-from steps import visit
-from wsgi_isr import ISRMiddleware
-from wsgi_isr.store import clients
-clients.TIMEOUT = clients.PATIENT
-for url in sys.argv[1:]:
-    site = Site()
-    site.page("/", "body", revalidate=10)
-    print(status_of(visit(ISRMiddleware(site, url, rules={"/": 10}))), flush=True)
-os._exit(0)
-"""
+NO, STALE, EXPIRED = Invalidated.NO, Invalidated.STALE, Invalidated.EXPIRED
+Open = Callable[[], RedisStore]
 
 
-KINDS: dict[str, Callable[[Redis], t.Any]] = {
-    "redis url": lambda redis: redis.url,
-    "valkey url": lambda redis: redis.url.replace("redis:", "valkey:"),
-    "RedisCache": redis_cache,
-    "ValkeyCache": valkey_cache,
-    "callable": lambda redis: lambda: redis_cache(redis),
-}
+@pytest.fixture
+def open_store(redis: Redis) -> Iterator[Open]:
+    with contextlib.ExitStack() as stack:
+
+        def open_one() -> RedisStore:
+            store = RedisStore(redis_client(redis.url), "site:")
+            stack.callback(store.close)
+            return store
+
+        yield open_one
 
 
-class TestOpening:
-    @pytest.mark.parametrize("kind", KINDS)
-    def test_whatever_names_a_server_shares_its_pages(
-        self, kind: str, redis: Redis, site: Site, make: Make
-    ) -> None:
-        if kind.startswith("valkey"):
-            pytest.importorskip("valkey")
-        site.page("/", "body", revalidate=10)
-        cache = KINDS[kind](redis)
-        assert status_of(visit(make(cache))) == "isr; fwd=uri-miss; stored"
-        assert status_of(visit(make(redis.url))) == "isr; hit; ttl=10"
-        assert site.renders() == 1
+@pytest.fixture
+def store(open_store: Open) -> RedisStore:
+    return open_store()
 
-    @pytest.mark.parametrize(
-        ("url", "package", "extra"),
-        [
-            ("redis://localhost", "redis", "wsgi-isr[redis]"),
-            ("rediss://localhost", "redis", "wsgi-isr[redis]"),
-            ("valkey://localhost", "valkey", "wsgi-isr[valkey]"),
-            ("memcached://localhost", "pymemcache.client.base", "wsgi-isr[memcached]"),
-        ],
+
+def put(store: RedisStore, name: str = "page", **fields: t.Any) -> None:
+    store.put(make_record(name, store.number(), **fields))
+
+
+def state(store: RedisStore, name: str = "page") -> Invalidated:
+    stored = store.get(name)
+    assert stored is not None
+    return stored.validity.invalidated
+
+
+def server_time(redis: Redis, work: Callable[[], object]) -> float:
+    """Microseconds that the server took for each script of some work."""
+    redis.do("CONFIG", "RESETSTAT")
+    work()
+    found = [
+        value for name, value in redis.do("INFO", "commandstats").items() if "cmdstat_eval" in name
+    ]
+    return sum(one["usec"] for one in found) / sum(one["calls"] for one in found)
+
+
+segments = st.lists(
+    st.sampled_from(
+        ["*", "**", "a", "b", "ab", "", "a*", "*b", "a*b", "*a*b*", "%61", "caf%C3%A9"]
+    ),
+    min_size=1,
+    max_size=5,
+)
+paths = st.lists(st.sampled_from(["a", "b", "ab", "aab", "", "caf\xc3\xa9", "aXb"]), max_size=6)
+
+
+class TestPatterns:
+    @settings(
+        max_examples=150,
+        deadline=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture],
     )
-    def test_without_its_client_names_the_extra(
-        self, url: str, package: str, extra: str, site: Site, monkeypatch: pytest.MonkeyPatch
+    @given(st.lists(segments, min_size=1, max_size=3), st.lists(paths, min_size=1, max_size=4))
+    def test_match_what_rules_match(
+        self, store: RedisStore, patterns: list[list[str]], pages: list[list[str]]
     ) -> None:
-        monkeypatch.setitem(sys.modules, package, None)
-        with pytest.raises(ImportError) as raised:
-            ISRMiddleware(site, url)
-        assert extra in str(raised.value)
+        store.prune(everything=True)
+        for number, path in enumerate(pages):
+            put(store, f"page{number}", path="/" + "/".join(path))
+        texts = ["/" + "/".join(pattern) for pattern in patterns]
+        texts = [text for text in texts if not text.startswith("//")]
+        if not texts:
+            return
+        store.invalidate([f"pattern:{text}" for text in texts], False)
+        for number, path in enumerate(pages):
+            full = "/" + "/".join(path)
+            matched = any(compile_pattern(text).fullmatch(full) for text in texts)
+            assert state(store, f"page{number}") is (STALE if matched else NO), (full, texts)
 
-    def test_does_not_import_clients_that_nobody_asks_for(self) -> None:
-        code = "import sys, wsgi_isr; print({'redis', 'valkey', 'pymemcache'} & set(sys.modules))"
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        assert done.stdout.strip() == "set()", done.stderr
+    @pytest.mark.parametrize("pattern", ["/*a" * 40, "/**/a" * 40, "/" + "*a" * 200])
+    def test_do_not_backtrack(self, redis: Redis, store: RedisStore, pattern: str) -> None:
+        put(store, path="/" + "a/a" * 500)
+        store.invalidate([f"pattern:{pattern}b"], False)
+        assert server_time(redis, lambda: state(store)) < 20_000
 
-    @pytest.mark.parametrize(
-        "url",
-        [
-            "redis://localhost/0?no_such_option=1",
-            "redis://localhost:port/0",
-            "redis://localhost/0?decode_responses=True",
-        ],
-    )
-    def test_tells_a_mistake_in_a_url_at_once(self, url: str, site: Site) -> None:
-        with pytest.raises(ValueError):
-            ISRMiddleware(site, url)
+    @pytest.mark.parametrize("shape", ["/blog/{}/**", "/shop/*/x{}", "/a/**/x{}", "/p/x{}*"])
+    def test_do_not_make_reads_slower(self, redis: Redis, store: RedisStore, shape: str) -> None:
+        put(store, path="/shop/a/b")
+        store.invalidate(["pattern:/elsewhere/*"], False)
+        before = min(server_time(redis, lambda: state(store)) for _ in range(20))
+        store.invalidate([f"pattern:{shape.format(number)}" for number in range(5000)], False)
+        after = min(server_time(redis, lambda: state(store)) for _ in range(20))
+        assert after < 2 * before + 50
+        store.invalidate([f"pattern:{shape.format('/')[:-1]}**"], False)
 
-    @pytest.mark.parametrize(
-        "url",
-        [
-            "redis://:hunter2@localhost:port/0",
-            "redis://:hunter2/x@localhost/0",
-            "redis://:hunter2@localhost/0?no_such_option=1",
-            "rediss://:hunter2@localhost/x?db=y",
-            "valkey://:hunter2@localhost:port",
-            "memcached://user:hunter2@localhost",
-            "//:hunter2@localhost",
-            "reddis://:hunter2@localhost/0",
-        ],
-    )
-    def test_tells_nobody_what_a_mistaken_url_has_for_a_password(
-        self, url: str, site: Site
+
+class TestLabels:
+    @pytest.mark.parametrize("tag", ["a\nb", "\x00", "\ud800", "%", "\x1an", "a\\b", "*", " ", ""])
+    def test_have_any_characters(self, open_store: Open, tag: str) -> None:
+        store = open_store()
+        put(store, tags=[tag])
+        put(store, "other", path="/other", tags=["x"])
+        there = store.get("page")
+        assert there is not None and there.record.labels[-1] == f"tag:{tag}"
+        before = store.changes(Number("", 0)).at
+        store.invalidate([f"tag:{tag}"], True)
+        assert state(store) is EXPIRED
+        assert state(store, "other") is NO
+        assert open_store().changes(before).invalidations[0].label == f"tag:{tag}"
+
+    def test_that_are_no_patterns_harm_nobody(self, open_store: Open) -> None:
+        store = open_store()
+        put(store)
+        store.invalidate(["pattern:foo", "pattern:", "pattern://", "pattern:/%"], False)
+        assert state(open_store()) is NO
+        store.invalidate(["tag:x"], False)
+
+    def test_of_one_call_may_be_many(self, store: RedisStore) -> None:
+        put(store, tags=["1234"])
+        store.invalidate([f"tag:{number}" for number in range(2000)], False)
+        assert state(store) is STALE
+
+
+class TestBounds:
+    @pytest.fixture(autouse=True)
+    def few(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("wsgi_isr.store.protocol.MAX_LABELS", 100)
+        monkeypatch.setattr(module, "PAGES", 10)
+
+    def labels(self, redis: Redis) -> int:
+        return int(redis.do("HLEN", "{site:}labels"))
+
+    def test_old_labels_are_applied_and_forgotten(self, redis: Redis, store: RedisStore) -> None:
+        early = store.number()
+        for number in range(60):
+            put(store, f"page{number}", path=f"/{number}", tags=[f"{number}"])
+        for number in range(400):
+            store.invalidate([f"tag:{number}"], number % 2 == 1)
+        for number in range(60):
+            assert state(store, f"page{number}") is (EXPIRED if number % 2 else STALE)
+        put(store, "later", tags=["5"])
+        assert state(store, "later") is NO
+        assert self.labels(redis) <= 200
+        store.put(make_record("early", early))
+        assert state(store, "early") is STALE
+
+    def test_other_pages_stay_as_they_are(self, redis: Redis, store: RedisStore) -> None:
+        for number in range(60):
+            put(store, f"page{number}", path=f"/{number}")
+        store.invalidate([f"tag:{number}" for number in range(1000)], True)
+        assert self.labels(redis) < 500
+        assert {state(store, f"page{number}") for number in range(60)} == {NO}
+
+    def test_who_listens_does_it_too(self, redis: Redis, store: RedisStore) -> None:
+        for number in range(50):
+            put(store, f"page{number}", path=f"/{number}")
+        store.invalidate([f"tag:{number}" for number in range(101)], False)
+        with listening(store):
+            assert eventually(lambda: self.labels(redis) <= 51, 5)
+
+    def test_alike_patterns_are_applied_and_forgotten(
+        self, redis: Redis, store: RedisStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        with pytest.raises(ValueError) as raised:
-            ISRMiddleware(site, url)
-        told = "".join(traceback.format_exception(raised.value))
-        assert "hunter2" not in told.partition("ISRMiddleware")[2]
+        monkeypatch.setattr(module, "MAX_ALIKE", 10)
+        put(store, path="/shop/a3b")
+        put(store, "other", path="/shop/b")
+        for number in range(40):
+            store.invalidate([f"pattern:/shop/*{number}*"], False)
+        assert redis.do("ZCARD", "{site:}patterns") < 20
+        assert (state(store), state(store, "other")) == (STALE, NO)
 
-    def test_tells_no_log_the_password(
-        self, redis: Redis, site: Site, make: Make, caplog: pytest.LogCaptureFixture
+    def test_history_is_bounded(self, redis: Redis, store: RedisStore) -> None:
+        store.invalidate([f"tag:{number}" for number in range(3 * MAX_HISTORY)], False)
+        assert redis.do("ZCARD", "{site:}history") == MAX_HISTORY
+
+    def test_failures_are_bounded(self, store: RedisStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert MAX_FAILURES >= 1000
+        monkeypatch.setattr("wsgi_isr.store.protocol.MAX_FAILURES", 3)
+        for number in range(6):
+            store.set_failure(f"page{number}", Failure(1, 2.0, "error"))
+            time.sleep(0.002)
+        assert sorted(name for name, _ in store.failures()) == ["page3", "page4", "page5"]
+
+    def test_the_index_forgets_evicted_pages(self, redis: Redis, store: RedisStore) -> None:
+        for number in range(50):
+            put(store, f"page{number}", path=f"/{number}")
+        for number in range(10, 50):
+            redis.do("DEL", f"{{site:}}page:page{number}")
+        for number in range(40):
+            put(store, f"page{number % 10}", path=f"/{number % 10}")
+        assert store.sizes().pages == 10
+        assert state(store, "page1") is NO
+
+
+class TestNews:
+    def test_tells_of_pages_and_invalidations_by_others(self, open_store: Open) -> None:
+        one, other = open_store(), open_store()
+        with listening(other):
+            time.sleep(0.3)
+            before, untouched = other.stored("page"), other.stored("else")
+            put(one)
+            assert eventually(lambda: other.stored("page") != before, 1)
+            assert other.stored("else") == untouched
+            signal = other.signal[0]
+            one.invalidate(["tag:x"], False)
+            assert eventually(lambda: other.signal[0] != signal, 1)
+
+    def test_own_pages_are_no_news(self, store: RedisStore) -> None:
+        with listening(store):
+            time.sleep(0.1)
+            put(store)
+            mark = store.stored("page")
+            time.sleep(0.3)
+            assert store.stored("page") == mark
+
+    def test_a_subscription_that_was_lost_is_made_again(
+        self, redis: Redis, open_store: Open
     ) -> None:
-        caplog.set_level(logging.DEBUG)
-        isr = make(redis.url.replace("//", "//nobody:hunter2@"), rules={"/**": 60})
-        site.page("/", "body")
-        assert status_of(visit(isr)) == "isr; fwd=uri-miss; detail=store-error"
-        with pytest.raises(RevalidationError) as raised:
-            isr.revalidate(HOME)
-        assert "AuthenticationError" in caplog.text
-        assert "hunter2" not in caplog.text + str(raised.value) + repr(isr)
+        one, other = open_store(), open_store()
+        with listening(other):
+            channel = b"{site:}news:%d" % redis.database
+            assert eventually(lambda: redis.do("PUBSUB", "NUMSUB", channel)[-1] == 1, 2)
+            time.sleep(0.1)
+            mark = other.stored("page"), other.signal[0]
+            redis.do("CLIENT", "KILL", "TYPE", "pubsub")
+            assert eventually(lambda: (other.stored("page"), other.signal[0])[0] != mark[0], 3)
+            assert other.signal[0] != mark[1]
+            before = other.stored("page")
+            put(one)
+            assert eventually(lambda: other.stored("page") != before, 1)
 
-    def test_takes_tls(self, tmp_path: t.Any) -> None:
-        openssl = find("openssl")
-        subprocess.run(
-            [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
-            + ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
-            + ["-keyout", tmp_path / "key.pem", "-out", tmp_path / "cert.pem"],
-            check=True,
-            capture_output=True,
-        )
-        port = free_port()
-        options = f"--tls-port {port} --tls-cert-file {tmp_path}/cert.pem --tls-auth-clients no"
-        with running(Redis(tmp_path, f"{options} --tls-key-file {tmp_path}/key.pem")):
-            url = f"rediss://localhost:{port}/0"
-            urls = [f"{url}?ssl_ca_certs={tmp_path}/cert.pem"] * 2 + [url]
-            # In a process of its own: redis-py leaves the sockets of failed handshakes open.
-            done = subprocess.run(
-                [sys.executable, "-c", VISITS, *urls],
-                capture_output=True,
-                text=True,
-                timeout=60,
-                cwd=os.path.dirname(__file__),
-            )
-        assert done.stdout.splitlines() == [
-            "isr; fwd=uri-miss; stored",
-            "isr; hit; ttl=10",
-            # One whose certificate nobody vouches for is not spoken to.
-            "isr; fwd=uri-miss; detail=store-error",
-        ], done.stderr
-
-    def test_reads_no_replica_that_a_cache_has(self, redis: Redis, site: Site, make: Make) -> None:
-        """It may not have yet what was stored a moment ago."""
-        cache = redis_cache(redis)
-        cache._read_client = None
-        site.page("/", "body", revalidate=10)
-        visit(make(cache))
-        assert status_of(visit(make(cache))) == "isr; hit; ttl=10"
-
-    def test_warns_of_a_pool_that_has_visitors_wait_for_a_connection(
-        self, redis: Redis, site: Site, caplog: pytest.LogCaptureFixture
+    def test_a_process_that_hears_nothing_finds_out(
+        self, open_store: Open, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        pool = pytest.importorskip("redis").BlockingConnectionPool(
-            port=redis.port, max_connections=1, **FAST
-        )
-        client = quick_client(redis, "redis", "Redis", connection_pool=pool)
-        ISRMiddleware(site, RedisCache(client))
-        assert "waits long" in caplog.text
-
-    def test_by_url_waits_a_quarter_of_a_second_and_tries_once(
-        self, redis: Redis, make: Make, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        assert TIMEOUT == 0.25
-        monkeypatch.setattr("wsgi_isr.store.clients.TIMEOUT", TIMEOUT)
-        options = coordination(make(redis.url))._client.connection_pool.connection_kwargs
-        assert (options["socket_timeout"], options["socket_connect_timeout"]) == (0.25, 0.25)
-        assert options["retry"]._retries == 0
-
-    def test_by_url_leaves_the_timeouts_to_the_url(self, redis: Redis, make: Make) -> None:
-        isr = make(f"{redis.url}?socket_timeout=1.5")
-        options = coordination(isr)._client.connection_pool.connection_kwargs
-        assert (options["socket_timeout"], options["socket_connect_timeout"]) == (1.5, PATIENT)
-
-    def test_warns_once_of_a_client_that_waits_long(
-        self, redis: Redis, site: Site, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        ISRMiddleware(site, RedisCache(port=redis.port, db=redis.database))
-        assert [record.levelno for record in caplog.records] == [logging.WARNING]
-        assert f"timeouts of {PATIENT} seconds" in caplog.text
-        caplog.clear()
-        ISRMiddleware(site, redis_cache(redis))
-        assert not caplog.records
-
-    def test_refuses_a_client_that_makes_text_of_pages(self, redis: Redis, site: Site) -> None:
-        client = quick_client(redis, "redis", "Redis", decode_responses=True)
-        with pytest.raises(ValueError, match="decode_responses"):
-            ISRMiddleware(site, RedisCache(client))
-
-    def test_leaves_the_cache_of_somebody_else_as_it_is(
-        self, redis: Redis, site: Site, make: Make
-    ) -> None:
-        cache = redis_cache(redis)
-        cache.set("mine", {"a": 1})
-        site.page("/", "body")
-        visit(make(cache))
-        assert cache.get("mine") == {"a": 1}
-
-    def test_before_a_fork_mixes_nothing_up_after_it(self, redis: Redis) -> None:
-        pytest.importorskip("redis")
-        script = os.path.join(os.path.dirname(__file__), "forks.py")
-        done = subprocess.run(
-            [sys.executable, "-W", "error", script, "redis", str(redis.port)],
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-        assert done.stdout.split() == ["good"] * 4, done.stderr
+        one, other = open_store(), open_store()
+        monkeypatch.setattr(other._news, "_subscribe", lambda: None)
+        at = other.changes(Number("", 0)).at
+        before = other.stored("page")
+        put(one)
+        other.changes(at)
+        assert other.stored("page") != before
 
 
-class TestEntries:
-    def test_are_the_bytes_that_were_made_here(self, redis: Redis, site: Site, make: Make) -> None:
-        site.page("/", "body")
-        isr = make(redis.url)
-        visit(isr)
-        (name,) = isr._here().store.storage.names()
-        assert redis.do("GET", f"isr:{name}").startswith(b"ISR\x01")
+class TestTheClock:
+    def test_is_the_servers(self, open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+        right, now = open_store(), time.time
+        monkeypatch.setattr("wsgi_isr.store.redis.time.time", lambda: now() + 300)
+        wrong = open_store()
+        assert wrong.time() == pytest.approx(now(), abs=0.5)
+        monkeypatch.undo()
+        assert right.time() == pytest.approx(now(), abs=0.5)
 
-    def test_live_for_years_but_not_for_ever(self, redis: Redis, site: Site, make: Make) -> None:
-        site.page("/", "body")
-        isr = make(redis.url)
-        visit(isr)
-        (name,) = isr._here().store.storage.names()
-        assert redis.do("TTL", f"isr:{name}") > 365 * 24 * 3600
-
-    def test_have_the_prefix_of_the_cache_they_are_in(
-        self, redis: Redis, site: Site, make: Make
-    ) -> None:
-        site.page("/", "body")
-        cache = redis_cache(redis, key_prefix=lambda: "app:")
-        isr = make(cache, key_prefix="pages:")
-        visit(isr)
-        assert all(key.startswith(b"app:pages:") for key in redis.do("KEYS", "*"))
-        assert [page.url for page in isr.pages()] == [HOME]
-
-    def test_that_would_run_code_are_not_even_read(
-        self, redis: Redis, site: Site, make: Make, tmp_path: t.Any
-    ) -> None:
-        site.page("/", "body")
-        isr = make(redis.url, memory_size=0)
-        visit(isr)
-        (name,) = isr._here().store.storage.names()
-        trace = tmp_path / "trace"
-
-        class Planted:
-            def __reduce__(self) -> t.Any:
-                return open, (str(trace), "w")
-
-        # As cachelib's own serializer would write it.
-        redis.do("SET", f"isr:{name}", b"!" + pickle.dumps(Planted()))
-        assert visit(isr).text == "body"
-        assert not trace.exists()
-        assert redis.do("GET", f"isr:{name}").startswith(b"ISR\x01")
-
-    @pytest.mark.parametrize("command", ["SET", "RPUSH"])
-    def test_of_others_under_our_name_are_replaced(
-        self, command: str, redis: Redis, site: Site, make: Make
-    ) -> None:
-        site.page("/", "body")
-        isr = make(redis.url, memory_size=0)
-        visit(isr)
-        (name,) = isr._here().store.storage.names()
-        redis.do("DEL", f"isr:{name}")
-        redis.do(command, f"isr:{name}", "foreign")
-        assert status_of(visit(isr)) == "isr; fwd=uri-miss; stored"
-        assert status_of(visit(isr)) == "isr; hit; ttl=60"
-
-
-class TestListing:
-    def test_takes_the_prefix_for_what_it_is(self, redis: Redis, site: Site, make: Make) -> None:
-        site.page("/", "body")
-        for prefix in ("a*b[c]?\\:", "aXb[c]?\\:", "a*bc?\\:", "a*b[c]?\\:more:"):
-            visit(make(redis.url, key_prefix=prefix))
-        isr = make(redis.url, key_prefix="a*b[c]?\\:")
-        assert [page.url for page in isr.pages()] == [HOME]
-        assert len(isr.revalidate(HOME)) == 1
-
-    def test_finds_all_of_many_and_never_stops_the_server(
-        self, redis: Redis, site: Site, make: Make
-    ) -> None:
-        isr = make(redis.url)
-        paths = [f"/{number}" for number in range(1100)]
-        for path in paths:
-            site.page(path, "body")
-        isr_of_all = make(redis.url, base_url="http://localhost")
-        assert all(done.error is None for done in isr_of_all.prerender(paths))
-        assert {page.url for page in isr.pages()} == {f"http://localhost{path}" for path in paths}
-        used = redis.do("INFO", "commandstats")
-        assert "cmdstat_keys" not in used and "cmdstat_scan" in used
-
-    def test_looks_for_a_path_without_looking_at_all_others(
-        self, redis: Redis, site: Site, make: Make
-    ) -> None:
-        site.page("/", "body")
-        isr = make(redis.url)
-        visit(isr)
+    def test_takes_one_round_trip(self, redis: Redis, store: RedisStore) -> None:
+        store.time()
         redis.do("CONFIG", "RESETSTAT")
-        isr.revalidate(HOME)
-        assert "cmdstat_scan" not in redis.do("INFO", "commandstats")
+        for _ in range(10):
+            store.time()
+        assert "cmdstat_evalsha" not in redis.do("INFO", "commandstats")
 
-    def test_forgets_what_the_server_has_evicted(
-        self, redis: Redis, site: Site, make: Make
+
+class TestLeases:
+    def test_are_extended_while_their_render_goes_on(self, open_store: Open) -> None:
+        one, other = open_store(), open_store()
+        lease = one.lease("page", 60, False)
+        time.sleep(3.5)
+        assert getattr(other.lease("page", 60, False), "token", "") == lease.token
+
+    def test_last_their_whole_time_where_threads_do_not_run(
+        self, redis: Redis, store: RedisStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        site.page("/", lambda environ: environ["HTTP_HOST"])
-        isr = make(redis.url, memory_size=0)
-        visit(isr, base_url="http://a.example"), visit(isr, base_url="http://b.example")
-        store = isr._here().store
-        gone, kept = sorted(store.storage.names())
-        redis.do("DEL", f"isr:{gone}")
-        (index,) = redis.do("KEYS", "isr:path:*")
-        assert list(store.storage.names(gone.partition(".")[0])) == [kept]
-        assert redis.do("ZRANGE", index, 0, -1) == [kept[-64:].encode()]
-        for key in list(store.siblings("/")):
-            store.drop(key)
-        assert redis.do("KEYS", "isr:path:*") == []
+        monkeypatch.setattr("wsgi_isr.threads.start", lambda thread: False)
+        store.lease("page", 40, False)
+        assert 30_000 < redis.do("PTTL", "{site:}lease:page") <= 40_000
+        store.lease("other", 4000, False)
+        assert redis.do("PTTL", "{site:}lease:other") <= 60_000
 
-    def test_finds_the_hosts_of_a_path(self, redis: Redis, site: Site, make: Make) -> None:
-        site.page("/", lambda environ: environ["HTTP_HOST"])
-        isr = make(redis.url, memory_size=0)
-        for host in ("a.example", "b.example"):
-            visit(isr, base_url=f"http://{host}")
-        done = make(redis.url).revalidate("/")
-        assert [page.url for page in done] == ["http://a.example/", "http://b.example/"]
+    def test_are_given_back_with_an_outcome(self, redis: Redis, open_store: Open) -> None:
+        one, other = open_store(), open_store()
+        lease = one.lease("page", 60, False)
+        lease.release(b"why")  # type: ignore[union-attr]
+        assert other.outcome(lease.token) == b"why"
+        assert redis.do("PTTL", f"{{site:}}outcome:{lease.token}") > 5000
+        assert hasattr(other.lease("page", 60, False), "release")
+
+    def test_are_given_back_when_the_store_is_closed_or_gone(self, redis: Redis) -> None:
+        store = RedisStore(redis_client(redis.url), "site:")
+        store.lease("page", 60, False)
+        store.close()
+        assert not redis.do("EXISTS", "{site:}lease:page")
+
+
+class TestWantedPages:
+    def test_of_a_process_that_died_are_taken_again(self, open_store: Open) -> None:
+        one, other = open_store(), open_store()
+        one.take("b", 0.2)
+        assert one.want("b", Wanted("page", b"data"))
+        assert one.take("b", 0.2) == Wanted("page", b"data")
+        assert other.take("b", 0.2) is None
+        assert eventually(lambda: other.take("b", 0.2), 1) == Wanted("page", b"data")
+
+
+class TestASite:
+    def test_is_apart_from_others_on_the_server(self, redis: Redis) -> None:
+        prefixes = ["a", "a}", "{a}", "", "}", "a*", "é", "%"]
+        stores = [RedisStore(redis_client(redis.url), prefix) for prefix in prefixes]
+        for store, prefix in zip(stores, prefixes, strict=True):
+            put(store, path=f"/{prefix}")
+        stores[0].prune(everything=True)
+        stores[0].invalidate(["pattern:/**"], True)
+        for store in stores[1:]:
+            assert state(store) is NO
+            assert len(list(store.records())) == 1
+        for store in stores:
+            store.close()
+
+    def test_is_used_by_many_threads_with_one_connection(self, redis: Redis) -> None:
+        store = RedisStore(redis_client(f"{redis.url}?max_connections=1"), "site:")
+        errors: list[Exception] = []
+
+        def work(number: int) -> None:
+            try:
+                for _ in range(50):
+                    put(store, f"page{number}")
+                    state(store, f"page{number}")
+            except Exception as error:
+                errors.append(error)
+
+        with listening(store):
+            threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        store.close()
+        assert not errors
+
+
+class TestPruning:
+    def test_removes_what_was_used_least(self, redis: Redis, store: RedisStore) -> None:
+        for number in range(6):
+            put(store, f"page{number}", path=f"/{number}", gone=number == 5)
+        time.sleep(0.01)
+        store.used(["page1", "page3", "page5"])
+        assert store.prune(max_pages=2) == 4
+        assert sorted(one.record.name for one in store.records()) == ["page1", "page3"]
+
+    def test_of_everything_finds_pages_that_no_index_has(
+        self, redis: Redis, store: RedisStore
+    ) -> None:
+        for number in range(300):
+            put(store, f"page{number}", path=f"/{number}")
+        redis.do("DEL", "{site:}pages")
+        assert store.prune(everything=True) == 300
+        assert store.sizes().pages == 0
+
+    def test_and_listing_never_stop_the_server(self, redis: Redis, store: RedisStore) -> None:
+        number = store.number()
+        for index in range(3000):
+            path = f"/blog/{index}"
+            store.put(make_record(f"{index}", number, path=path, body=b"x" * 3000))
+        store.invalidate([f"tag:{index}" for index in range(10_000)], False)
+        assert server_time(redis, lambda: list(store.records())) < 5000
+        assert server_time(redis, lambda: list(store.records(path="/blog/5"))) < 1000
+        assert server_time(redis, lambda: store.prune(keep_builds=["other"])) < 5000
+        assert not list(store.records())

@@ -22,9 +22,9 @@ from steps import result
 from steps import start
 from steps import visit
 from steps import wait_until
+from wsgi_isr.store.coordination import Held
 
 from wsgi_isr.store import leases
-from wsgi_isr.store.coordination import Held
 from wsgi_isr.store.redis import RedisCoordination
 
 pytestmark = pytest.mark.servers

@@ -1,72 +1,201 @@
-"""Set-ups of Redis that docs/stores.md names: a user with few rights, sentinels, a failover."""
+"""Ways to reach Redis and Valkey: URLs, clients that are handed over, clusters, sentinels."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import typing as t
+from collections.abc import Callable
 from collections.abc import Iterator
 
 import pytest
+from cachelib import MemcachedCache
 from cachelib import RedisCache
-from conftest import Make
-from conftest import Site
-from conftest import status_of
-from network import coordination
-from network import FAST
-from network import HOME
+from cachelib import SimpleCache
+from cachelib import ValkeyCache
+from redis_server import eventually
 from redis_server import find
 from redis_server import free_port
+from redis_server import listening
+from redis_server import Memcached
 from redis_server import Redis
 from redis_server import running
 from redis_server import Server
-from steps import PATIENCE
-from steps import visit
-from steps import wait_until
 
-from wsgi_isr import ISRMiddleware
-from wsgi_isr import RevalidationError
+from wsgi_isr.freshness import Invalidated
+from wsgi_isr.store.clients import check_cache
+from wsgi_isr.store.clients import client_of
+from wsgi_isr.store.clients import import_extra
+from wsgi_isr.store.clients import memcached_cache
+from wsgi_isr.store.clients import prefix_of
+from wsgi_isr.store.clients import redis_client
+from wsgi_isr.store.protocol import Number
+from wsgi_isr.store.protocol import Wanted
+from wsgi_isr.store.redis import RedisStore
+from wsgi_isr.testing.support import make_record
 
 pytestmark = pytest.mark.servers
 
+NO, STALE = Invalidated.NO, Invalidated.STALE
 #: As docs/stores.md says.
 RIGHTS = "+@read +@write +@scripting +@pubsub +@connection +info +time"
-CHANNELS = ("&isr:changes:*", "&isr:jobs:*")
+redis = pytest.importorskip("redis")
+valkey = pytest.importorskip("valkey")
+FAST = {"socket_timeout": 2.0, "socket_connect_timeout": 2.0}
+
+
+def use(make_client: Callable[[], t.Any], prefix: str = "site:") -> None:
+    """All that two processes do with a store."""
+    one, other = RedisStore(make_client, prefix), RedisStore(make_client, prefix)
+    try:
+        with listening(other):
+            one.put(make_record("page", one.number(), tags=["a"]))
+            stored = other.get("page")
+            assert stored is not None and stored.validity.invalidated is NO
+            before = other.signal[0]
+            one.invalidate(["tag:a", "pattern:/x/*"], False)
+            assert eventually(lambda: other.signal[0] != before, 2)
+        stored = other.get("page")
+        assert stored is not None and stored.validity.invalidated is STALE
+        assert [item.record.name for item in other.records()] == ["page"]
+        assert len(list(other.records(path="/blog/1"))) == 1
+        assert other.changes(Number("", 0)).at.sequence
+        one.lease("page", 60, True).release(b"why")  # type: ignore[union-attr]
+        other.take("build", 5)
+        assert one.want("build", Wanted("page", b"data"))
+        assert other.take("build", 5) == Wanted("page", b"data")
+        other.done("build", "page")
+        one.add({"hits": 1})
+        one.report({"pid": 1})
+        assert other.processes() == [{"pid": 1}]
+        one.probe()
+        assert abs(one.time() - other.time()) < 1
+        assert one.prune(everything=True) == 1
+    finally:
+        one.close(), other.close()
+
+
+class TestURLs:
+    @pytest.mark.parametrize("scheme", ["redis", "valkey"])
+    def test_of_one_server(self, redis: Redis, scheme: str) -> None:
+        use(redis_client(redis.url.replace("redis:", f"{scheme}:")))
+
+    def test_have_short_timeouts_and_no_retries_unless_they_say_so(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("wsgi_isr.store.clients.TIMEOUT", 0.25)
+        options = redis_client("redis://h/3")().connection_pool.connection_kwargs
+        assert (options["socket_timeout"], options["socket_connect_timeout"]) == (0.25, 0.25)
+        assert options["retry"].get_retries() == 0
+        assert options["db"] == 3
+        options = redis_client("redis://h/3?socket_timeout=2")().connection_pool.connection_kwargs
+        assert (options["socket_timeout"], options["socket_connect_timeout"]) == (2, 0.25)
+
+    @pytest.mark.parametrize(
+        ("url", "says"),
+        [
+            ("redis://h:port", "port is no number"), ("redis://h/?decode_responses=True", "bytes"),
+            ("redis://a,b", "cluster://"), ("redis+sentinel://a", "names no service"),
+            ("redis://h?foo=1", "foo"), ("http://h", "a Redis URL"), ("redis://u:s#c@h", "URL"),
+        ],
+    )  # fmt: skip
+    def test_that_cannot_be_used_are_refused_without_showing_a_password(
+        self, url: str, says: str
+    ) -> None:
+        with pytest.raises(ValueError, match=says) as error:
+            redis_client(url)
+        assert "s#c" not in str(error.value)
+
+    def test_without_their_package_name_the_extra(self) -> None:
+        with pytest.raises(ImportError, match=r"pip install 'wsgi-isr\[redis\]'"):
+            import_extra("no_such_package", "redis")
+
+    def test_of_memcached(self) -> None:
+        with running(Memcached()) as server:
+            assert isinstance(server, Memcached)
+            cache = memcached_cache(server.url)()
+            assert cache.set("a", b"1") and cache.get("a") == b"1"
+            server.restart()
+            # The connection that the server has closed is no error.
+            assert cache.get("a") is None
+
+    @pytest.mark.parametrize("url", ["memcached://", "memcached://a,b", "memcached://a?x=1"])
+    def test_of_memcached_that_cannot_be_used_are_refused(self, url: str) -> None:
+        with pytest.raises(ValueError, match="memcached URL"):
+            memcached_cache(url)
+
+
+class TestCachesThatAreHandedOver:
+    @pytest.mark.parametrize(("kind", "module"), [(RedisCache, redis), (ValkeyCache, valkey)])
+    def test_lend_their_options(self, redis: Redis, kind: t.Any, module: t.Any) -> None:
+        client = getattr(module, kind.__name__.removesuffix("Cache"))
+        own = client(port=redis.port, db=redis.database, max_connections=3, **FAST)
+        cache = kind(own, key_prefix="mine:")
+        check_cache(cache)
+        make = client_of(cache)
+        made = make()
+        assert made is not own and type(made) is client
+        assert made.connection_pool.max_connections == 3
+        assert made.connection_pool.connection_kwargs["socket_timeout"] == 2.0
+        assert prefix_of(cache) == "mine:"
+        use(make)
+        own.close()
+
+    def test_may_have_pools_that_wait(self, redis: Redis) -> None:
+        library = pytest.importorskip("redis")
+        pool = library.BlockingConnectionPool(
+            port=redis.port, db=redis.database, max_connections=1, timeout=1, **FAST
+        )
+        use(client_of(RedisCache(library.Redis(connection_pool=pool))))
+
+    def test_must_give_bytes(self) -> None:
+        client = redis.Redis(decode_responses=True)
+        with pytest.raises(ValueError, match="decode_responses"):
+            check_cache(RedisCache(client))
+
+    def test_must_have_a_client(self) -> None:
+        with pytest.raises(ValueError, match="no client of redis-py"):
+            check_cache(RedisCache(object()))
+
+    @pytest.mark.parametrize(
+        ("options", "is_slow"), [({}, True), (FAST, True), ({**FAST, "retry": None}, False)]
+    )
+    def test_that_wait_long_are_named(
+        self, options: dict[str, t.Any], is_slow: bool, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        if "retry" in options:
+            retry = redis.retry.Retry(redis.backoff.NoBackoff(), 0)
+            options = {**options, "retry": retry}
+        with caplog.at_level(logging.WARNING):
+            check_cache(RedisCache(redis.Redis(**options)))
+        assert ("waits long" in caplog.text) is is_slow
+
+    def test_that_unpickle_are_refused(self) -> None:
+        base = pytest.importorskip("pymemcache.client.base")
+        serde = pytest.importorskip("pymemcache.serde").pickle_serde
+        for client in (base.Client(("h", 1)), base.PooledClient(("h", 1), serde=serde)):
+            with pytest.raises(ValueError, match="executes what it reads"):
+                check_cache(MemcachedCache(client))
+        check_cache(MemcachedCache(base.PooledClient(("h", 1), timeout=1, connect_timeout=1)))
+        check_cache(SimpleCache())
 
 
 class TestAUserWithFewRights:
-    def test_is_enough(
-        self, redis: Redis, site: Site, make: Make, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        rules = ("on", ">secret", "~isr:*", "resetchannels", *CHANNELS, "-@all")
+    def test_is_enough(self, redis: Redis) -> None:
+        rules = ("on", ">secret", "~{site:}*", "resetchannels", "&{site:}news:*", "-@all")
         redis.do("ACL", "SETUSER", "few", "reset", *rules, *RIGHTS.split())
-        url = redis.url.replace("//", "//few:secret@")
-        site.page("/", lambda environ: f"render {site.renders()}", revalidate=False)
-        one, other = make(url), make(url)
-        visit(one), visit(other)
-        one.revalidate(HOME)
-        wait_until(lambda: visit(other).text == "render 2")
-        assert [page.url for page in one.pages()] == [HOME]
-        assert coordination(other)._channel.open()
-        jobs = coordination(other).jobs
-        jobs.serve("line")
-        assert jobs.put("line", b"job")
-        jobs.wait("line", 0.0)
-        job = jobs.take("line")
-        assert job is not None and job.data == b"job"
-        job.keep()
-        job.done()
-        assert jobs._channels["line"].open()
-        assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+        use(redis_client(redis.url.replace("//", "//few:secret@")))
 
-
-class TestAUserWhoMayNotAskForTheTime:
-    def test_has_pages_rendered_where_they_are_visited(self, redis: Redis, make: Make) -> None:
-        rules = ("on", ">secret", "~*", "&*", "+@all", "-time")
-        redis.do("ACL", "SETUSER", "timeless", "reset", *rules)
-        jobs = coordination(make(redis.url.replace("//", "//timeless:secret@"))).jobs
-        jobs.serve("line")
-        assert not jobs.put("line", b"job")
-        assert jobs.take("line") is None
+    def test_may_do_without_announcements_and_the_servers_run(self, redis: Redis) -> None:
+        rules = ("on", ">secret", "~*", "resetchannels", "+@all", "-info")
+        redis.do("ACL", "SETUSER", "silent", "reset", *rules)
+        store = RedisStore(redis_client(redis.url.replace("//", "//silent:secret@")), "site:")
+        store.put(make_record("page", store.number()))
+        store.listen(0.1)
+        store.invalidate(["page:page"], False)
+        stored = store.get("page")
+        assert stored is not None and stored.validity.invalidated is STALE
+        store.close()
 
 
 class Sentinel(Server):
@@ -76,19 +205,10 @@ class Sentinel(Server):
         path.write_text(
             f"port {port}\nbind 127.0.0.1\ndir {folder}\n"
             f"sentinel monitor main 127.0.0.1 {primary.port} 1\n"
-            "sentinel down-after-milliseconds main 1000\n"
+            "sentinel down-after-milliseconds main 500\n"
         )
         command = [find("redis-server"), str(path), "--sentinel"]
         super().__init__(command, port, b"PING\r\n", b"+PONG")
-
-
-def holds(isr: ISRMiddleware) -> bool:
-    """Whether a demand does, by now."""
-    try:
-        isr.revalidate(HOME)
-    except RevalidationError:
-        return False
-    return True
 
 
 class TestSentinels:
@@ -96,33 +216,82 @@ class TestSentinels:
     def servers(self, tmp_path: t.Any) -> Iterator[tuple[Redis, Redis, Sentinel]]:
         for name in ("primary", "replica", "sentinel"):
             (tmp_path / name).mkdir()
-        with running(Redis(tmp_path / "primary")) as primary:
-            assert isinstance(primary, Redis)
-            options = f"--replicaof 127.0.0.1 {primary.port}"
-            with running(Redis(tmp_path / "replica", options)) as replica:
-                assert isinstance(replica, Redis)
-                wait_until(lambda: b"connected" in replica.do("ROLE"))
-                with running(Sentinel(tmp_path / "sentinel", primary)) as sentinel:
-                    assert isinstance(sentinel, Sentinel)
-                    yield primary, replica, sentinel
+        with contextlib.ExitStack() as stack:
+            primary = t.cast(Redis, stack.enter_context(running(Redis(tmp_path / "primary"))))
+            options = f"--save '' --replicaof 127.0.0.1 {primary.port}"
+            other = Redis(tmp_path / "replica", options)
+            replica = t.cast(Redis, stack.enter_context(running(other)))
+            assert eventually(lambda: b"connected" in replica.do("ROLE"), 10)
+            sentinel = stack.enter_context(running(Sentinel(tmp_path / "sentinel", primary)))
+            yield primary, replica, t.cast(Sentinel, sentinel)
 
     def test_lead_to_the_primary_also_after_a_failover(
-        self, servers: tuple[Redis, Redis, Sentinel], site: Site, make: Make
+        self, servers: tuple[Redis, Redis, Sentinel]
     ) -> None:
         primary, replica, sentinel = servers
-        library = pytest.importorskip("redis")
-        told = library.Sentinel([("127.0.0.1", sentinel.port)], sentinel_kwargs=FAST)
-        no_retry = library.retry.Retry(library.backoff.NoBackoff(), 0)
-        cache = RedisCache(told.master_for("main", retry=no_retry, **FAST))
-        site.page("/", "body", revalidate=10)
-        isr = make(cache)
-        assert status_of(visit(isr)) == "isr; fwd=uri-miss; stored"
-        assert status_of(visit(make(primary.url))) == "isr; hit; ttl=10"
-        wait_until(lambda: replica.do("DBSIZE") == primary.do("DBSIZE"))
-        asking = library.Redis(port=sentinel.port)
-        wait_until(lambda: asking.execute_command("SENTINEL", "REPLICAS", "main"))
+        for scheme in ("redis", "valkey"):
+            use(redis_client(f"{scheme}+sentinel://127.0.0.1:{sentinel.port}/main/0"))
+        watch = redis.Sentinel([("127.0.0.1", sentinel.port)], sentinel_kwargs=FAST)
+        use(client_of(RedisCache(watch.master_for("main", **FAST))))
+        store = RedisStore(
+            redis_client(f"redis+sentinel://127.0.0.1:{sentinel.port}/main?max_connections=2"), "s"
+        )
+        store.put(make_record("page", store.number()))
+        assert eventually(lambda: replica.do("DBSIZE") == primary.do("DBSIZE"), 5)
+        asking = redis.Redis(port=sentinel.port)
+        assert eventually(lambda: asking.execute_command("SENTINEL", "REPLICAS", "main"), 15)
         primary.kill()
-        wait_until(lambda: replica.do("ROLE")[0] == b"master", 6 * PATIENCE)
-        wait_until(lambda: holds(isr), 6 * PATIENCE)
-        assert status_of(visit(make(replica.url))) == "isr; hit; ttl=10"
-        asking.close(), told.sentinels[0].close()
+
+        def holds() -> bool:
+            with contextlib.suppress(Exception):
+                store.invalidate(["page:page"], False)
+                return True
+            return False
+
+        assert eventually(holds, 30)
+        stored = store.get("page")
+        assert stored is not None and stored.validity.invalidated is STALE
+        store.close(), asking.close(), watch.sentinels[0].close()
+
+
+class TestClusters:
+    @pytest.fixture
+    def nodes(self, tmp_path: t.Any) -> Iterator[list[Redis]]:
+        with contextlib.ExitStack() as stack:
+            nodes = []
+            for index, slots in enumerate([(0, 5460), (5461, 10922), (10923, 16383)]):
+                (tmp_path / f"{index}").mkdir()
+                options = f"--save '' --cluster-enabled yes --cluster-port {free_port()}"
+                node = Redis(tmp_path / f"{index}", f"{options} --databases 1")
+                nodes.append(t.cast(Redis, stack.enter_context(running(node))))
+                node.do("CLUSTER", "ADDSLOTSRANGE", *slots)
+            first = nodes[0]
+            for node in nodes[1:]:
+                _, own, *_ = self.me(node).split()
+                bus = own.partition(b"@")[2].partition(b",")[0]
+                first.do("CLUSTER", "MEET", "127.0.0.1", node.port, bus)
+            for node in nodes:
+                ready = lambda node=node: b"cluster_state:ok" in self.info(node)  # noqa: E731
+                assert eventually(ready, 20)
+            yield nodes
+
+    def info(self, node: Redis) -> bytes:
+        with contextlib.closing(node.client()) as client:
+            client.set_response_callback("CLUSTER INFO", lambda data, **_: data)
+            return t.cast(bytes, client.execute_command("CLUSTER INFO"))
+
+    def me(self, node: Redis) -> bytes:
+        with contextlib.closing(node.client()) as client:
+            client.set_response_callback("CLUSTER NODES", lambda data, **_: data)
+            return t.cast(bytes, client.execute_command("CLUSTER NODES"))
+
+    def test_have_all_keys_of_a_site_on_one_node(self, nodes: list[Redis]) -> None:
+        hosts = ",".join(f"127.0.0.1:{node.port}" for node in nodes[:2])
+        for scheme in ("redis", "valkey"):
+            for prefix in ("a", "b", "c"):
+                use(redis_client(f"{scheme}+cluster://{hosts}"), prefix)
+        assert sum(node.do("DBSIZE") > 0 for node in nodes) > 1
+        cache = RedisCache(redis.RedisCluster(host="127.0.0.1", port=nodes[0].port, **FAST))
+        check_cache(cache)
+        use(client_of(cache), "d")
+        vars(cache)["_write_client"].close()

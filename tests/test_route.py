@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 import typing as t
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +16,10 @@ from flask import Flask
 from flasks import flask_app
 from flasks import flask_browser
 
-from wsgi_isr.flask import ISR
 from wsgi_isr.flask import isr_page
-from wsgi_isr.flask.route import MAX_LENGTH
-from wsgi_isr.flask.route import MAX_NAMES
+from wsgi_isr.flask.routes import MAX_LENGTH
+from wsgi_isr.flask.routes import MAX_NAMES
+from wsgi_isr.store.protocol import StoreError
 
 SECRET = "correct horse battery staple"
 URL = "/_isr/revalidate"
@@ -63,7 +64,13 @@ class TestACall:
         assert answer.json == {
             "revalidated": True,
             "results": [
-                {"path": path, "url": f"http://localhost{path}", "status": 200, "error": None}
+                {
+                    "path": path,
+                    "url": f"http://localhost{path}",
+                    "status": 200,
+                    "error": None,
+                    "outcome": "rendered",
+                }
                 for path in ("/blog/a", "/blog/c")
             ],
             "failures": {},
@@ -72,7 +79,7 @@ class TestACall:
         assert browser.get("/blog/b").text == "old b"
 
     @pytest.mark.parametrize("body", [{"tags": ["posts"]}, {"patterns": ["/blog/*"]}])
-    def test_marks_tags_and_patterns_and_renders_nothing(
+    def test_invalidates_tags_and_patterns_and_renders_nothing(
         self, browser: Browser, body: dict[str, list[str]]
     ) -> None:
         renders = browser.isr.stats()["renders"]
@@ -81,11 +88,17 @@ class TestACall:
         assert browser.isr.stats()["renders"] == renders
         assert {page.state for page in browser.isr.pages()} == {"stale"}
 
+    def test_may_render_several_at_a_time(self, app: Flask, browser: Browser) -> None:
+        barrier = threading.Barrier(3)
+        app.view_functions["post"] = isr_page(lambda slug: str(barrier.wait(10)))
+        paths = ["/blog/a", "/blog/b", "/blog/c"]
+        assert call(browser, paths=paths, workers=3).status_code == 200
+
     def test_may_have_the_next_visitor_wait(self, browser: Browser) -> None:
         call(browser, tags=["posts"], expire=True)
         assert browser.get("/blog/a").text == "new a"
 
-    def test_marks_before_it_renders(self, browser: Browser) -> None:
+    def test_invalidates_before_it_renders(self, browser: Browser) -> None:
         call(browser, tags=["posts"], paths=["/blog/a"])
         states = {page.url[-1]: page.state for page in browser.isr.pages()}
         assert states == {"a": "fresh", "b": "stale"}
@@ -107,14 +120,14 @@ class TestACall:
         self, browser: Browser, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def fail(*args: t.Any) -> t.NoReturn:
-            raise OSError("disk full")
+            raise StoreError("disk full")
 
-        monkeypatch.setattr(browser.isr._here().store.coordination, "invalidate", fail)
+        monkeypatch.setattr(browser.isr.store, "invalidate", fail)
         answer = call(browser, tags=["posts"], paths=["/blog/a"])
         assert answer.status_code == 500
         assert set(answer.json["failures"]) == {"posts", "/blog/a"}
 
-    def test_while_the_library_is_off_marks_and_renders_nothing(
+    def test_while_the_library_is_off_invalidates_and_renders_nothing(
         self, app: Flask, browser: Browser
     ) -> None:
         app.config["ISR_ENABLED"] = False
@@ -179,7 +192,7 @@ class TestTheToken:
             compared.append((given, token))
             return given == token
 
-        monkeypatch.setattr("wsgi_isr.flask.route.hmac.compare_digest", compare)
+        monkeypatch.setattr("wsgi_isr.flask.routes.hmac.compare_digest", compare)
         call(browser, "caf\u00e9", tags=["posts"])
         assert compared == [("caf\u00e9".encode("latin-1"), SECRET.encode())]
 
@@ -188,10 +201,19 @@ class TestTheToken:
         browser = flask_browser(app, secret=secret)
         assert call(browser, "", tags=["posts"]).status_code == 404
 
-    def test_that_is_neither_text_nor_bytes_is_an_error_at_once(self, app: Flask) -> None:
+    def test_that_is_neither_text_nor_bytes_is_an_error(self, app: Flask) -> None:
         app.config["ISR_SECRET"] = 123
         with pytest.raises(TypeError, match="ISR_SECRET takes a text or bytes"):
-            ISR(app, cache="memory://")
+            flask_browser(app)
+
+    def test_that_can_be_guessed_is_a_warning(
+        self, app: Flask, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        flask_browser(app, secret="fifteen letters")
+        assert "ISR_SECRET has fewer than 16 characters" in caplog.text
+        caplog.clear()
+        flask_browser(flask_app(Path(app.root_path)), secret="sixteen letters.")
+        assert caplog.text == ""
 
 
 class TestABodyThatWillNotDo:
@@ -214,6 +236,8 @@ class TestABodyThatWillNotDo:
             (b'{"tags": ["posts", 1]}', "tags is a list of texts"),
             (b'{"tags": ["posts"], "patterns": null}', "patterns is a list of texts"),
             (b'{"tags": ["posts"], "expire": 1}', "expire is true or false"),
+            (b'{"tags": ["posts"], "workers": 0}', "workers is a whole number from 1 to 16"),
+            (b'{"tags": ["posts"], "workers": true}', "workers is a whole number from 1 to 16"),
             (b'{"tags": ["posts"], "paths": ["blog"]}', "a path starts with /"),
             (b'{"tags": ["posts"], "paths": ["//evil"]}', "has //"),
             (
@@ -265,9 +289,9 @@ class TestThePrefix:
         assert browser.post("/hooks/revalidate", json=body, headers=headers).status_code == 200
         assert browser.post(URL, json=body, headers=headers).status_code == 404
 
-    def test_that_is_no_path_is_an_error_at_once(self, app: Flask) -> None:
+    def test_that_is_no_path_is_an_error(self, app: Flask) -> None:
         with pytest.raises(ValueError, match="ISR_URL_PREFIX starts with /"):
-            ISR(app, cache="memory://", secret=SECRET, url_prefix="hooks")
+            flask_browser(app, secret=SECRET, url_prefix="hooks")
 
     def test_other_methods_are_not_allowed(self, browser: Browser) -> None:
         assert browser.get(URL).status_code == 405

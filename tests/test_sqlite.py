@@ -193,9 +193,7 @@ class TestOrder:
 
 
 class TestBounds:
-    def test_holds_under_many_made_up_names(
-        self, open_store: Callable[..., SQLiteStore]
-    ) -> None:
+    def test_holds_under_many_made_up_names(self, open_store: Callable[..., SQLiteStore]) -> None:
         stores = [open_store(max_pages=50, max_bytes=50_000) for _ in range(4)]
         put(stores[0], "real", body=b"b" * 2000)
         over: list[object] = []
@@ -245,9 +243,7 @@ class TestBounds:
         assert (folder / "pages.sqlite3-wal").stat().st_size == 0
         assert store.sizes().pages == 10
 
-    def test_pruning_lets_others_in_between(
-        self, open_store: Callable[..., SQLiteStore]
-    ) -> None:
+    def test_pruning_lets_others_in_between(self, open_store: Callable[..., SQLiteStore]) -> None:
         store, other = open_store(), open_store()
         for n in range(1000):
             put(store, f"p{n}", body=b"b" * 5000, number=Number("", 1))

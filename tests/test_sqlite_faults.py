@@ -22,17 +22,16 @@ import pytest
 
 from wsgi_isr.freshness import Invalidated
 from wsgi_isr.store import signal as signals
-from wsgi_isr.store.database import _SCHEMA
-from wsgi_isr.store.database import VERSION
 from wsgi_isr.store.protocol import Busy
 from wsgi_isr.store.protocol import Number
 from wsgi_isr.store.protocol import ReadOnly
 from wsgi_isr.store.protocol import Record
 from wsgi_isr.store.protocol import StoreError
+from wsgi_isr.store.schema import VERSION
 from wsgi_isr.store.sqlite import SQLiteStore
 
 NOTHING = Number("", 0)
-PRELUDE = f"""
+PRELUDE = """
 import os, signal, sys, time
 from wsgi_isr.store.protocol import *
 from wsgi_isr.store.sqlite import SQLiteStore
@@ -46,7 +45,9 @@ root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may do that")
 
 
 def make_record(name: str, number: Number, body: bytes = b"body") -> Record:
-    return Record(name, (f"path:/{name}", "tag:all"), number, "build", f"/{name}", False, b"h", body)
+    return Record(
+        name, (f"path:/{name}", "tag:all"), number, "build", f"/{name}", False, b"h", body
+    )
 
 
 def descriptors() -> int:
@@ -182,9 +183,7 @@ class TestDamage:
             connection.commit()
         assert open_store().number().lineage != lineage
 
-    def test_leaves_a_file_of_a_newer_version_alone(
-        self, folder: Path, store: SQLiteStore
-    ) -> None:
+    def test_leaves_a_file_of_a_newer_version_alone(self, folder: Path, store: SQLiteStore) -> None:
         put(store)
         store.close()
         with contextlib.closing(sqlite3.connect(folder / "pages.sqlite3")) as connection:
@@ -235,7 +234,10 @@ class TestDamage:
             changes = store.changes(at)
             if changes.complete:
                 assert {change.label for change in changes.invalidations} == {
-                    "tag:a", "tag:b", "tag:c", "pattern:/d/**"
+                    "tag:a",
+                    "tag:b",
+                    "tag:c",
+                    "pattern:/d/**",
                 }, place
             for name in "abcdefgh":
                 stored = store.get(name)
@@ -493,9 +495,7 @@ class TestProcesses:
             assert store.get("a") is not None
         put(store)
 
-    def test_a_child_uses_connections_of_its_own(
-        self, folder: Path, store: SQLiteStore
-    ) -> None:
+    def test_a_child_uses_connections_of_its_own(self, folder: Path, store: SQLiteStore) -> None:
         put(store)
         lease = store.lease("a", 60, False)
         assert not isinstance(lease, Busy)
@@ -532,9 +532,7 @@ class TestProcesses:
             assert not isinstance(store.lease("a", 60, True), Busy)
             os.kill(child, signal.SIGKILL)
 
-    def test_eight_processes_read_and_write_at_once(
-        self, folder: Path, store: SQLiteStore
-    ) -> None:
+    def test_eight_processes_read_and_write_at_once(self, folder: Path, store: SQLiteStore) -> None:
         put(store)
         code = """
             import random

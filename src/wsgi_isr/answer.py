@@ -209,6 +209,7 @@ class Hit(Answer):
     since: float
     until: float
     generation: object
+    _purged: bool
     #: Whether there is nothing to do but to send it. A stale page is to be rendered, too.
     is_fresh: bool
     rule: Rule | None

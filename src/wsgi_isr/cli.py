@@ -1,137 +1,194 @@
 """The command line: the same commands for every WSGI app and, as ``flask isr``, for Flask.
 
-They act on the store that running workers share, and hold in all of them at once. They do so
-also where the library is switched off by the app's configuration: whoever types a command means
-it.
+They act on the store that running workers share, and hold in all of them at once. They do so also
+where the app's configuration switches the library off.
 """
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
+import itertools
 import json
+import os
 import signal
 import sys
 import threading
+import time
 import typing as t
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
+from contextlib import closing
+from contextlib import nullcontext
+from contextlib import suppress
+from urllib.parse import unquote_to_bytes
+from urllib.parse import urlsplit
 
 import click
+from werkzeug.utils import import_string
 
-from .dedicated import Regenerator
-from .loading import App
-from .loading import load
+from .key import normalize_host
+from .key import Origin
+from .middleware import ISRMiddleware
 from .ondemand import Result
-from .ondemand import RevalidationError
-from .pool import WorkerPool
 from .report import amount
+from .report import describe
+from .report import line
 from .report import number
+from .report import ORDERS
 from .report import page_rows
-from .report import Report
+from .report import printable
+from .report import selector
 from .report import table
-from .report import worker_rows
-from .rules import compile_pattern
-from .store.bounds import Bounds
-from .store.coordination import StoreError
-from .store.prune import Pruner
 
-#: Seconds for renders that have begun when `regenerate` is ended.
-FINISHING = 10.0
-#: As of a process that SIGINT ended.
+#: Where frameworks and middlewares keep the application that they wrap, and how many are searched.
+_INNER = ("wsgi_app", "app", "application", "__self__")
+_MAX_DEPTH = 20
+#: The exit status of a process that SIGINT ended.
 INTERRUPTED = 130
 
 
+class App(t.NamedTuple):
+    """What the commands act on.
+
+    :param paths: gives all paths that can be prerendered, where the app can list them.
+    :param origin: where pages are if no option says so; ``None`` if only the store can say.
+    """
+
+    middleware: ISRMiddleware
+    paths: Callable[[], Iterable[str]] | None = None
+    origin: Origin | None = None
+
+    def announce(self) -> None:
+        """Name the store and the build on standard error, and warn where they may be wrong.
+
+        :raises click.ClickException: for a store that no other process shares.
+        """
+        store, build = self.middleware.store, self.middleware.build_id
+        if store.kind.shared == "process":
+            raise click.ClickException(
+                "pages are in memory only, where no command reaches those of running workers: use "
+                "file:///path or a store on the network, and run this as the workers' user"
+            )
+        _say(f"Store: {store.kind.name}, {_place_of(self.middleware)}; build {build!r}")
+        processes, totals = store.processes(), store.totals()
+        if others := {str(process.get("build")) for process in processes} - {build}:
+            names = ", ".join(sorted(map(repr, others)))
+            _say(f"Warning: workers run with other builds, {names}: their pages at most expire")
+        if not processes and not any(map(totals.get, ("hits", "stale_hits", "misses", "passed"))):
+            _say("Warning: no worker has used this store: is it theirs, and are you their user?")
+
+    def place(self, base_url: str | None) -> Origin | None:
+        """Where the pages are that a path names.
+
+        :raises click.ClickException: for a host that has no pages.
+        """
+        if base_url is None:
+            return self.origin
+        parts = urlsplit(base_url)
+        mount = unquote_to_bytes(parts.path.rstrip("/")).decode("latin-1")
+        environ = {"wsgi.url_scheme": parts.scheme, "HTTP_HOST": parts.netloc, "SCRIPT_NAME": mount}
+        origin = self.middleware.origin_of(environ)
+        own = Origin("https", "www.example.com", "") if origin is None else origin
+        asked = (parts.scheme, normalize_host(parts.netloc, parts.scheme))
+        if own is not origin or asked != own[:2] or parts.query or parts.fragment:
+            what = f"scheme and host of this app's pages, as in {own.scheme}://{own.host}"
+            raise click.ClickException(f"--base-url takes {what}, not {base_url!r}")
+        return origin
+
+
+def _say(text: str) -> None:
+    click.echo(printable(text), err=True)
+
+
+def _place_of(middleware: ISRMiddleware) -> str:
+    """Where a store is, without the passwords of a URL."""
+    folder, cache = getattr(middleware.store, "folder", None), middleware.cache
+    if folder is not None or not isinstance(cache, str):
+        return str(folder or type(cache).__name__)
+    parts = urlsplit(cache)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
 class Command(click.Command):
-    """A command that Ctrl-C ends as it ends other programs; click alone would exit with 1."""
+    """A command whose errors are read without a traceback, and that Ctrl-C ends with 130."""
 
     def invoke(self, ctx: click.Context) -> t.Any:
+        app = t.cast(App, ctx.obj)
         try:
+            app.announce()
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            click.echo("Interrupted.", err=True)
+            _say("Interrupted.")
             ctx.exit(INTERRUPTED)
+        except (BrokenPipeError, click.ClickException, click.exceptions.Exit):
+            # click knows what to do when a pager is closed.
+            raise
+        except Exception as error:
+            # Each store's client has errors of its own.
+            hint = " (here: give --base-url)" if "set base_url" in str(error) else ""
+            raise click.ClickException(f"{describe(error)}{hint}") from error
+        finally:
+            # The store is to have what was counted, and not to count this process as a worker.
+            app.middleware.close(0)
 
 
+group = click.Group()
 pass_app = click.make_pass_decorator(App)
-base_url_option = click.option(
-    "--base-url",
-    metavar="URL",
-    help="Scheme and host of the pages, with the mount point if there is one.",
-)
-json_option = click.option("--json", "as_json", is_flag=True, help="For programs.")
-
-
-@contextlib.contextmanager
-def _told(where: str = "") -> Iterator[None]:
-    """Let errors of the one who typed the command, or of the store, be read without a traceback.
-
-    :param where: how to say on the command line where pages are.
-    """
-    try:
-        yield
-    except (BrokenPipeError, click.ClickException):
-        # click knows what to do when a pager is closed.
-        raise
-    except (ValueError, NotImplementedError, StoreError, RevalidationError) as error:
-        hint = where if "base_url" in str(error) else ""
-        raise click.ClickException(f"{error}{hint}") from error
-    except Exception as error:
-        # Each store's client has errors of its own.
-        raise click.ClickException(f"{type(error).__name__}: {error}") from error
+at_least_one = click.IntRange(1)
+workers = click.option("--workers", type=at_least_one, metavar="N", help="Renders at a time.")
+base_url = click.option("--base-url", metavar="URL", help="Where the pages are, as in the config.")
+as_json = click.option("--json", "as_json", is_flag=True, help="For programs.")
+tags = click.option("--tag", "tags", multiple=True, metavar="T", help="Pages that have a tag.")
 
 
 def _read_paths(paths: Iterable[str]) -> list[str]:
     """Paths from arguments and, for ``-``, from standard input; each once."""
-    found: dict[str, None] = {}
-    for path in paths:
-        lines = sys.stdin if path == "-" else [path]
-        found.update(dict.fromkeys(line.strip() for line in lines))
-    found.pop("", None)
-    return list(found)
+    lines = itertools.chain.from_iterable(sys.stdin if p == "-" else [p] for p in paths)
+    return [path for path in dict.fromkeys(map(str.strip, lines)) if path]
 
 
 def _list_paths(paths: Callable[[], Iterable[str]]) -> list[str]:
-    """All paths that an app lists; its warnings are for whoever typed the command."""
+    """All paths that an app lists; its warnings are for those who type the command."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         found = list(dict.fromkeys(paths()))
     for warning in caught:
-        click.echo(f"Warning: {warning.message}", err=True)
+        _say(f"Warning: {warning.message}")
     return found
 
 
 def _follow(results: Iterator[tuple[str, Result]], total: int, label: str) -> t.NoReturn:
     """Show results as they come and end the command; Ctrl-C ends it early, and loses nothing."""
-    report = Report(total)
-    interrupted = False
-    bar: t.Any = None
-    if total and sys.stdout.isatty():
-        bar = click.progressbar(length=total, label=label, show_pos=True)
-    with contextlib.ExitStack() as stack:
-        try:
-            # Renders that have begun are waited for when the iterator is closed.
-            stack.enter_context(contextlib.closing(t.cast("t.Any", results)))
-            if bar is not None:
-                stack.enter_context(bar)
+    began, outcomes, paths = time.monotonic(), Counter[str](), set[str]()
+    has_bar = total > 0 and sys.stdout.isatty()
+    bar: t.Any = click.progressbar(length=total, label=label, show_pos=True)
+    try:
+        # Renders that have begun are waited for when the iterator is closed.
+        with closing(t.cast("t.Any", results)), bar if has_bar else nullcontext():
             for path, result in results:
-                new = report.add(path, result)
-                if bar is None:
-                    click.echo(report.line(result))
-                elif new:
+                outcomes[result.outcome] += 1
+                if has_bar and path not in paths:
                     bar.update(1)
-        except KeyboardInterrupt:
-            interrupted = True
-    for line in report.summary(interrupted):
-        click.echo(line)
-    sys.exit(INTERRUPTED if interrupted else int(report.failed))
+                if not has_bar or result.error is not None:
+                    click.echo("\n" * has_bar + line(result))
+                paths.add(path)
+        status = int(outcomes["failed"] > 0)
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+        click.echo(f"Interrupted after {len(paths):,} of {number(total, 'path')}.")
+    counts = ", ".join(f"{count:,} {outcome}" for outcome, count in outcomes.most_common())
+    seconds = time.monotonic() - began
+    click.echo(f"{number(outcomes.total(), 'page')} in {seconds:.1f} s: {counts or 'none'}")
+    raise click.exceptions.Exit(status)
 
 
-@click.command(cls=Command)
+@group.command(cls=Command)
 @click.argument("paths", nargs=-1)
-@click.option("--workers", type=click.IntRange(1), metavar="N", help="Renders at a time.")
-@base_url_option
+@workers
+@base_url
 @pass_app
 def prerender(app: App, paths: tuple[str, ...], workers: int | None, base_url: str | None) -> None:
     """Render PATHS ahead of their visitors, but for pages that are fresh.
@@ -141,56 +198,39 @@ def prerender(app: App, paths: tuple[str, ...], workers: int | None, base_url: s
     """
     if not paths and app.paths is None:
         raise click.UsageError("name paths, or - to read them from standard input")
-    app.open()
-    origin = app.origin(base_url)
+    origin = app.place(base_url)
     todo = _read_paths(paths) if paths or app.paths is None else _list_paths(app.paths)
-    if origin is None and app.middleware.origin_of(_NO_HOST) is None:
-        for path in todo:
-            if "://" not in path:
-                raise click.ClickException(
-                    f"no host is known for {path!r}: give --base-url, or whole URLs, "
-                    "or set base_url"
-                )
-    ondemand = app.middleware._on_demand()
-    results = ondemand.prerender(todo, workers or app.middleware._workers, origin)
-    _follow(_with_urls(results), len(todo), "Prerendering")
+    results = app.middleware.on_demand().prerender(todo, workers, origin)
+    with closing(t.cast("t.Any", results)):
+        _follow(((result.url, result) for result in results), len(todo), "Prerendering")
 
 
-#: A request that has an origin only where ``base_url`` is set.
-_NO_HOST: dict[str, t.Any] = {"wsgi.url_scheme": "http", "HTTP_HOST": "", "SCRIPT_NAME": ""}
-
-
-def _with_urls(results: Iterator[Result]) -> Iterator[tuple[str, Result]]:
-    with contextlib.closing(t.cast("t.Any", results)):
-        for result in results:
-            yield result.url, result
-
-
-@click.command(cls=Command)
+@group.command(cls=Command)
 @click.argument("paths", nargs=-1, required=True)
 @click.option("--only-generated", is_flag=True, help="Skip paths that have no page.")
-@base_url_option
+@workers
+@base_url
 @pass_app
 def revalidate(
-    app: App, paths: tuple[str, ...], only_generated: bool, base_url: str | None
+    app: App,
+    paths: tuple[str, ...],
+    only_generated: bool,
+    workers: int | None,
+    base_url: str | None,
 ) -> None:
     """Render PATHS now and store them.
 
     Every later visitor gets a page whose render began after this. "-" reads paths from standard
     input, one a line.
     """
-    app.open()
-    origin = app.origin(base_url)
     todo = _read_paths(paths)
-    ondemand = app.middleware._on_demand()
-    with _told(" (here: give --base-url)"):
-        results = ondemand.each(todo, only_generated, origin, app.middleware)
-        _follow(results, len(todo), "Revalidating")
+    results = app.middleware.on_demand().each(todo, only_generated, app.place(base_url), workers)
+    _follow(results, len(todo), "Revalidating")
 
 
-@click.command(cls=Command)
+@group.command(cls=Command)
 @click.argument("patterns", nargs=-1)
-@click.option("--tag", "tags", multiple=True, metavar="T", help="Pages that have a tag.")
+@tags
 @click.option("--expire", is_flag=True, help="The next visitor waits for a new page.")
 @pass_app
 def invalidate(app: App, patterns: tuple[str, ...], tags: tuple[str, ...], expire: bool) -> None:
@@ -201,80 +241,80 @@ def invalidate(app: App, patterns: tuple[str, ...], tags: tuple[str, ...], expir
     """
     if not patterns and not tags:
         raise click.UsageError("name patterns, as in '/blog/*', or a --tag")
-    store = app.open()
-    with _told():
-        # First, so that a mistake in the last one marks nothing.
-        app.middleware._on_demand().check((), tags, patterns, None)
-        app.middleware.revalidate_tag(*tags, expire=expire)
-        app.middleware.invalidate(*patterns, expire=expire)
+    on_demand = app.middleware.on_demand()
+    # First, so that a mistake in the last one invalidates nothing.
+    on_demand.check((), tags, patterns, app.origin)
+    on_demand.revalidate_tag(tags, expire)
+    on_demand.invalidate(patterns, expire, app.origin)
     names = [*(f"tag {tag}" for tag in tags), *patterns]
     click.echo(f"{'Expired' if expire else 'Stale'}: {', '.join(names)}")
-    if store.pruner is not None:
-        # The marks hold by now, however long this takes.
-        known = _count(store.pruner, app.middleware._site.build_id, tags, patterns)
-        click.echo(f"{number(known, 'page')} known")
+    with suppress(NotImplementedError):
+        # It holds by now, however long this takes.
+        count = sum(map(selector(tags, patterns), app.middleware.pages()))
+        click.echo(f"{number(count, 'page')} of this build")
 
 
-def _count(pruner: Pruner, build: str, tags: tuple[str, ...], patterns: tuple[str, ...]) -> int:
-    """How many pages of a build have one of the tags or paths."""
-    wanted = set(tags)
-    compiled = [compile_pattern(pattern) for pattern in patterns]
-    count = 0
-    for head in pruner.heads():
-        with contextlib.suppress(LookupError, TypeError, ValueError):
-            _, _, mount, path, _, _, its_build = head["key"]
-            if its_build == build:
-                full_path = (mount + path) or "/"
-                count += not wanted.isdisjoint(head["metadata"][2]) or any(
-                    pattern.fullmatch(full_path) for pattern in compiled
-                )
-    return count
-
-
-@click.command(name="list", cls=Command)
-@json_option
+@group.command(name="list", cls=Command)
+@click.option("--failed", is_flag=True, help="Pages whose last render failed.")
+@click.option("--stale", is_flag=True, help="Pages that are stale or expired.")
+@tags
+@click.option("--match", "patterns", multiple=True, metavar="P", help="As in invalidate.")
+@click.option("--sort", type=click.Choice(list(ORDERS)[1:]), help="Most of it first.")
+@click.option("--limit", type=at_least_one, metavar="N", help="The first N.")
+@as_json
 @pass_app
-def list_pages(app: App, as_json: bool) -> None:
+def list_pages(
+    app: App, /, sort: str | None, limit: int | None, as_json: bool, **which: t.Any
+) -> None:
     """List what is stored of this build."""
-    app.open()
-    with _told():
-        if as_json:
-            _echo_array(page._asdict() for page in app.middleware.pages())
-            return
-        rows = page_rows(app.middleware.pages())
-    for line in table(rows):
-        click.echo(line)
+    found = sorted(filter(selector(**which), app.middleware.pages()), key=ORDERS[sort])[:limit]
+    if as_json:
+        click.echo(json.dumps([page._asdict() for page in found], indent=1))
+        return
+    table(page_rows(found))
 
 
-@click.command(cls=Command)
-@json_option
+@group.command(cls=Command)
+@as_json
 @pass_app
 def stats(app: App, as_json: bool) -> None:
-    """Show the counters of all running workers, as each left them a moment ago."""
-    if not app.open().keeps_stats:
-        raise click.ClickException("this store keeps no counters of its workers")
-    with _told():
-        workers = app.middleware.all_stats()
+    """Show what all workers have counted, and what each has now."""
+    found, processes = app.middleware.stats(), app.middleware.store.processes()
+    hits = found["hits"] + found["stale_hits"]
+    ratio = hits / (hits + found["misses"]) if hits else 0.0
     if as_json:
-        _echo_array(workers)
-    elif not workers:
-        click.echo("No worker is running, or none has had a visitor.")
+        found |= {"hit_ratio": round(ratio, 4), "workers": processes}
+        click.echo(json.dumps(found, indent=1))
+        return
+    times = found.pop("render_seconds")
+    mean = 1000 * times["sum"] / max(1, times["count"])
+    rows = [(name.replace("_", " "), f"{value:,}") for name, value in found.items()]
+    table([*rows, ("hit ratio", f"{ratio:.1%}"), ("mean render", f"{mean:,.0f} ms")])
+    for process in processes:
+        what = [
+            f"{name} {process.get(name)}" for name in ("pid", "host", "build", "waiting", "store")
+        ]
+        what.append(f"{len(process.get('rendering', ()))} rendering")
+        what.append(f"{amount(process.get('memory_bytes', 0))} in memory")
+        click.echo(printable(", ".join(what)))
+
+
+@group.command(cls=Command)
+@click.argument("url")
+@base_url
+@as_json
+@pass_app
+def explain(app: App, url: str, base_url: str | None, as_json: bool) -> None:
+    """Say what would happen to a request for URL, and why."""
+    found = dataclasses.asdict(app.middleware.on_demand().explain(url, app.place(base_url)))
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
     else:
-        for line in table(worker_rows(workers)):
-            click.echo(line)
+        table([(name, "-" if value is None else str(value)) for name, value in found.items()])
 
 
-def _echo_array(items: Iterable[object]) -> None:
-    """A JSON array with an item a line, written as it is made."""
-    start = "["
-    for item in items:
-        click.echo(f"{start}\n{json.dumps(item)}", nl=False)
-        start = ","
-    click.echo("[]" if start == "[" else "\n]")
-
-
-@click.command(cls=Command)
-@click.option("--workers", type=click.IntRange(1), metavar="N", help="Renders at a time.")
+@group.command(cls=Command)
+@workers
 @pass_app
 def regenerate(app: App, workers: int | None) -> None:
     """Render the stale pages that web workers hand over, until SIGTERM or Ctrl-C.
@@ -282,12 +322,8 @@ def regenerate(app: App, workers: int | None) -> None:
     Web workers hand them over where the app has workers=0 (ISR_WORKERS). Start as many of these
     as there are cores for renders.
     """
-    app.open()
-    process = app.middleware._here()
-    if process.line is None:
-        raise click.ClickException("this store cannot hand over pages: files and Redis can")
-    if not app.middleware._is_dedicated:
-        click.echo("Warning: web workers render themselves, unless they have workers=0", err=True)
+    if app.middleware.workers:
+        _say("Warning: web workers render themselves, unless they have workers=0")
     stop = threading.Event()
 
     def end(number: int, frame: object) -> None:
@@ -297,68 +333,35 @@ def regenerate(app: App, workers: int | None) -> None:
 
     for kind in (signal.SIGINT, signal.SIGTERM):
         signal.signal(kind, end)
-    patience = app.middleware._render_timeout
-    pool = WorkerPool(workers or app.middleware._workers, patience)
-    process.line.serve()
-    click.echo("Regenerating what web workers hand over.")
-    Regenerator(process.line, app.middleware._regenerate, pool, patience).run(stop)
-    # What has begun is finished, if that does not take long; the old page stays otherwise.
-    pool.wait(FINISHING)
+    _say("Regenerating what web workers hand over.")
+    app.middleware.regenerate(stop, workers)
 
 
-@click.command(cls=Command)
+@group.command(cls=Command)
 @pass_app
 def clear(app: App) -> None:
-    """Remove all pages of the site, of whatever build.
-
-    Running workers drop what they have in memory, too.
-    """
-    store = app.open()
-    with _told():
-        try:
-            click.echo(f"Removed: {number(store.clear(), 'page')}")
-        except NotImplementedError as error:
-            click.echo(f"Expired: all pages. None is removed: {error}")
+    """Remove all pages of the site, of whatever build; running workers drop theirs, too."""
+    try:
+        click.echo(f"Removed: {number(app.middleware.prune(everything=True), 'page')}")
+    except NotImplementedError as error:
+        click.echo(f"Expired: all pages. None is removed: {error}")
 
 
-@click.command(cls=Command)
-@click.option(
-    "--keep-builds",
-    type=click.IntRange(1),
-    metavar="N",
-    help="Keep this build and the others used last, N in all.",
-)
-@click.option("--max-pages", type=click.IntRange(1), metavar="N", help="As in the cache URL.")
-@click.option("--max-bytes", type=click.IntRange(1), metavar="N", help="As in the cache URL.")
+@group.command(cls=Command)
+@click.option("--keep-builds", type=at_least_one, metavar="N", help="This one and those before.")
+@click.option("--max-pages", type=at_least_one, metavar="N", help="As in the cache URL.")
+@click.option("--max-bytes", type=at_least_one, metavar="N", help="As in the cache URL.")
 @pass_app
-def prune(app: App, keep_builds: int | None, max_pages: int | None, max_bytes: int | None) -> None:
+def prune(app: App, /, **bounds: t.Any) -> None:
     """Remove the pages used least, until the others are within the bounds.
 
     Running workers do the same by themselves. Pages that are gone (404) go first.
     """
-    pruner = app.open().pruner
-    if pruner is None:
-        raise click.ClickException("only files are pruned; other stores have bounds of their own")
-    bounds = pruner.bounds
-    bounds = Bounds(max_pages or bounds.pages, max_bytes or bounds.size)
-    with _told():
-        pruned = pruner.now(bounds, keep_builds, app.middleware._site.build_id)
-    pages = f"{number(pruned.pages, 'page')} and {pruned.gone:,} that were gone"
-    litter = number(pruned.litter, "left-over file")
-    click.echo(f"Removed: {pages}, {amount(pruned.size)}; {litter}")
+    click.echo(f"Removed: {number(app.middleware.prune(**bounds), 'page')}")
 
 
-#: What ``flask isr`` and ``python -m wsgi_isr MODULE:APP`` have.
-COMMANDS: list[click.Command] = [
-    prerender,
-    regenerate,
-    revalidate,
-    invalidate,
-    list_pages,
-    stats,
-    clear,
-    prune,
-]
+#: What ``flask isr`` and ``python -m wsgi_isr MODULE:APP`` have, by name.
+COMMANDS: t.Final = group.commands
 
 
 @click.group(commands=COMMANDS)
@@ -371,3 +374,38 @@ def main(context: click.Context, app: str) -> None:
     "site:create_app()".
     """
     context.obj = load(app)
+
+
+def load(name: str) -> App:
+    """
+    :raises click.ClickException: where there is no such app, or no middleware in it. What the
+        app's own code raises comes out as it is.
+    """
+    # As for servers: an app in the working directory needs no installation.
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found = import_string(name.removesuffix("()"))
+    except ImportError as error:
+        raise click.ClickException(
+            f"the app is named MODULE:APP, as in 'site:app' or 'site:create_app()': {error}"
+        ) from error
+    if name.endswith("()"):
+        found = found()
+    inner = list(_unwrap(found))
+    for app in inner:
+        # A framework's extension, which can say more.
+        extension: t.Any = getattr(app, "extensions", {"isr": None}).get("isr")
+        if hasattr(extension, "cli_app"):
+            return t.cast(App, extension.cli_app(app))
+    if middleware := next((app for app in inner if isinstance(app, ISRMiddleware)), None):
+        return App(middleware)
+    hint = f"; if it is a factory, write '{name}()'" if callable(found) else ""
+    raise click.ClickException(f"{name!r} is no ISRMiddleware, and has none as its wsgi_app{hint}")
+
+
+def _unwrap(found: object) -> Iterator[object]:
+    """An object, the application that it wraps, and so on."""
+    for _ in range(_MAX_DEPTH):
+        yield found
+        found = next(filter(None, (getattr(found, name, None) for name in _INNER)), None)

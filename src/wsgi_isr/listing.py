@@ -26,6 +26,7 @@ class PageInfo(t.NamedTuple):
     :param size: bytes of all its bodies.
     :param last_error: why the last attempts at it failed, ``None`` if they did not.
     :param sizes: bytes of each body, by content coding; the page as it is under ``"identity"``.
+    :param seconds: how long its render took.
     """
 
     url: str
@@ -38,6 +39,7 @@ class PageInfo(t.NamedTuple):
     codings: tuple[str, ...]
     last_error: str | None
     sizes: dict[str, int]
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ def _info(listed: Listed, now: float, error: str | None) -> PageInfo:
         codings=tuple(coding for coding in lengths if coding != "identity"),
         last_error=error,
         sizes=lengths,
+        seconds=page.seconds,
     )
 
 

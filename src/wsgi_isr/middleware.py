@@ -35,6 +35,7 @@ from .passing import PassThrough
 from .process import Process
 from .regenerator import regenerate
 from .render import current_origin
+from .render import ERROR
 from .request import Request
 from .rules import check_query
 from .rules import digest_of
@@ -153,6 +154,8 @@ class ISRMiddleware:
                 "them: use a file:// URL or Redis"
             )
         self.app = app
+        #: What was handed over. A URL may have a password in it.
+        self.cache = cache
         self._clock: Callable[[], float] = time
         self._config = Config(
             app=app,
@@ -284,14 +287,14 @@ class ISRMiddleware:
 
     def _here(self) -> Process:
         process = self._process
-        if process is None or process.pid != os.getpid():
+        if process is None or not process.is_open:
             if self._lock_pid != os.getpid():
                 # The fork may have copied the lock while another thread held it.
                 self._lock = threading.Lock()
                 self._lock_pid = os.getpid()
             with self._lock:
                 process = self._process
-                if process is None or process.pid != os.getpid():
+                if process is None or not process.is_open:
                     process = Process(
                         self._config, self._open_store, self._codec, self._open_executor, process
                     )
@@ -322,9 +325,22 @@ class ISRMiddleware:
     def set_bypass(self, bypass: Callable[[WSGIEnvironment], str | None]) -> None:
         """Let a function say why a request never gets a page; for adapters of frameworks.
 
+        It is asked before what says so already.
+
         :param bypass: returns ``"draft"``, ``"disabled"``, ``"bypass"`` or ``None``.
         """
-        self._config.bypass = self._bypass = bypass
+        before = self._bypass
+
+        def both(environ: WSGIEnvironment) -> str | None:
+            return bypass(environ) or (None if before is None else before(environ))
+
+        self._config.bypass = self._bypass = bypass if before is None else both
+
+    @staticmethod
+    def note_error(environ: WSGIEnvironment, error: BaseException) -> None:
+        """Let `pages` say what a framework has made an answer of; for adapters of frameworks."""
+        if "wsgi_isr.reason" in environ:
+            environ[ERROR] = error
 
     def origin_of(self, environ: WSGIEnvironment) -> Origin | None:
         """Where a request came in, ``None`` if that host may not have pages."""
@@ -334,6 +350,11 @@ class ISRMiddleware:
     def build_id(self) -> str:
         """The build whose pages this middleware serves."""
         return self._config.build_id
+
+    @property
+    def workers(self) -> int:
+        """Threads that regenerate in each process; 0 where other processes do."""
+        return self._config.workers
 
     @property
     def store(self) -> Store:
@@ -461,12 +482,13 @@ class ISRMiddleware:
     def close(self, timeout: float = 5) -> None:
         """Wait for running regenerations, and close what was opened.
 
+        A later request opens it again; pages that only memory has are still there.
+
         :param timeout: seconds, at most.
         """
         process = self._process
-        if process is not None and process.pid == os.getpid():
+        if process is not None and process.is_open:
             process.close(timeout)
-            self._process = None
             self._hits = {}
 
 

@@ -22,7 +22,9 @@ def parse(origins: Origins, path: str, origin: Origin | None) -> tuple[Origin | 
 
     :raises ValueError: for what is no path.
     """
-    if not isinstance(path, str) or not path or _UNPRINTABLE.search(path):
+    if not isinstance(path, str):
+        raise ValueError(f"each path is an argument of its own: revalidate(*paths), not {path!r}")
+    if not path or _UNPRINTABLE.search(path):
         raise ValueError(f"a path starts with / and is percent-encoded, not {path!r}")
     base = origins.base
     place = origin

@@ -49,7 +49,7 @@ MAX_NOT_PAGES = 10_000
 class Process:
     """Everything of a middleware that belongs to one process.
 
-    :param before: of the parent, after a fork.
+    :param before: of the parent, after a fork; or the one before, after `close`.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Process:
         self.began = time.time()
         self._offset = 0.0
         store = open_store(None if before is None else before.pages.store)
-        self.pages = Pages(
+        self.pages: Pages = Pages(
             store,
             config.memory_size,
             codec,
@@ -97,9 +97,7 @@ class Process:
         self.pages.follow()
         if before is not None and store.kind.shared == "process":
             # Only memory has these pages.
-            for entry in before.pages.memory:
-                entry.fingerprints, entry.hits = (), ()
-                self.pages.memory.put(entry)
+            self.pages.memory.take_over(before.pages.memory)
         thread = threading.Thread(
             target=_upkeep, args=[weakref.ref(self)], name="wsgi-isr-upkeep", daemon=True
         )
@@ -109,6 +107,11 @@ class Process:
                 "workers=0 leaves renders to other processes, which this store cannot tell of "
                 "them: pages are rendered here; use files or Redis"
             )
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is of use to whoever asks."""
+        return self.pid == os.getpid() and not self.is_closed
 
     def local_clock(self) -> float:
         return t.cast("Callable[[], float]", self.config.clock)()

@@ -136,10 +136,6 @@ class Rule:
         for values in itertools.product(*(values for _, values in self.variants)):
             yield tuple(zip(names, values, strict=True))
 
-    def may_be_page(self, query_string: str, parameters: Iterable[str]) -> bool:
-        """Whether a request with this query may get a page: see ``undeclared``."""
-        return self.undeclared == "ignore" or not has_undeclared(query_string, parameters)
-
 
 #: What campaigns and click trackers add to URLs, and apps do not read.
 _TRACKERS = re.compile(
@@ -165,10 +161,11 @@ def _reduce(name: str, value: str | None, allowed: tuple[str | None, ...]) -> st
     accept = _ACCEPT_CLASSES.get(name)
     if accept is not None:
         try:
-            return parse_accept_header(value, accept).best_match(texts, default=other)
+            best = parse_accept_header(value, accept).best_match(texts)
         except ValueError:
             # Werkzeug refuses some values; a value that says nothing is as good as none.
-            return other
+            best = None
+        return other if best is None else best
     value = value.strip().lower()
     return next((item for item in texts if item.lower() == value), other)
 
@@ -329,7 +326,7 @@ def _as_rule(pattern: str, rule: RuleLike) -> Rule | Excluded:
     if isinstance(rule, Rule):
         return rule
     try:
-        return Rule(revalidate=t.cast("int | t.Literal[False]", rule))
+        return Rule(revalidate=rule)
     except ValueError as error:
         raise ValueError(f"rules[{pattern!r}]: {error}") from None
 

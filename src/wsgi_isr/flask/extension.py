@@ -173,16 +173,16 @@ class ISR:
         :raises RuntimeError: where it is not clear which app is meant.
         :raises ValueError: or ``TypeError``, for a config that cannot work.
         """
-        app = _current_app()
-        if app not in self._apps and len(self._apps) == 1:
+        if current_app and current_app.extensions.get("isr") is self:
+            return _here()[0]
+        if len(self._apps) == 1:
             (app,) = self._apps
-        if app is None or app not in self._apps:
-            raise RuntimeError("work in an app context of an app that has the ISR extension")
-        return _middleware_of(app)
+            return _wrapped(app).middleware
+        raise RuntimeError("work in an app context of an app that has the ISR extension")
 
     def cli_app(self, app: Flask) -> App:
         """What the command line acts on; it finds this method by its name."""
-        middleware = _middleware_of(app)
+        middleware = _wrapped(app).middleware
         return App(middleware, lambda: self.prerender_paths(app), _origin(app, middleware))
 
 
@@ -192,7 +192,7 @@ class _Wrapped:
     def __init__(self, flask: Flask, options: dict[str, t.Any], generators: Generators) -> None:
         #: What is wrapped; the name is that of other middlewares.
         self.app: WSGIApplication = flask.wsgi_app
-        self._flask = flask
+        self.flask = flask
         self._options = options
         self._generators = generators
         self._middleware: ISRMiddleware | None = None
@@ -210,11 +210,11 @@ class _Wrapped:
         middleware = self.middleware
         if not self._is_checked:
             self._is_checked = True
-            for mistake in (*_misplaced(self.app, self._flask), *mistakes(self._flask)):
+            for mistake in (*_misplaced(self.app, self.flask), *mistakes(self.flask)):
                 logger.warning("%s", mistake)
-            if self._flask.wsgi_app is self:
+            if self.flask.wsgi_app is self:
                 # The next request has a shorter way.
-                self._flask.wsgi_app = middleware  # type: ignore[method-assign]
+                self.flask.wsgi_app = middleware  # type: ignore[method-assign]
         return middleware(environ, start_response)
 
     @property
@@ -229,7 +229,7 @@ class _Wrapped:
         return self._middleware
 
     def _make(self) -> ISRMiddleware:
-        flask, config = self._flask, self._flask.config
+        flask, config = self.flask, self.flask.config
         config.update(self._options)
         _check_keys(config)
         for key in ("ISR_ENABLED", "ISR_CDN_PURGED"):
@@ -267,7 +267,7 @@ class _Wrapped:
 
     def _rules(self, others: Rules) -> Rules:
         """What ``ISR_RULES`` excludes, then the views that are declared, then ``ISR_RULES``."""
-        flask = self._flask
+        flask = self.flask
         listing = Listing(flask, self._generators)
 
         def resolve(environ: WSGIEnvironment) -> Rule | Excluded | None:
@@ -285,9 +285,10 @@ class _Wrapped:
 
 def _check_keys(config: t.Mapping[str, t.Any]) -> None:
     for key in sorted(key for key in config if key.startswith("ISR_") and key not in _KEYS):
-        near = difflib.get_close_matches(key, _KEYS, 1)
+        names = [key.removeprefix("ISR_") for key in _KEYS]
+        near = difflib.get_close_matches(key.removeprefix("ISR_"), names, 1, 0.7)
         if near:
-            raise ValueError(f"there is no config key {key}: did you mean {near[0]}?")
+            raise ValueError(f"there is no config key {key}: did you mean ISR_{near[0]}?")
         logger.warning("there is no config key %s: it has no effect", key)
 
 
@@ -318,12 +319,8 @@ def _note_error(app: Flask, exception: BaseException, **extra: t.Any) -> None:
     ISRMiddleware.note_error(request.environ, exception)
 
 
-def _current_app() -> Flask | None:
-    return current_app._get_current_object() if current_app else None  # type: ignore[attr-defined]
-
-
-def _middleware_of(app: Flask) -> ISRMiddleware:
-    return t.cast(_Wrapped, app.extensions[_WRAPPED]).middleware
+def _wrapped(app: Flask) -> _Wrapped:
+    return t.cast(_Wrapped, app.extensions[_WRAPPED])
 
 
 def _origin(app: Flask, middleware: ISRMiddleware) -> Origin | None:
@@ -342,13 +339,12 @@ def _origin(app: Flask, middleware: ISRMiddleware) -> Origin | None:
 
 def _here() -> tuple[ISRMiddleware, Origin | None]:
     """The middleware of the current app, and where its pages are."""
-    app = _current_app()
-    if app is None:
+    if not current_app:
         raise RuntimeError("work in an app context, or call the method of the middleware")
-    if "isr" not in app.extensions:
+    if "isr" not in current_app.extensions:
         raise RuntimeError("this app has no ISR extension: call ISR(app) first")
-    middleware = _middleware_of(app)
-    return middleware, _origin(app, middleware)
+    wrapped = _wrapped(current_app)
+    return wrapped.middleware, _origin(wrapped.flask, wrapped.middleware)
 
 
 def revalidate(
@@ -380,8 +376,7 @@ def invalidate(*patterns: str, expire: bool = False) -> None:
 @with_appcontext
 def commands() -> None:
     """Act on the pages of this app."""
-    app = _current_app()
-    assert app is not None
+    app = _wrapped(current_app).flask
     try:
         click.get_current_context().obj = app.extensions["isr"].cli_app(app)
     except (TypeError, ValueError, ImportError) as error:

@@ -158,8 +158,7 @@ class IsrPage:
     ) -> t.Any:
         if view is not None and not callable(view):
             raise TypeError(
-                "isr_page takes a view, or keyword arguments, as in "
-                f"isr_page(revalidate={view!r})"
+                f"isr_page takes a view, or keyword arguments, as in isr_page(revalidate={view!r})"
             )
         check_revalidate(revalidate)
         check_expire(expire, revalidate)
@@ -240,8 +239,8 @@ def _write(current: CurrentPage, response: Response) -> Response:
         tags = current.tags
         try:
             # A text is left as it is, because `page_headers` refuses it.
-            tags = tags if isinstance(tags, str) else sorted(tags)
-            headers = page_headers(current.revalidate, current.expire, tags)
+            names = tags if isinstance(tags, str) else sorted(tags)
+            headers = page_headers(current.revalidate, current.expire, names)
         except (TypeError, ValueError) as error:
             logger.warning("%s is not stored: %s", request.url, error)
         else:

@@ -66,7 +66,7 @@ def redis_client(url: str) -> Callable[[], t.Any]:
     retry = import_extra(f"{package}.retry", package).Retry
     backoff = import_extra(f"{package}.backoff", package).NoBackoff
     waits = {"socket_timeout": TIMEOUT, "socket_connect_timeout": TIMEOUT, "socket_keepalive": True}
-    service, slash, database = rest.partition("?")[0].strip("/").partition("/")
+    service, _, database = rest.partition("?")[0].strip("/").partition("/")
     if kind == "+sentinel":
         rest = f"/{database or 0}?{rest.partition('?')[2]}"
     try:
@@ -78,13 +78,12 @@ def redis_client(url: str) -> Callable[[], t.Any]:
         options = {**waits, "retry": retry(backoff(), 0), **named}
         kind_of_connection = options.pop("connection_class", connection.Connection)
         # Not connected: it only shows what is wrong with the URL's options.
-        own = {name: options[name] for name in options if name not in ("max_connections", "timeout")}
-        kind_of_connection(**own)
+        of_pools = ("max_connections", "timeout")
+        kind_of_connection(**{k: v for k, v in options.items() if k not in of_pools})
         _refuse_text(options)
-        if kind and (len(nodes) < len(hosts.split(",")) or not hosts or kind == "+sentinel"):
-            if not service:
-                raise ValueError("it names no service, as in redis+sentinel://host:port/service/db")
-        elif not kind and len(nodes) > 1:
+        if kind == "+sentinel" and not service:
+            raise ValueError("it names no service, as in redis+sentinel://host:port/service/db")
+        if not kind and len(nodes) > 1:
             raise ValueError(f"several servers are {package}+cluster:// or {package}+sentinel://")
     except (TypeError, ValueError, AttributeError) as error:
         # A password that is not quoted may be taken for a port, and shown.
@@ -101,9 +100,9 @@ def redis_client(url: str) -> Callable[[], t.Any]:
     if tls:
         options["ssl"] = True
     if kind == "+sentinel":
-        return lambda: module.sentinel.Sentinel(
+        return lambda: module.Sentinel(
             nodes, sentinel_kwargs={**waits, "retry": retry(backoff(), 0)}, **options
-        ).master_for(service, redis_class=getattr(module, name))
+        ).master_for(service, getattr(module, name))
     options.pop("db", None)
     # One retry, after the cluster was asked who is who.
     options["retry"] = retry(backoff(), 1)
@@ -156,9 +155,9 @@ def client_of(cache: BaseCache) -> Callable[[], t.Any]:
     watched = [one.connection_pool.connection_kwargs for one in manager.sentinels]
     hosts = [(one["host"], one["port"]) for one in watched]
     ask = manager.sentinel_kwargs
-    return lambda: type(manager)(
-        hosts, manager.min_other_sentinels, ask, **options
-    ).master_for(pool.service_name, redis_class=type(client))
+    return lambda: type(manager)(hosts, manager.min_other_sentinels, ask, **options).master_for(
+        pool.service_name, type(client)
+    )
 
 
 #: Options of a cluster's client that belong to one node, or that it makes itself.

@@ -86,13 +86,15 @@ class Epochs:
 
     def _merge(self, group: dict[str, re.Pattern[str]]) -> None:
         """Replace the oldest patterns that begin alike by one that covers them."""
-        covering = pattern_over(next(iter(group)).removeprefix(_PATTERN))
+        covering = _PATTERN + pattern_over(next(iter(group)).removeprefix(_PATTERN))
+        last = Last()
         for label in list(group)[: MAX_ALIKE // 2]:
-            if label != covering and (last := self.labels.get(label)) is not None:
+            if label != covering:
+                last = last.later(self.labels[label])
                 self._forget(label)
-                self.apply(Invalidation(covering, last.any, False))
-                if last.expire:
-                    self.apply(Invalidation(covering, last.expire, True))
+        self.apply(Invalidation(covering, last.any, False))
+        if last.expire:
+            self.apply(Invalidation(covering, last.expire, True))
 
     def validity(self, labels: Sequence[str], path: str, number: Number) -> Invalidated:
         """What invalidations since its render began have made of a page."""

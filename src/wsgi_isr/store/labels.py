@@ -18,23 +18,27 @@ from collections.abc import Sequence
 
 from ..rules import compile_pattern
 from .database import Database
-from .database import LABEL_BUCKETS
-from .database import PATH_BUCKETS
-from .database import read_state
-from .database import seal
-from .database import State
-from .database import unpack
-from .database import unseal
-from .database import write_state
 from .epochs import Epochs
 from .epochs import Last
 from .epochs import prefix_of
+from .protocol import Changes
 from .protocol import Invalidation
+from .protocol import MAX_HISTORY
 from .protocol import MAX_LABELS
 from .protocol import Number
+from .schema import LABEL_BUCKETS
+from .schema import PATH_BUCKETS
+from .schema import read_state
+from .schema import seal
+from .schema import State
+from .schema import unpack
+from .schema import unseal
+from .schema import write_state
 
 #: Patterns with the same literal beginning; each costs every page below it a match.
 MAX_ALIKE = 20
+#: Of those, how many are forgotten in one step: fewer than `Epochs` keeps apart.
+ALIKE_AT_ONCE = 90
 #: Pages or rows that are read or written in one step.
 BATCH = 200
 #: Seconds that forgetting may take before another process begins it again.
@@ -150,7 +154,7 @@ def mend(connection: sqlite3.Connection, state: State, damaged: set[int]) -> Non
             _write(connection, number, {_ALL: (state.changed, state.changed)})
 
 
-def add(connection: sqlite3.Connection, state: State, label: str, expire: bool) -> State:
+def _add(connection: sqlite3.Connection, state: State, label: str, expire: bool) -> State:
     """Note the invalidation ``state.changed`` of a label; gives the state after it."""
     number = state.changed
     pattern = label.removeprefix(_PATTERN) if label.startswith(_PATTERN) else None
@@ -172,6 +176,46 @@ def add(connection: sqlite3.Connection, state: State, label: str, expire: bool) 
     return state if before else state._replace(labels=state.labels + 1)
 
 
+def note(connection: sqlite3.Connection, labels: Sequence[str], expire: bool) -> Number:
+    """Invalidate labels."""
+    state = read_state(connection)
+    number, event = state.sequence + 1, state.events + 1
+    state = state._replace(sequence=number, changed=number, events=event)
+    for label in labels:
+        state = _add(connection, state, label, expire)
+    row = (event, seal([number, expire, labels], event))
+    connection.execute("REPLACE INTO history VALUES (?, ?)", row)
+    connection.execute("DELETE FROM history WHERE id <= ?", (event - MAX_HISTORY,))
+    write_state(connection, state)
+    return state.at
+
+
+def changes(connection: sqlite3.Connection, since: Number) -> Changes:
+    """What was invalidated since a number, as far as an unbroken chain of rows says it."""
+    state = read_state(connection)
+    at = state.at
+    if since == at:
+        return Changes(at, True, ())
+    found: list[Invalidation] = []
+    verified = 0
+    if since.lineage != at.lineage or since.sequence > state.sequence:
+        return Changes(at, False, ())
+    rows = connection.execute("SELECT id, data FROM history ORDER BY id DESC")
+    for expected, (event, data) in zip(range(state.events, 0, -1), rows, strict=False):
+        content = unseal(data, expected)
+        if event != expected or content is None:
+            return Changes(at, False, ())
+        sequence, expire, labels = content
+        verified += 1
+        if sequence <= since.sequence:
+            break
+        found += (Invalidation(label, sequence, expire) for label in reversed(labels))
+    else:
+        if verified < state.events:
+            return Changes(at, False, ())
+    return Changes(at, True, tuple(reversed(found)))
+
+
 # Forgetting.
 
 
@@ -183,7 +227,8 @@ def bound(database: Database, labels: Sequence[str]) -> None:
     for beginning in {
         prefix_of(label.removeprefix(_PATTERN)) for label in labels if label.startswith(_PATTERN)
     }:
-        _bound_alike(database, beginning)
+        while _bound_alike(database, beginning):
+            pass
 
     def claim(connection: sqlite3.Connection) -> bool:
         state, now = read_state(connection), time.monotonic()
@@ -196,14 +241,14 @@ def bound(database: Database, labels: Sequence[str]) -> None:
         _forget_half(database)
 
 
-def _bound_alike(database: Database, beginning: str) -> None:
+def _bound_alike(database: Database, beginning: str) -> bool:
     key = _BEGIN + beginning
     bucket = _bucket_of(key)
     entries = database.read(lambda connection: _read(connection, bucket)) or {}
     if key not in entries or len(entries[key][1]) <= MAX_ALIKE:
-        return
-    ordered = sorted(entries[key][1].items(), key=lambda item: item[1][0])
-    oldest = {pattern: Last(*last) for pattern, last in ordered[: MAX_ALIKE // 2]}
+        return False
+    ordered = sorted(entries[key][1].items(), key=lambda item: item[1][0])[: -MAX_ALIKE // 2]
+    oldest = {pattern: Last(*last) for pattern, last in ordered[:ALIKE_AT_ONCE]}
     floor = max(last.any for last in oldest.values())
 
     def raise_floor(connection: sqlite3.Connection) -> str:
@@ -228,6 +273,7 @@ def _bound_alike(database: Database, beginning: str) -> None:
     lineage = database.write(raise_floor)
     _apply(database, lineage, {_PATTERN + name: last for name, last in oldest.items()}, beginning)
     database.write(forget)
+    return len(ordered) > ALIKE_AT_ONCE
 
 
 def _forget_half(database: Database) -> None:
@@ -322,7 +368,8 @@ def _apply(database: Database, lineage: str, labels: dict[str, Last], beginning:
     while True:
         found = database.read(
             lambda connection: connection.execute(
-                select, (beginning, beginning + "\U0010ffff", *place)  # noqa: B023
+                select,
+                (beginning, beginning + "\U0010ffff", *place),  # noqa: B023
             ).fetchall()
         )
         if not found:

@@ -168,13 +168,24 @@ class MemoryLevel:
 
     def _confirm(self, entry: Entry) -> None:
         generation = self.generation
+        entry.confirmed = confirmation(generation, self._validity(entry))
+
+    def _validity(self, entry: Entry) -> Invalidated:
         page, made = entry.page, entry.confirmed[1]
         if made is not Invalidated.EXPIRED and self._recent.lineage:
             validity = self._recent.validity(page.labels, page.key.full_path, entry.number)
             made = max(made, validity)
-        entry.confirmed = confirmation(generation, made)
+        return made
 
     # Pages.
+
+    def take_over(self, before: MemoryLevel) -> None:
+        """Keep the pages of another level, which nobody uses any more."""
+        # Without its lock: after a fork, a thread that was not copied may have it.
+        for old in before:
+            entry = Entry(old.page, before._validity(old), old.stored, old.in_store)
+            entry.retry_at = old.retry_at
+            self.put(entry)
 
     def put(self, entry: Entry, validity: Validity | None = None) -> Entry | None:
         """Keep an entry unless there is a later render; gives the one that counts.

@@ -7,6 +7,7 @@ each process anew, so that no connection and no lock is used on both sides of a 
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import inspect
 import logging
@@ -37,7 +38,9 @@ from .cachelib import KIND as CACHELIB
 from .cachelib import MEMCACHED
 from .clients import check_cache
 from .clients import client_of
+from .clients import LivePool
 from .clients import memcached_cache
+from .clients import prefix_of
 from .clients import redis_client
 from .local import LocalStore
 from .local import MEMORY
@@ -268,12 +271,13 @@ def _open_memory(parent: Store | None) -> Store:
 
 def _of_cache(cache: BaseCache, prefix: str) -> tuple[Kind, Opener]:
     if isinstance(cache, SQLiteCache):
-        own = os.path.join(cache.folder, _safe(prefix))
-        return KINDS["sqlite"], lambda parent: SQLiteStore(own)
+        folder = os.path.join(cache.folder, _safe(prefix))
+        return KINDS["sqlite"], lambda parent: SQLiteStore(folder)
     if isinstance(cache, RedisCache | ValkeyCache):
         check_cache(cache)
         kind = KINDS["redis" if isinstance(cache, RedisCache) else "valkey"]
-        return kind, lambda parent: RedisStore(lambda: client_of(cache), prefix)
+        make, own = client_of(cache), prefix_of(cache) + prefix
+        return kind, lambda parent: RedisStore(make, own)
     if isinstance(cache, MemcachedCache):
         check_cache(cache)
         return MEMCACHED, lambda parent: CachelibStore(_own(cache), prefix, MEMCACHED)
@@ -300,13 +304,14 @@ def _open_local(cache: BaseCache, prefix: str) -> Store:
 
 def _own(cache: MemcachedCache) -> BaseCache:
     """The same cache over connections of this process: those of another would mix up pages."""
-    client = client_of(cache)
-    names = set(inspect.signature(type(client)).parameters) & set(vars(client))
-    options = {name: getattr(client, name) for name in names}
-    if "server" not in options:
+    client = next((v for v in vars(cache).values() if hasattr(v, "client_pool")), None)
+    if client is None:
         return cache
-    # Without an answer to each write nobody notices one that failed.
-    mine = type(client)(**{**options, "default_noreply": False})
+    # Without an answer to each write nobody hears of one that failed.
+    names = set(inspect.signature(type(client)).parameters) & set(vars(client))
+    options = {**{name: getattr(client, name) for name in names}, "default_noreply": False}
+    mine = type(client)(**options)
+    mine.client_pool = LivePool(functools.partial(mine.client_class, **options))
     return MemcachedCache(mine, key_prefix=cache.key_prefix)
 
 
@@ -376,7 +381,7 @@ class AwayStore:
             return True
         while store.signal[0] == before and time.monotonic() < deadline:
             time.sleep(0.02)
-        return store.signal[0] != before
+        return bool(store.signal[0] != before)
 
     def close(self) -> None:
         if self.opened is not None:

@@ -226,10 +226,15 @@ class Store(t.Protocol):
     """
 
     kind: Kind
-    #: ``[0]`` changes with every invalidation, ``[1]`` with every stored or deleted page, whoever
-    #: did it. A hit reads ``[0]``. On a network both belong to this process, and `listen` says when
-    #: something happened.
-    signal: t.Any
+
+    @property
+    def signal(self) -> t.Any:
+        """Two numbers that show changes; a hit reads the first one.
+
+        ``[0]`` changes with every invalidation, ``[1]`` with every stored or deleted page, whatever
+        process did it. On a network both belong to this process, and `listen` says when something
+        happened. The object may be replaced by another one in `changes`.
+        """
 
     # Pages.
 

@@ -1,4 +1,4 @@
-"""What the processes of a machine share besides the database: two counters, and who is alive.
+"""What processes share besides the database: two counters, a lock, and who is alive.
 
 The counters are in memory that processes share by name: what a hit costs is reading one. They are
 not in the cache folder, because touching mapped memory of a truncated file kills the process.
@@ -15,9 +15,16 @@ import os
 import secrets
 import stat
 import struct
+import threading
+import time
 import typing as t
 import weakref
+from collections.abc import Iterator
 
+from .protocol import StoreError
+
+#: Longest wait for the lock: a frozen process may have it.
+LOCK_TIMEOUT = 1.0
 #: Where memory that processes share by name is found, on Linux.
 SHARED_MEMORY = "/dev/shm"
 # Both counters, and the identity of the file: an inode is used again, and says nothing.
@@ -151,6 +158,69 @@ class _FileCounters:
 
     def __setitem__(self, index: int, value: int) -> None:
         os.pwrite(self._descriptor, value.to_bytes(8, "little"), index * 8)
+
+
+class Lock:
+    """The one lock of all writers, over threads and processes; it ends with its process.
+
+    :param path: of its file, in a folder that exists when it is taken.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self.threads = threading.RLock()
+        self._descriptor = -1
+
+    @property
+    def taken(self) -> bool:
+        return self._descriptor >= 0
+
+    @contextlib.contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """
+        :raises StoreError: if it is not to be had in time.
+        """
+        if not self.threads.acquire(timeout=LOCK_TIMEOUT):
+            raise StoreError("another thread has the lock of the cache folder")
+        try:
+            if self.taken:
+                yield
+                return
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._descriptor = descriptor
+            try:
+                for _ in pauses():
+                    with contextlib.suppress(BlockingIOError):
+                        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        break
+                else:
+                    raise StoreError("another process has the lock of the cache folder")
+                try:
+                    yield
+                finally:
+                    # Closing is not enough: a child forked meanwhile has the descriptor too.
+                    fcntl.flock(descriptor, fcntl.LOCK_UN)
+            finally:
+                self._descriptor = -1
+                os.close(descriptor)
+        finally:
+            self.threads.release()
+
+    def after_fork(self) -> None:
+        """Have no part in what the parent's threads were doing."""
+        if self.taken:
+            os.close(self._descriptor)
+        self._descriptor, self.threads = -1, threading.RLock()
+
+
+def pauses() -> Iterator[bool]:
+    """Short pauses until the longest wait is over."""
+    deadline, pause = time.monotonic() + LOCK_TIMEOUT, 0.0001
+    yield True
+    while time.monotonic() < deadline:
+        time.sleep(pause)
+        pause = min(2 * pause, 0.002)
+        yield True
 
 
 class Presence:

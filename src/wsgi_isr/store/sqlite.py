@@ -7,6 +7,7 @@ that is older than the last invalidation.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import sqlite3
@@ -15,29 +16,16 @@ import time
 import typing as t
 from collections.abc import Iterable
 from collections.abc import Iterator
-from collections.abc import Mapping
 from collections.abc import Sequence
 
 from ..freshness import Invalidated
 from . import labels as labels_of
 from . import signal
-from .database import Damage
 from .database import Database
-from .database import load_state
-from .database import read_state
-from .database import State
-from .database import unseal
-from .database import seal
-from .database import write_state
-from .epochs import Last
 from .epochs import replaces
 from .labels import Page
-from .leasing import Leasing
 from .protocol import Changes
-from .protocol import Invalidation
 from .protocol import Kind
-from .protocol import MAX_BUILDS
-from .protocol import MAX_HISTORY
 from .protocol import Number
 from .protocol import Record
 from .protocol import Sizes
@@ -45,18 +33,27 @@ from .protocol import Stored
 from .protocol import StoreError
 from .protocol import TooLarge
 from .protocol import Validity
+from .schema import load_state
+from .schema import read_state
+from .schema import seal
+from .schema import State
+from .schema import write_state
+from .tables import Tables
 
 #: Pages that are evicted or pruned in one step, and their bytes.
 BATCH, BATCH_BYTES = 20, 2**20
+_LEAST = "ORDER BY gone DESC, used"
 #: Seconds between two steps of pruning, in which others write.
 PAUSE = 0.002
+#: Steps of pruning after which the log is moved into the file.
+CHECKPOINT = 5
 #: Seconds between two glances at the counters.
 GLANCE = 0.03
 _GET = """SELECT pages.meta, pages.head, bodies.body, state.data FROM pages, state
     JOIN bodies ON bodies.id = pages.id WHERE pages.name = ? AND state.id = 1"""
 
 
-class SQLiteStore(Leasing):
+class SQLiteStore(Tables):
     """The embedded store.
 
     :param folder: it is made where it does not exist, for this user alone.
@@ -75,6 +72,7 @@ class SQLiteStore(Leasing):
         #: Rows of labels that were found damaged.
         self._damaged: set[int] = set()
         self._closed = threading.Event()
+        self._steps = 0
 
     @property
     def signal(self) -> t.Any:
@@ -92,7 +90,7 @@ class SQLiteStore(Leasing):
                 return None
             record, page, state = found
             if page.lineage == state.lineage and page.sequence >= state.changed:
-                return Stored(record, Validity(Invalidated.NO, Number(state.lineage, state.changed)))
+                return Stored(record, Validity(Invalidated.NO, state.at))
             connection.execute("BEGIN")
             try:
                 found = self._find(connection, name)
@@ -115,7 +113,7 @@ class SQLiteStore(Leasing):
 
     def _validity(self, connection: sqlite3.Connection, page: Page, state: State) -> Validity:
         last = page.last.later(labels_of.last_of(connection, state, page, self._damaged))
-        return Validity(last.makes(page.number, state.lineage), Number(state.lineage, state.changed))
+        return Validity(last.makes(page.number, state.lineage), state.at)
 
     def put(self, record: Record) -> Validity | None:
         size = len(record.head) + len(record.body)
@@ -132,11 +130,11 @@ class SQLiteStore(Leasing):
         )
         return self.database.write(lambda connection: self._put(connection, page, record), 1)
 
-    def _put(
-        self, connection: sqlite3.Connection, page: Page, record: Record
-    ) -> Validity | None:
+    def _put(self, connection: sqlite3.Connection, page: Page, record: Record) -> Validity | None:
         state = read_state(connection)
-        row = connection.execute("SELECT id, meta FROM pages WHERE name = ?", (page.name,)).fetchone()
+        row = connection.execute(
+            "SELECT id, meta FROM pages WHERE name = ?", (page.name,)
+        ).fetchone()
         before = row and Page.of(row[1])
         if before is not None:
             if not replaces(page.number, before.number, state.lineage):
@@ -150,7 +148,7 @@ class SQLiteStore(Leasing):
             page = page._replace(stale=last.any, expired=last.expire)
         state = state._replace(pages=state.pages + 1, bytes=state.bytes + page.size)
         while state.pages > self.max_pages or state.bytes > self.max_bytes:
-            freed = self._evict(connection, state, self.max_pages, self.max_bytes)
+            freed = _remove_some(connection, state, _LEAST, (), self.max_pages, self.max_bytes)
             if freed is state:
                 # Nothing is left: what was counted besides was damaged.
                 state = state._replace(pages=1, bytes=page.size)
@@ -168,21 +166,7 @@ class SQLiteStore(Leasing):
             state = state._replace(sequence=page.sequence)
         write_state(connection, state)
         invalidated = page.last.makes(page.number, state.lineage)
-        return Validity(invalidated, Number(state.lineage, state.changed))
-
-    def _evict(
-        self, connection: sqlite3.Connection, state: State, max_pages: int, max_bytes: int
-    ) -> State:
-        """Remove the pages that are the first to go until the rest fits, a bounded number."""
-        rows = connection.execute(
-            f"SELECT id, meta FROM pages ORDER BY gone DESC, used LIMIT {BATCH}"
-        ).fetchall()
-        most = state.bytes - BATCH_BYTES
-        for row, meta in rows:
-            if state.pages <= max_pages and state.bytes <= max_bytes or state.bytes < most:
-                break
-            state = _without(connection, state, row, meta)
-        return state
+        return Validity(invalidated, state.at)
 
     def delete(self, name: str) -> None:
         def step(connection: sqlite3.Connection) -> None:
@@ -235,9 +219,7 @@ class SQLiteStore(Leasing):
 
     def stored(self, name: str) -> object:
         select = "SELECT id, used, meta FROM pages WHERE name = ?"
-        return self.database.read(
-            lambda connection: connection.execute(select, (name,)).fetchone()
-        )
+        return self.database.read(lambda connection: connection.execute(select, (name,)).fetchone())
 
     # The order.
 
@@ -255,20 +237,10 @@ class SQLiteStore(Leasing):
         return number
 
     def invalidate(self, labels: Sequence[str], expire: bool) -> Number:
-        def step(connection: sqlite3.Connection) -> Number:
-            state = read_state(connection)
-            number, event = state.sequence + 1, state.events + 1
-            state = state._replace(sequence=number, changed=number, events=event)
-            for label in labels:
-                state = labels_of.add(connection, state, label, expire)
-            row = (event, seal([number, expire, labels], event))
-            connection.execute("REPLACE INTO history VALUES (?, ?)", row)
-            connection.execute("DELETE FROM history WHERE id <= ?", (event - MAX_HISTORY,))
-            write_state(connection, state)
-            return Number(state.lineage, number)
-
         labels = list(dict.fromkeys(labels))
-        number = self.database.write(step, 0)
+        number = self.database.write(
+            lambda connection: labels_of.note(connection, labels, expire), 0
+        )
         # The invalidation holds by now, whatever becomes of the bounds.
         with contextlib.suppress(StoreError):
             labels_of.bound(self.database, labels)
@@ -281,51 +253,13 @@ class SQLiteStore(Leasing):
         def step(connection: sqlite3.Connection) -> Changes:
             connection.execute("BEGIN")
             try:
-                return _changes(connection, since)
+                return labels_of.changes(connection, since)
             finally:
                 connection.execute("COMMIT")
 
         return self.database.read(step)
 
-    # What exists, what was counted, how much there is.
-
-    def list_path(self, path: str) -> None:
-        if not self.database.read(lambda connection: labels_of.has_path(connection, path)):
-            self.database.write(lambda connection: labels_of.list_path(connection, path))
-
-    def has_path(self, path: str) -> bool:
-        found = self.database.read(lambda connection: labels_of.has_path(connection, path))
-        if found is None:
-            raise StoreError("the list of paths is damaged; prerender again to write it")
-        return found
-
-    def builds(self, build: str) -> list[str]:
-        def read(connection: sqlite3.Connection) -> list[str]:
-            rows = connection.execute("SELECT build FROM builds ORDER BY id DESC").fetchall()
-            return [name for (name,) in rows]
-
-        def note(connection: sqlite3.Connection) -> list[str]:
-            connection.execute("INSERT OR IGNORE INTO builds (build) VALUES (?)", (build,))
-            keep = f"SELECT id FROM builds ORDER BY id DESC LIMIT {MAX_BUILDS}"
-            connection.execute(f"DELETE FROM builds WHERE id NOT IN ({keep})")
-            return read(connection)
-
-        found = self.database.read(read)
-        if build not in found:
-            found = self.database.write(note)
-        return found[found.index(build) + 1 :]
-
-    def add(self, counts: Mapping[str, float]) -> None:
-        upsert = """INSERT INTO totals VALUES (?, ?)
-            ON CONFLICT (name) DO UPDATE SET value = value + excluded.value"""
-        rows = list(counts.items())
-        self.database.write(lambda connection: connection.executemany(upsert, rows) and None)
-
-    def totals(self) -> dict[str, float]:
-        rows = self.database.read(
-            lambda connection: connection.execute("SELECT name, value FROM totals").fetchall()
-        )
-        return {name: value for name, value in rows if isinstance(value, float)}
+    # How much there is.
 
     def sizes(self) -> Sizes:
         state = self.database.read(read_state)
@@ -341,41 +275,36 @@ class SQLiteStore(Leasing):
     ) -> int:
         pages = self.max_pages if max_pages is None else max_pages
         size = self.max_bytes if max_bytes is None else max_bytes
-        removed = 0
         if everything:
             pages = size = 0
-        elif keep_builds is not None:
-            for build in self.database.read(_builds):
-                if build not in keep_builds:
-                    while count := self.database.write(
-                        lambda connection: _drop_some(connection, build), 1  # noqa: B023
-                    ):
-                        removed += count
-                        time.sleep(PAUSE)
-
-        def step(connection: sqlite3.Connection) -> int:
-            state = read_state(connection)
-            left = self._evict(connection, state, pages, size)
-            if left is state and (pages, size) == (0, 0):
-                left = state._replace(pages=0, bytes=0)
-            write_state(connection, left)
-            return state.pages - left.pages
-
-        while count := self.database.write(step, 1):
-            removed += count
-            time.sleep(PAUSE)
+        steps: list[tuple[str, tuple[str, ...], int, int]] = [(_LEAST, (), pages, size)]
+        if keep_builds is not None and not everything:
+            others = [build for build in self.database.read(_builds) if build not in keep_builds]
+            steps = [("WHERE build = ?", (build,), 0, 0) for build in others] + steps
+        removed = 0
+        self.database.checkpoint("PASSIVE")
+        for step in steps:
+            while count := self.database.write(functools.partial(_prune_some, step), 1):
+                removed += count
+                self._rest()
         self._tidy()
         return removed
 
+    def _rest(self) -> None:
+        """Let others write, who are not to sync what was pruned."""
+        self._steps += 1
+        if self._steps % CHECKPOINT == 0:
+            self.database.checkpoint("PASSIVE")
+        time.sleep(PAUSE)
+
     def _tidy(self) -> None:
         """Give room back to the file system, and remove what nobody needs any more."""
-        while (free := self.database.maintain("PRAGMA freelist_count")) and free[0][0]:
-            self.database.maintain("PRAGMA incremental_vacuum(100)")
-            left = self.database.maintain("PRAGMA freelist_count")
-            if left and left[0][0] >= free[0][0]:
-                break
-            time.sleep(PAUSE)
-        self.database.maintain("PRAGMA wal_checkpoint(TRUNCATE)")
+        left = None
+        # It stops where nothing moves any more.
+        while left != (left := self.database.vacuum(BATCH)) and left:
+            self._rest()
+        self.database.checkpoint("PASSIVE")
+        self.database.checkpoint("TRUNCATE")
         self.bury()
         signal.sweep()
         with contextlib.suppress(OSError):
@@ -441,45 +370,33 @@ def _without(connection: sqlite3.Connection, state: State, row: int, meta: t.Any
     return state._replace(pages=max(0, state.pages - 1), bytes=max(0, state.bytes - size))
 
 
-def _changes(connection: sqlite3.Connection, since: Number) -> Changes:
-    state = read_state(connection)
-    at = Number(state.lineage, state.changed)
-    if since == at:
-        return Changes(at, True, ())
-    found: list[Invalidation] = []
-    verified = 0
-    if since.lineage != at.lineage or since.sequence > at.sequence:
-        return Changes(at, False, ())
-    rows = connection.execute("SELECT id, data FROM history ORDER BY id DESC")
-    for expected, (event, data) in zip(range(state.events, 0, -1), rows, strict=False):
-        content = unseal(data, expected)
-        if event != expected or content is None:
-            return Changes(at, False, ())
-        sequence, expire, labels = content
-        verified += 1
-        if sequence <= since.sequence:
-            break
-        found += (Invalidation(label, sequence, expire) for label in reversed(labels))
-    else:
-        if verified < state.events:
-            return Changes(at, False, ())
-    return Changes(at, True, tuple(reversed(found)))
-
-
 def _builds(connection: sqlite3.Connection) -> list[str]:
     return [name for (name,) in connection.execute("SELECT DISTINCT build FROM pages")]
 
 
-def _drop_some(connection: sqlite3.Connection, build: str) -> int:
-    state, count = read_state(connection), 0
-    select = f"SELECT id, meta FROM pages WHERE build = ? LIMIT {BATCH}"
+def _remove_some(
+    connection: sqlite3.Connection,
+    state: State,
+    which: str,
+    values: tuple[str, ...],
+    max_pages: int,
+    max_bytes: int,
+) -> State:
+    """Remove pages until the rest fits, a bounded number; gives the state after it."""
+    select = f"SELECT id, meta FROM pages {which} LIMIT {BATCH}"
     most = state.bytes - BATCH_BYTES
-    for row, meta in connection.execute(select, (build,)).fetchall():
-        if state.bytes < most:
+    for row, meta in connection.execute(select, values).fetchall():
+        if (state.pages <= max_pages and state.bytes <= max_bytes) or state.bytes < most:
             break
-        state, count = _without(connection, state, row, meta), count + 1
-    write_state(connection, state)
-    return count
+        state = _without(connection, state, row, meta)
+    return state
+
+
+def _prune_some(step: tuple[str, tuple[str, ...], int, int], connection: sqlite3.Connection) -> int:
+    state = read_state(connection)
+    left = _remove_some(connection, state, *step)
+    write_state(connection, left)
+    return state.pages - left.pages
 
 
 def _is_former(path: str) -> bool:

@@ -14,13 +14,14 @@ from collections.abc import Callable
 from cachelib import BaseCache
 
 from .database import Database
-from .database import pack
-from .database import unpack
 from .protocol import StoreError
+from .schema import pack
+from .schema import unpack
 
 logger = logging.getLogger("wsgi_isr")
 
 T = t.TypeVar("T")
+Timeout: t.TypeAlias = int | datetime.timedelta
 _LIVE = "key = ? AND (expires IS NULL OR expires > ?)"
 
 
@@ -42,7 +43,9 @@ class SQLiteCache(BaseCache):
         cache.set("rates", {"EUR": 1.0}, timeout=60)
     """
 
-    def __init__(self, folder: str, threshold: int = 10_000, default_timeout: int | datetime.timedelta = 300) -> None:
+    def __init__(
+        self, folder: str, threshold: int = 10_000, default_timeout: Timeout = 300
+    ) -> None:
         super().__init__(default_timeout)
         self._database = Database(folder)
         self.folder = self._database.folder
@@ -57,16 +60,17 @@ class SQLiteCache(BaseCache):
 
     def has(self, key: str) -> bool:
         return self._ask(
-            lambda: self._database.read(lambda connection: _find(connection, key) is not None), False
+            lambda: self._database.read(lambda connection: _find(connection, key) is not None),
+            False,
         )
 
-    def set(self, key: str, value: t.Any, timeout: int | datetime.timedelta | None = None) -> bool:
+    def set(self, key: str, value: t.Any, timeout: Timeout | None = None) -> bool:
         return self._store(key, value, timeout, replace=True)
 
-    def add(self, key: str, value: t.Any, timeout: int | datetime.timedelta | None = None) -> bool:
+    def add(self, key: str, value: t.Any, timeout: Timeout | None = None) -> bool:
         return self._store(key, value, timeout, replace=False)
 
-    def _store(self, key: str, value: t.Any, timeout: int | datetime.timedelta | None, replace: bool) -> bool:
+    def _store(self, key: str, value: t.Any, timeout: Timeout | None, replace: bool) -> bool:
         data, expires = dumps(value), self._expires(timeout)
 
         def step(connection: sqlite3.Connection) -> bool:
@@ -120,7 +124,7 @@ class SQLiteCache(BaseCache):
     def dec(self, key: str, delta: int = 1) -> int | None:
         return self.inc(key, -delta)
 
-    def _expires(self, timeout: int | datetime.timedelta | None) -> float | None:
+    def _expires(self, timeout: Timeout | None) -> float | None:
         seconds: float | datetime.timedelta = self.default_timeout if timeout is None else timeout
         if isinstance(seconds, datetime.timedelta):
             seconds = seconds.total_seconds()

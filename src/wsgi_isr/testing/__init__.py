@@ -10,13 +10,14 @@
         def open_store(self, tmp_path):
             return lambda: MyStore(tmp_path)
 
-With ``pytest_plugins = ["wsgi_isr.testing"]`` in your ``conftest.py``, a failure shows the values
-that were compared.
+Tests of what `Store.kind` does not claim are skipped. Importing this, or naming it in
+``pytest_plugins``, lets pytest show the values that a failed test compared.
 """
 
 import pytest
 
-pytest.register_assert_rewrite("wsgi_isr.testing.stores")
+for name in ("order", "pages", "stores"):
+    pytest.register_assert_rewrite(f"{__name__}.{name}")
 
-from .stores import make_record as make_record  # noqa: E402
 from .stores import StoreContract as StoreContract  # noqa: E402
+from .support import make_record as make_record  # noqa: E402

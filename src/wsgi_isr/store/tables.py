@@ -1,4 +1,4 @@
-"""Who renders: leases, failures, wanted pages and processes, in a SQLite database.
+"""The small tables: leases, failures, wanted pages, processes, lists and totals, in SQLite.
 
 Each process has a locked file. A lease, a claim or a report of a process whose lock is free is
 that of a dead one, and ends at once.
@@ -15,17 +15,20 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 
 from .database import Database
-from .database import pack
-from .database import seal
-from .database import unpack
-from .database import unseal
+from .labels import has_path
+from .labels import list_path
 from .protocol import ABANDONED
 from .protocol import Busy
 from .protocol import Failure
+from .protocol import MAX_BUILDS
 from .protocol import MAX_FAILURES
 from .protocol import MAX_WANTED
 from .protocol import StoreError
 from .protocol import Wanted
+from .schema import pack
+from .schema import seal
+from .schema import unpack
+from .schema import unseal
 
 T = t.TypeVar("T")
 
@@ -40,17 +43,17 @@ SIGN_OF_LIFE = 1.0
 class SQLiteLease:
     """The right to render a page."""
 
-    def __init__(self, leasing: Leasing, name: str, token: str) -> None:
+    def __init__(self, tables: Tables, name: str, token: str) -> None:
         self.token = token
-        self._leasing, self._name = leasing, name
+        self._tables, self._name = tables, name
 
     def release(self, outcome: bytes | None = None) -> None:
         """Give the right back. It never raises."""
-        self._leasing.release(self._name, self.token, outcome)
+        self._tables.release(self._name, self.token, outcome)
 
 
-class Leasing:
-    """What a process may render, and what others do."""
+class Tables:
+    """The steps of a store that concern neither pages nor their order."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -123,9 +126,7 @@ class Leasing:
 
     def outcome(self, token: str) -> bytes | None:
         select = "SELECT data FROM outcomes WHERE token = ?"
-        row = self.database.read(
-            lambda connection: connection.execute(select, (token,)).fetchone()
-        )
+        row = self.database.read(lambda connection: connection.execute(select, (token,)).fetchone())
         return unpack(row[0], 3) if row else None
 
     # Failures.
@@ -228,6 +229,46 @@ class Leasing:
         delete = "DELETE FROM wanted WHERE build = ? AND name = ?"
         self.database.write(lambda connection: connection.execute(delete, (build, name)).rowcount)
 
+    # What exists, and what was counted.
+
+    def list_path(self, path: str) -> None:
+        if not self.database.read(lambda connection: has_path(connection, path)):
+            self.database.write(lambda connection: list_path(connection, path))
+
+    def has_path(self, path: str) -> bool:
+        found = self.database.read(lambda connection: has_path(connection, path))
+        if found is None:
+            raise StoreError("the list of paths is damaged; prerender again to write it")
+        return found
+
+    def builds(self, build: str) -> list[str]:
+        def read(connection: sqlite3.Connection) -> list[str]:
+            rows = connection.execute("SELECT build FROM builds ORDER BY id DESC").fetchall()
+            return [name for (name,) in rows]
+
+        def note(connection: sqlite3.Connection) -> list[str]:
+            connection.execute("INSERT OR IGNORE INTO builds (build) VALUES (?)", (build,))
+            keep = f"SELECT id FROM builds ORDER BY id DESC LIMIT {MAX_BUILDS}"
+            connection.execute(f"DELETE FROM builds WHERE id NOT IN ({keep})")
+            return read(connection)
+
+        found = self.database.read(read)
+        if build not in found:
+            found = self.database.write(note)
+        return found[found.index(build) + 1 :]
+
+    def add(self, counts: Mapping[str, float]) -> None:
+        upsert = """INSERT INTO totals VALUES (?, ?)
+            ON CONFLICT (name) DO UPDATE SET value = value + excluded.value"""
+        rows = list(counts.items())
+        self.database.write(lambda connection: connection.executemany(upsert, rows) and None)
+
+    def totals(self) -> dict[str, float]:
+        rows = self.database.read(
+            lambda connection: connection.execute("SELECT name, value FROM totals").fetchall()
+        )
+        return {name: value for name, value in rows if isinstance(value, float)}
+
     # Processes.
 
     def report(self, process: Mapping[str, t.Any] | None) -> None:
@@ -260,7 +301,9 @@ class Leasing:
 
         def step(connection: sqlite3.Connection) -> None:
             for table in ("leases", "reports"):
-                for (holder,) in connection.execute(f"SELECT DISTINCT holder FROM {table}").fetchall():
+                for (holder,) in connection.execute(
+                    f"SELECT DISTINCT holder FROM {table}"
+                ).fetchall():
                     if not presence.alive(holder):
                         connection.execute(f"DELETE FROM {table} WHERE holder = ?", (holder,))
 

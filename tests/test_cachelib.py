@@ -1,0 +1,385 @@
+"""Stores over cachelib caches: what a cache may do to them, and what they read from it."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import threading
+import time
+import typing as t
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cachelib import BaseCache
+from cachelib import FileSystemCache
+from cachelib import MemcachedCache
+from cachelib import NullCache
+from cachelib import SimpleCache
+from redis_server import Memcached
+from redis_server import running
+
+from wsgi_isr.freshness import Invalidated
+from wsgi_isr.store import cachelib as cachelib_store
+from wsgi_isr.store import entries
+from wsgi_isr.store.cachelib import CachelibStore
+from wsgi_isr.store.entries import Entries
+from wsgi_isr.store.entries import frame
+from wsgi_isr.store.entries import unframe
+from wsgi_isr.store.local import LocalStore
+from wsgi_isr.store.opening import opener
+from wsgi_isr.store.protocol import Busy
+from wsgi_isr.store.protocol import Number
+from wsgi_isr.store.protocol import Store
+from wsgi_isr.store.protocol import StoreError
+from wsgi_isr.store.protocol import TooLarge
+from wsgi_isr.testing import make_record
+from wsgi_isr.testing import StoreContract
+
+NO, STALE, EXPIRED = Invalidated.NO, Invalidated.STALE, Invalidated.EXPIRED
+RECORD = make_record("page", Number("lineage", 7), tags=["é"], path="/caf\xc3\xa9")
+
+
+class OwnCache(BaseCache):
+    """As somebody writes one: a dict, no `add` of its own, no serializer, and bytes only."""
+
+    def __init__(self, most: int = 10**9) -> None:
+        super().__init__()
+        self.data: dict[str, bytes] = {}
+        self.most = most
+        self.refuses = False
+        self.timeouts: set[t.Any] = set()
+
+    def get(self, key: str) -> t.Any:
+        return self.data.get(key)
+
+    def set(self, key: str, value: t.Any, timeout: t.Any = None) -> bool | None:
+        assert type(value) is bytes
+        self.timeouts.add(timeout)
+        if self.refuses or len(value) > self.most:
+            return None
+        self.data[key] = value
+        return True
+
+    def add(self, key: str, value: t.Any, timeout: t.Any = None) -> bool:
+        return key not in self.data and bool(self.set(key, value, timeout))
+
+    def delete(self, key: str) -> bool:
+        return self.data.pop(key, None) is not None
+
+
+class TestOwnCache(StoreContract):
+    @pytest.fixture
+    def open_store(self) -> t.Any:
+        cache = OwnCache()
+        return lambda: CachelibStore(cache, "isr:")
+
+
+class TestOwnCacheOfAProcess(StoreContract):
+    @pytest.fixture
+    def open_store(self) -> t.Any:
+        store = LocalStore(OwnCache(), "isr:")
+        return lambda: store
+
+
+class TestNullCache(StoreContract):
+    keeps_pages = False
+
+    @pytest.fixture
+    def open_store(self) -> t.Any:
+        store = LocalStore(NullCache())
+        return lambda: store
+
+
+def put(store: Store, name: str = "page", **fields: t.Any) -> None:
+    assert store.put(make_record(name, store.number(), **fields)) is not None
+
+
+def state(store: Store, name: str = "page") -> Invalidated | None:
+    stored = store.get(name)
+    return None if stored is None else stored.validity.invalidated
+
+
+class TestFrames:
+    def test_give_the_page_back_and_no_other(self) -> None:
+        assert unframe(frame(RECORD), "page") == RECORD
+        assert unframe(frame(RECORD), "another page") is None
+
+    @pytest.mark.parametrize("data", [None, b"", b"\0" * 8, b"\0\0\0\2\0\0\0\0[]", b"text" * 9])
+    def test_of_something_else_are_no_page(self, data: bytes | None) -> None:
+        assert unframe(data, "page") is None
+
+    def test_that_are_damaged_are_no_page_or_have_the_same_fields(self) -> None:
+        whole = frame(RECORD)
+        for at in range(len(whole)):
+            damaged = bytearray(whole)
+            damaged[at] ^= 0x41
+            found = unframe(bytes(damaged), "page")
+            assert found is None or found[:6] == RECORD[:6]
+        for length in range(len(whole) - len(RECORD.head + RECORD.body)):
+            assert unframe(whole[:length], "page") is None
+
+
+class TestEntries:
+    def test_are_never_executed(self, tmp_path: Path) -> None:
+        class Evil:
+            def __reduce__(self) -> t.Any:
+                return os.mkdir, (str(tmp_path / "executed"),)
+
+        cache = SimpleCache()
+        planted = Entries(cache, "isr:")
+        planted.set("page:page", b"ours")
+        cache.serializer = entries.RawSerializer()  # type: ignore[assignment]
+        (key,) = (key for key in cache._cache)
+        cache.set(key, pickle.dumps(Evil()), 60)
+        assert planted.get("page:page") is None
+        assert os.listdir(tmp_path) == []
+
+    def test_leave_the_cache_of_the_app_as_it_is(self, tmp_path: Path) -> None:
+        for cache in (SimpleCache(), FileSystemCache(str(tmp_path), threshold=50)):
+            cache.set("theirs", {"a": 1})
+            Entries(cache, "isr:").set("theirs", b"ours")
+            assert cache.get("theirs") == {"a": 1}
+
+    def test_of_prefixes_and_names_do_not_meet(self) -> None:
+        cache = OwnCache()
+        Entries(cache, "a").set("b:c", b"one")
+        for prefix, name in (("ab", ":c"), ("a:b", "c"), ("", "ab:c")):
+            assert Entries(cache, prefix).get(name) is None
+
+    def test_never_have_a_timeout_of_zero(self) -> None:
+        cache = OwnCache()
+        store = CachelibStore(cache, "isr:")
+        put(store)
+        lease = store.lease("page", 0.001, True)
+        assert not isinstance(lease, Busy)
+        lease.release(b"outcome")
+        assert all(type(seconds) is int and seconds > 60 for seconds in cache.timeouts)
+
+    def test_count_in_a_folder_with_a_threshold(self, tmp_path: Path) -> None:
+        """The cache keeps the number of its files beside them, in whatever form."""
+        for _ in range(3):
+            store = CachelibStore(FileSystemCache(str(tmp_path), threshold=30), "isr:")
+            for number in range(25):
+                put(store, f"page {number}")
+        assert len(os.listdir(tmp_path)) < 60
+
+    def test_that_are_too_large_are_no_outage(self) -> None:
+        for store in (CachelibStore(OwnCache(60_000), ""), LocalStore(OwnCache(60_000))):
+            put(store, body=b"x")
+            with pytest.raises(TooLarge, match="bytes"):
+                put(store, body=b"x" * 70_000)
+            stored = store.get("page")
+            assert stored is not None and stored.record.body == b"x"
+
+    def test_that_are_refused_at_any_size_are_one(self) -> None:
+        cache = OwnCache()
+        store = CachelibStore(cache, "")
+        put(store)
+        cache.refuses = True
+        with pytest.raises(StoreError, match="another process has the lock|does not take"):
+            put(store)
+        with pytest.raises(StoreError):
+            store.probe()
+
+
+class TestLoss:
+    @pytest.mark.parametrize("lost", ["clock", "epochs"])
+    def test_of_the_order_makes_all_pages_stale(
+        self, lost: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        cache = OwnCache()
+        store, other = CachelibStore(cache, ""), CachelibStore(cache, "")
+        put(store)
+        at = store.invalidate(["tag:a"], True)
+        assert state(other) is NO
+        Entries(cache, "").delete(lost)
+        for each in (store, other):
+            each._refreshed = -1e9
+            assert state(each) is STALE and not each.changes(at).complete
+        put(store)
+        assert state(other) is NO
+        assert len({record.getMessage() for record in caplog.records}) == 1
+
+    def test_of_labels_makes_earlier_pages_stale_and_no_later_ones(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(cachelib_store, "MAX_EPOCHS", 2000)
+        store = CachelibStore(OwnCache(), "")
+        put(store, "early", tags=["0"])
+        for number in range(100):
+            store.invalidate([f"tag:{number}"], True)
+        put(store, "late")
+        assert state(store, "early") is STALE and state(store, "late") is NO
+        assert store.put(make_record("put late", Number(store.number().lineage, 1))) == (
+            STALE,
+            store.changes(Number("", 0)).at,
+        )
+
+    def test_of_a_lock_that_a_dead_process_left_is_found_out(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(entries, "LOCK", 0.2)
+        cache = OwnCache()
+        assert Entries(cache, "").add("lock:clock", b"of the dead")
+        began = time.monotonic()
+        assert CachelibStore(cache, "").number().sequence == 1
+        assert 0.2 <= time.monotonic() - began < 5
+
+    def test_of_a_page_by_eviction_is_a_miss(self) -> None:
+        cache = OwnCache()
+        for store in (CachelibStore(cache, "a"), LocalStore(cache, "b")):
+            put(store)
+            cache.data = {k: v for k, v in cache.data.items() if b'"page"' not in v}
+            assert store.get("page") is None
+            assert not store.kind.lists or list(store.records()) == []
+
+
+class TestLeases:
+    def test_are_kept_up_while_their_process_lives(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(cachelib_store, "TERM", 0.4)
+        monkeypatch.setattr(cachelib_store, "BEAT", 0.05)
+        cache = OwnCache()
+        store, other = CachelibStore(cache, ""), CachelibStore(cache, "")
+        lease = store.lease("page", 60, False)
+        end = time.monotonic() + 1.5
+        while time.monotonic() < end:
+            assert isinstance(other.lease("page", 60, False), Busy)
+            time.sleep(0.02)
+        assert not isinstance(lease, Busy)
+        lease.release()
+        assert not isinstance(other.lease("page", 60, False), Busy)
+
+    def test_are_given_back_at_the_end(self) -> None:
+        cache = OwnCache()
+        store, other = CachelibStore(cache, ""), CachelibStore(cache, "")
+        assert not isinstance(store.lease("page", 60, False), Busy)
+        store.close()
+        assert not isinstance(other.lease("page", 60, False), Busy)
+
+    def test_can_be_given_back_to_a_cache_that_is_gone(self) -> None:
+        cache = OwnCache()
+        store = CachelibStore(cache, "")
+        lease = store.lease("page", 60, False)
+        cache.refuses = True
+        assert not isinstance(lease, Busy)
+        lease.release(b"outcome")
+        store.close()
+
+    def test_last_for_their_time_where_threads_do_not_run(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(cachelib_store, "start", lambda thread: False)
+        monkeypatch.setattr(cachelib_store, "TERM", 0.1)
+        cache = OwnCache()
+        store, other = CachelibStore(cache, ""), CachelibStore(cache, "")
+        store.lease("page", 60, False)
+        assert isinstance(other.lease("page", 60, False), Busy)
+        time.sleep(0.3)
+        assert isinstance(other.lease("page", 60, False), Busy)
+
+
+class TestIndex:
+    def test_forgets_what_the_cache_has_evicted(self) -> None:
+        store = LocalStore(SimpleCache(threshold=100))
+        for number in range(3000):
+            put(store, f"page {number}")
+        pages = store.sizes().pages
+        assert pages is not None and pages <= 1500
+        assert len(list(store.records())) <= 101
+
+    def test_finds_pages_that_the_cache_had_before(self) -> None:
+        cache = OwnCache()
+        put(LocalStore(cache))
+        store = LocalStore(cache)
+        assert state(store) is STALE
+        store.invalidate(["page:page"], True)
+        assert state(store) is EXPIRED and len(list(store.records())) == 1
+
+
+@pytest.fixture
+def server() -> Iterator[Memcached]:
+    pytest.importorskip("pymemcache")
+    with running(Memcached("-I 2m")) as server:
+        assert isinstance(server, Memcached)
+        yield server
+
+
+@pytest.mark.servers
+class TestMemcached:
+    @pytest.fixture(params=["url", "instance", "callable"])
+    def open_store(self, request: pytest.FixtureRequest, server: Memcached) -> t.Any:
+        wait = "?timeout=2&connect_timeout=2"
+        cache: t.Any = {
+            "url": server.url + wait,
+            "instance": MemcachedCache(server.pooled_client(), key_prefix="app:"),
+            "callable": lambda: MemcachedCache(server.pooled_client(), key_prefix="app:"),
+        }[request.param]
+        return lambda: opener(cache, "isr:", "app")(None)
+
+    def test_is_shared_whatever_names_it(self, open_store: t.Any) -> None:
+        store, other = open_store(), open_store()
+        put(store)
+        other.invalidate(["page:page"], False)
+        assert state(store) is STALE and other.kind.name == "memcached"
+
+    def test_says_how_large_a_page_may_be(self, open_store: t.Any) -> None:
+        store = open_store()
+        put(store, body=b"x" * 1_900_000)
+        with pytest.raises(TooLarge, match="more than the 209"):
+            put(store, body=b"y" * 2_200_000)
+        assert store.get("page").record.body[:1] == b"x"
+
+    def test_that_is_emptied_makes_a_new_order(self, open_store: t.Any, server: Memcached) -> None:
+        store = open_store()
+        put(store)
+        at = store.invalidate(["tag:a"], False)
+        server.flush()
+        assert state(store) is None and store.number().lineage != at.lineage
+        put(store)
+        assert state(store) is NO
+
+    def test_that_is_gone_raises_and_comes_back(self, open_store: t.Any, server: Memcached) -> None:
+        store = open_store()
+        put(store)
+        lease = store.lease("page", 60, True)
+        server.stop()
+        for call in (store.number, store.probe, lambda: store.get("page")):
+            with pytest.raises(Exception, match="."):
+                call()
+        lease.release()
+        server.start()
+        store.probe()
+        put(store)
+        assert state(store) is NO
+
+    @pytest.mark.processes
+    def test_a_child_has_connections_of_its_own(self, server: Memcached) -> None:
+        cache = MemcachedCache(server.pooled_client())
+        open_store = opener(cache, "isr:", "app")
+        parent = open_store(None)
+        for number in range(20):
+            put(parent, f"page {number}", body=b"%d" % number)
+        pid = os.fork()
+        if pid == 0:
+            os._exit(_read_all(open_store(parent)))
+        assert _read_all(parent) == 0
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def _read_all(store: Store) -> int:
+    wrong: list[t.Any] = []
+
+    def read() -> None:
+        for _ in range(10):
+            for number in range(20):
+                stored = store.get(f"page {number}")
+                if stored is None or stored.record.body != b"%d" % number:
+                    wrong.append(stored)
+
+    threads = [threading.Thread(target=read) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return min(len(wrong), 99)
