@@ -1,4 +1,4 @@
-"""A middleware in another process, on the same files, that a test works by remote control."""
+"""A middleware in another process, on the same store, that a test works by remote control."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from steps import visit
 
 from wsgi_isr import ISRMiddleware
 from wsgi_isr.store import clients
-from wsgi_isr.store import leases
 
 _processes = multiprocessing.get_context("spawn")
 
@@ -28,7 +27,7 @@ class Elsewhere:
 
     :param cache: URL of the store.
     :param content: path of the file.
-    :param options: of the middleware, and ``lease``: seconds for which its leases outlive it.
+    :param options: of the middleware, and ``revalidate``, the window of the page.
     """
 
     def __init__(self, cache: str, content: str, **options: t.Any) -> None:
@@ -59,7 +58,7 @@ class Elsewhere:
         self._held.set()
 
     def wait(self) -> None:
-        """Wait until a render that is held has begun."""
+        """Wait until such a render has begun."""
         assert self._begun.wait(PATIENCE)
         self._held.clear()
 
@@ -109,7 +108,6 @@ def _serve(
     held, begun, released = events
     # As conftest.py has it.
     clients.TIMEOUT = clients.PATIENT
-    leases.LEASE = options.pop("lease", leases.LEASE)
     site = Site()
 
     def body(environ: dict[str, t.Any]) -> str:

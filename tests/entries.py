@@ -40,18 +40,13 @@ def make_page(
     )
 
 
-def forge(page: Page, codec: Codec | None = None, **head: t.Any) -> bytes:
-    """The entry of a page with other values in its head, sealed as if we had made it."""
+def forge(page: Page, codec: Codec | None = None, **fields: t.Any) -> tuple[bytes, bytes]:
+    """The head of a page with other values in it, sealed as if we had made it; and its bodies."""
     codec = codec or Codec()
-    payload = codec.unseal(codec.encode(page))
+    head, body = codec.encode(page)
+    payload = codec.unseal(head)
     assert payload is not None
-    length = int.from_bytes(payload[:4], "big")
-    fields = {**json.loads(bytes(payload[4 : 4 + length])), **head}
-    return reseal(codec, json.dumps(fields).encode(), bytes(payload[4 + length :]))
-
-
-def reseal(codec: Codec, head: bytes, bodies: bytes) -> bytes:
-    return codec.seal(len(head).to_bytes(4, "big") + head + bodies)
+    return codec.seal(json.dumps({**json.loads(payload), **fields}).encode()), body
 
 
 class Bomb:

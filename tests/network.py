@@ -1,4 +1,4 @@
-"""What tests of stores on the network share: clients, and what a middleware's coordination is."""
+"""What tests of stores on the network share: clients, and a neighbour."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from redis_server import Redis
 from wsgi_isr import ISRMiddleware
 from wsgi_isr import Rule
 from wsgi_isr.store.clients import PATIENT
-from wsgi_isr.store.redis import RedisCoordination
 
 HOME = "http://localhost/"
 RULES = {"/**": Rule()}
@@ -34,12 +33,6 @@ def quick_client(redis: Redis, package: str, name: str, **options: t.Any) -> t.A
 
 def redis_cache(redis: Redis, **options: t.Any) -> RedisCache:
     return RedisCache(quick_client(redis, "redis", "Redis"), **options)
-
-
-def coordination(isr: ISRMiddleware) -> RedisCoordination:
-    found = isr._here().store.coordination
-    assert isinstance(found, RedisCoordination)
-    return found
 
 
 def neighbour(make: Make, url: str) -> ISRMiddleware:

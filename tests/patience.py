@@ -13,12 +13,12 @@ from steps import PATIENCE
 from steps import visit
 
 from wsgi_isr import ISRMiddleware
-from wsgi_isr.store.breaker import PROBE
+from wsgi_isr.store.guard import PROBE
 
 #: Seconds that a client waits here, longer than a busy machine takes for what needs no wait.
 TIMEOUT = 0.6
 #: Seconds that whoever meets the failure first may wait: for a connection and for an answer.
-#: Nobody after him waits at all.
+#: Nobody after them waits at all.
 FIRST, OTHERS = 2 * TIMEOUT + 2, 0.4
 #: Seconds until all is as before: the longest pause between two probes, and one that fails.
 RECOVERY = PROBE[1] + FIRST + PATIENCE
@@ -26,8 +26,8 @@ RECOVERY = PROBE[1] + FIRST + PATIENCE
 
 def be_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wsgi_isr.store.clients.TIMEOUT", TIMEOUT)
-    # Shorter pauses between looks at a server that is gone, for shorter tests.
-    monkeypatch.setattr("wsgi_isr.store.breaker.PROBE", (PROBE[0], PROBE[1] / 5))
+    # Shorter pauses between probes, for shorter tests.
+    monkeypatch.setattr("wsgi_isr.store.guard.PROBE", (PROBE[0], PROBE[1] / 5))
 
 
 def usual(times: list[float]) -> float:

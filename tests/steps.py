@@ -15,15 +15,15 @@ from wsgi_isr import ISRMiddleware
 
 #: Seconds after which a test has failed; none that passes waits for them.
 PATIENCE = 10.0
-#: Seconds after which a render that is held fails: later, so that it helps no test to pass.
+#: Seconds after which a render that waits fails: later, so that it helps no test to pass.
 HOLD = 3 * PATIENCE
 
 
 class Steps:
-    """The body of a page: ``render 1``, ``render 2`` ..., each held until it is released.
+    """The body of a page: ``render 1``, ``render 2`` ..., each waits until it is released.
 
     A body says when its render began, so an older one that overwrites a newer one is seen. What
-    the app answers to a visitor's own request is not held, and is never what he gets.
+    the app answers to a visitor's own request is not delayed, and is never what they get.
     """
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class Steps:
         return self._all or number in self._released or self._only not in (None, number)
 
     def hang(self, number: int) -> None:
-        """Hold this render only."""
+        """Let all renders but this one end."""
         with self._changed:
             self._only = number
             self._changed.notify_all()
@@ -85,7 +85,7 @@ def result(future: Future[t.Any]) -> t.Any:
 
 
 def wait_until(condition: Callable[[], object], patience: float = PATIENCE) -> None:
-    """For what gives no event: look until it is so."""
+    """For what gives no event."""
     deadline = time.monotonic() + patience
     while not condition():
         assert time.monotonic() < deadline, "it never came to be"
@@ -93,12 +93,12 @@ def wait_until(condition: Callable[[], object], patience: float = PATIENCE) -> N
 
 
 def visit(isr: ISRMiddleware, path: str = "/", **kwargs: t.Any) -> t.Any:
-    """One visitor, with a client of his own."""
+    """One visitor, with a client of their own."""
     return client_of(isr).get(path, **kwargs)
 
 
 def later(isr: ISRMiddleware, clock: Clock) -> t.Any:
-    """A visitor a moment later: who finds that a page is being rendered pauses for one."""
+    """A visitor a moment later: while another process renders, nobody tries for a moment."""
     clock.advance(0.1)
     return visit(isr)
 
@@ -110,16 +110,16 @@ def number(answer: t.Any) -> int:
 
 def visitors(isr: ISRMiddleware, count: int, path: str = "/") -> list[Future[t.Any]]:
     """Visitors of a page that is being rendered; when this returns all of them wait for it."""
-    regeneration = isr._here().regeneration
+    renders = isr._here().renders
     joined = threading.Semaphore(0)
-    join = regeneration._join
+    join = renders._join
 
     def counted(key: t.Any) -> t.Any:
         flight = join(key)
         joined.release()
         return flight
 
-    regeneration._join = counted  # type: ignore[method-assign]
+    renders._join = counted  # type: ignore[method-assign]
     barrier = threading.Barrier(count)
 
     def come() -> t.Any:
@@ -129,5 +129,5 @@ def visitors(isr: ISRMiddleware, count: int, path: str = "/") -> list[Future[t.A
     futures = [start(come) for _ in range(count)]
     for _ in range(count):
         assert joined.acquire(timeout=PATIENCE)
-    regeneration._join = join  # type: ignore[method-assign]
+    renders._join = join  # type: ignore[method-assign]
     return futures

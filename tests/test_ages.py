@@ -1,167 +1,94 @@
-"""Fresh, then stale, then expired; on demand only; and the last good page, which stays."""
+"""Fresh, then stale, then expired; and what answers say of it from second to second."""
 
 from __future__ import annotations
 
-import sys
 import threading
 import typing as t
+from collections.abc import Callable
 
 import pytest
+from conftest import Browser
+from conftest import Clock
+from conftest import Make
+from conftest import Site
 from conftest import status_of
+from steps import PATIENCE
+from steps import result
+from steps import start
+from steps import visit
 
-from wsgi_isr import page_headers
+from wsgi_isr import answer as answer_module
+from wsgi_isr.answer import Hit
 
-
-def error_page(environ: dict[str, t.Any], start_response: t.Any) -> list[bytes]:
-    start_response("500 Internal Server Error", [("Content-Type", "text/plain")])
-    return [b"oops"]
-
-
-def lying(environ: dict[str, t.Any], start_response: t.Any) -> list[bytes]:
-    length = ("Content-Length", "1000")
-    start_response("200 OK", [("Content-Type", "text/plain"), length, *page_headers(60)])
-    return [b"short"]
+Browse = Callable[..., Browser]
 
 
-def breaking_off(environ: dict[str, t.Any], start_response: t.Any) -> t.Any:
-    start_response("200 OK", [("Content-Type", "text/plain"), *page_headers(60)])
-    yield b"half"
-    raise ConnectionError("the database went away")
-
-
-def replaced(environ: dict[str, t.Any], start_response: t.Any) -> list[bytes]:
-    start_response("200 OK", [("Content-Type", "text/plain"), *page_headers(60)])
-    try:
-        raise ZeroDivisionError
-    except ZeroDivisionError:
-        headers = [("Content-Type", "text/plain"), *page_headers(60)]
-        start_response("200 OK", headers, sys.exc_info())
-    return [b"sorry"]
-
-
-def forbidden(environ: dict[str, t.Any], start_response: t.Any) -> list[bytes]:
-    start_response("403 Forbidden", [("Content-Type", "text/plain")])
-    return [b"no"]
-
-
-def personal(environ: dict[str, t.Any], start_response: t.Any) -> list[bytes]:
-    cookie = ("Set-Cookie", "a=1")
-    start_response("200 OK", [("Content-Type", "text/plain"), cookie, *page_headers(60)])
-    return [b"hello"]
-
-
-def never_starting(environ: dict[str, t.Any], start_response: t.Any) -> list[bytes]:
-    return [b"a body without a head"]
-
-
-def starting_twice(environ: dict[str, t.Any], start_response: t.Any) -> list[bytes]:
-    for _ in range(2):
-        start_response("200 OK", [("Content-Type", "text/plain"), *page_headers(60)])
-    return [b"twice"]
-
-
-def yielding_text(environ: dict[str, t.Any], start_response: t.Any) -> list[t.Any]:
-    start_response("200 OK", [("Content-Type", "text/plain"), *page_headers(60)])
-    return [b"bytes ", "and text"]
-
-
-def without_a_number(environ: dict[str, t.Any], start_response: t.Any) -> list[bytes]:
-    start_response("OK", [("Content-Type", "text/plain"), *page_headers(60)])
-    return [b"what?"]
-
-
-def raising(environ: dict[str, t.Any], start_response: t.Any) -> list[bytes]:
-    raise ZeroDivisionError("the render failed")
+@pytest.fixture
+def client(site: Site, browse: Browse, cache: str) -> Browser:
+    return browse(cache)
 
 
 class TestFresh:
     def test_for_its_window_nobody_asks_the_app(
-        self, site: t.Any, browse: t.Any, clock: t.Any, cache: str
+        self, site: Site, client: Browser, clock: Clock
     ) -> None:
         site.page("/x", revalidate=10)
-        client = browse(cache)
-        client.get("/x")
+        assert status_of(client.get("/x")) == "isr; fwd=uri-miss; stored"
         calls = site.calls("/x")
-        for _ in range(9):
+        for left in range(10, 0, -1):
+            answer = client.get("/x")
+            assert (answer.text, status_of(answer)) == ("a page", f"isr; hit; ttl={left}")
             clock.advance(1)
-            assert client.get("/x").text == "a page"
+        client.isr.close()
         assert site.calls("/x") == calls
 
     def test_a_page_with_false_is_fresh_for_ever(
-        self, site: t.Any, browse: t.Any, clock: t.Any, cache: str
+        self, site: Site, client: Browser, clock: Clock
     ) -> None:
         site.page("/x", "first", revalidate=False)
-        client = browse(cache)
         client.get("/x")
         site.page("/x", "second", revalidate=False)
-        clock.advance(3 * 365 * 86400)
-        response = client.get("/x")
+        clock.advance(50 * 365 * 86400)
+        answer = client.get("/x")
         client.isr.close()
-        assert (response.text, status_of(response)) == ("first", "isr; hit")
+        assert (answer.text, status_of(answer)) == ("first", "isr; hit")
         assert client.get("/x").text == "first"
 
-    def test_it_is_so_for_all_middlewares_of_a_store(
-        self, site: t.Any, browse: t.Any, files: str
+    def test_its_time_begins_when_its_render_begins(
+        self, site: Site, client: Browser, clock: Clock
     ) -> None:
-        site.page("/x")
-        browse(files).get("/x")
-        assert status_of(browse(files).get("/x")) == "isr; hit; ttl=60"
+        def slow(environ: t.Any) -> str:
+            if "wsgi_isr.reason" in environ:
+                clock.advance(4)
+            return "body"
+
+        site.page("/", slow, revalidate=10)
+        client.get("/")
+        assert status_of(client.get("/")) == "isr; hit; ttl=6"
 
 
 class TestStale:
     def test_the_old_page_is_served_and_the_new_one_follows(
-        self, site: t.Any, browse: t.Any, clock: t.Any, cache: str
+        self, site: Site, client: Browser, clock: Clock
     ) -> None:
         site.page("/x", "old")
-        client = browse(cache)
         client.get("/x")
-        site.page("/x", "new")
         clock.advance(60)
-        assert client.get("/x").text == "old"
-        client.isr.close()
-        response = client.get("/x")
-        assert (response.text, status_of(response)) == ("new", "isr; hit; ttl=60")
-
-    def test_nobody_waits_for_the_render(self, site: t.Any, browse: t.Any, clock: t.Any) -> None:
-        site.page("/x", "old")
-        client = browse()
-        client.get("/x")
         go = threading.Event()
-
-        def slow(environ: dict[str, t.Any]) -> str:
-            assert go.wait(10)
-            return "new"
-
-        site.page("/x", slow)
-        clock.advance(61)
-        assert [client.get("/x").text for _ in range(5)] == ["old"] * 5
+        site.page("/x", lambda environ: f"new {go.wait(PATIENCE)}")
+        # Nobody waits for the render.
+        for _ in range(5):
+            answer = client.get("/x")
+            assert (answer.text, status_of(answer)) == ("old", "isr; hit; ttl=0")
         go.set()
         client.isr.close()
-        assert client.get("/x").text == "new"
+        answer = client.get("/x")
+        assert (answer.text, status_of(answer)) == ("new True", "isr; hit; ttl=60")
         assert site.renders("/x") == 2
-
-    def test_without_an_expiry_there_is_no_limit(
-        self, site: t.Any, browse: t.Any, clock: t.Any
-    ) -> None:
-        site.page("/x", "old")
-        client = browse()
-        client.get("/x")
-        clock.advance(10 * 365 * 86400)
-        assert client.get("/x").text == "old"
-
-    def test_a_render_behind_says_so_to_the_app(
-        self, site: t.Any, browse: t.Any, clock: t.Any
-    ) -> None:
-        site.page("/x")
-        client = browse()
-        client.get("/x")
-        clock.advance(61)
-        client.get("/x")
-        client.isr.close()
         assert site.environs[-1]["wsgi_isr.reason"] == "stale"
 
     def test_a_head_request_starts_a_regeneration_too(
-        self, site: t.Any, browse: t.Any, clock: t.Any
+        self, site: Site, browse: Browse, clock: Clock
     ) -> None:
         site.page("/x", "old")
         client = browse()
@@ -172,31 +99,71 @@ class TestStale:
         client.isr.close()
         assert client.get("/x").text == "new"
 
+    def test_a_page_that_nobody_visits_is_not_rendered(
+        self, site: Site, browse: Browse, clock: Clock
+    ) -> None:
+        site.page("/", revalidate=10)
+        client = browse()
+        client.get("/")
+        clock.advance(1000)
+        client.isr.close()
+        assert site.renders("/") == 1
+
+    def test_what_is_said_of_it_changes_with_its_age(
+        self, site: Site, client: Browser, clock: Clock
+    ) -> None:
+        site.page("/", "old", revalidate=10, expire=30)
+        client.get("/")
+        # So that it stays as it is.
+        site.fail("/")
+        said = []
+        for seconds in (10.25, 0.5, 1, 17.5):
+            clock.advance(seconds)
+            for _ in range(3):
+                answer = client.get("/")
+                left = answer.headers["CDN-Cache-Control"].split("=")[-1]
+                said.append((status_of(answer), answer.headers["Cache-Control"], left))
+        control = "public, max-age=0, must-revalidate, s-maxage=0"
+        assert said == [
+            item
+            for left, stale in ((0, "19"), (0, "19"), (-1, "18"), (-19, "0"))
+            for item in [(f"isr; hit; ttl={left}", control, stale)] * 3
+        ]
+
+    def test_a_page_of_a_rule_is_rendered_by_its_rule(
+        self, site: Site, browse: Browse, clock: Clock
+    ) -> None:
+        def app(environ: dict[str, t.Any], start_response: t.Any) -> list[bytes]:
+            start_response("200 OK", [("Content-Type", "text/plain")])
+            return [b"render %d" % site.renders("/")]
+
+        site.answers["/"] = app
+        client = browse(rules={"/": 10})
+        assert client.get("/").text == client.get("/").text == "render 1"
+        clock.advance(10)
+        assert status_of(client.get("/")) == "isr; hit; ttl=0"
+        client.isr.close()
+        answer = client.get("/")
+        assert (answer.text, status_of(answer)) == ("render 2", "isr; hit; ttl=10")
+
 
 class TestExpired:
     def test_the_next_visitor_waits_for_the_new_page(
-        self, site: t.Any, browse: t.Any, clock: t.Any, cache: str
+        self, site: Site, client: Browser, clock: Clock
     ) -> None:
         site.page("/x", "old", revalidate=60, expire=90)
-        client = browse(cache)
-        client.get("/x")
-        site.page("/x", "new", revalidate=60, expire=90)
-        clock.advance(90)
-        response = client.get("/x")
-        assert (response.text, status_of(response)) == ("new", "isr; fwd=stale; stored")
-
-    def test_until_then_the_stale_page_is_served(
-        self, site: t.Any, browse: t.Any, clock: t.Any
-    ) -> None:
-        site.page("/x", "old", revalidate=60, expire=90)
-        client = browse()
         client.get("/x")
         site.fail("/x")
         clock.advance(89)
         assert client.get("/x").text == "old"
+        client.isr.close()
+        site.page("/x", "new", revalidate=60, expire=90)
+        clock.advance(1)
+        answer = client.get("/x")
+        assert (answer.text, status_of(answer)) == ("new", "isr; fwd=stale; stored")
 
     def test_with_an_expiry_equal_to_the_window_the_page_is_never_stale(
-        self, site: t.Any, browse: t.Any, clock: t.Any
+        self, site: Site, browse: Browse, clock: Clock
     ) -> None:
         site.page("/x", "old", revalidate=60, expire=60)
         client = browse()
@@ -207,119 +174,69 @@ class TestExpired:
         clock.advance(1)
         assert client.get("/x").text == "new"
 
-    def test_an_error_then_reaches_the_visitor_but_the_page_is_not_lost(
-        self, site: t.Any, browse: t.Any, clock: t.Any
+    def test_an_error_then_reaches_each_visitor_but_the_page_is_not_lost(
+        self, site: Site, browse: Browse, listable: str, clock: Clock
     ) -> None:
         site.page("/x", "good", revalidate=60, expire=90)
-        client = browse()
+        client = browse(listable)
         client.get("/x")
-        site.answers["/x"] = error_page
-        clock.advance(91)
-        assert client.get("/x").status_code == 500
-        (page,) = client.isr.pages()
-        assert (page.status, page.state) == (200, "expired")
-
-    def test_after_an_error_the_next_visitor_is_a_new_attempt(
-        self, site: t.Any, browse: t.Any, clock: t.Any
-    ) -> None:
-        site.page("/x", "good", revalidate=60, expire=90)
-        client = browse()
-        client.get("/x")
-        site.answers["/x"] = error_page
+        site.page("/x", "oops", status="503 Service Unavailable")
         clock.advance(91)
         for _ in range(3):
-            client.get("/x")
+            assert client.get("/x").status_code == 503
+        (page,) = client.isr.pages()
+        assert (page.status, page.state) == (200, "expired")
+        # Each was a new attempt.
         assert site.renders("/x") == 4
         site.page("/x", "healed")
         assert client.get("/x").text == "healed"
 
 
-class TestTheLastGoodPageStays:
-    """Promise 3."""
+class TestAnAnswerThatIsMadeAnewByTwoAtOnce:
+    """One does not know of an invalidation yet, the other does."""
 
-    @pytest.mark.parametrize(
-        "bad",
-        [raising, error_page, lying, breaking_off, replaced, forbidden, personal],
-        ids=lambda app: app.__name__,
-    )
-    def test_whatever_a_regeneration_comes_to(
-        self, site: t.Any, browse: t.Any, clock: t.Any, listable: str, bad: t.Any
+    def test_is_never_fresh_under_the_new_generation(
+        self, site: Site, make: Make, clock: Clock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        site.page("/x", "good")
-        client = browse(listable)
-        client.get("/x")
-        site.answers["/x"] = bad
-        clock.advance(61)
-        for _ in range(3):
-            assert client.get("/x").text == "good"
-            client.isr.close()
-        (page,) = client.isr.pages()
-        assert (page.status, page.state) == (200, "stale")
-        assert page.last_error
+        site.page("/", "old", revalidate=False)
+        isr = make()
+        for _ in range(2):
+            visit(isr)
+        site.fail("/")
+        clock.advance(2)
+        window_of, slot = answer_module.window_of, Hit.generation
+        names: dict[int, str] = {}
+        first, go_on, second, end = (threading.Event() for _ in range(4))
 
-    @pytest.mark.parametrize(
-        "bad",
-        [never_starting, starting_twice, yielding_text, without_a_number],
-        ids=lambda app: app.__name__,
-    )
-    def test_whatever_of_wsgi_an_app_breaks(
-        self, site: t.Any, unchecked: t.Any, clock: t.Any, bad: t.Any
-    ) -> None:
-        site.page("/x", "good")
-        client = unchecked()
-        client.get("/x")
-        site.answers["/x"] = bad
-        clock.advance(61)
-        for _ in range(3):
-            assert client.get("/x").text == "good"
-            client.isr.close()
-        assert next(client.isr.pages()).last_error
+        def late_window(*args: t.Any) -> t.Any:
+            found = window_of(*args)
+            if names.get(threading.get_ident()) == "first":
+                # By now it has read what invalidations have made of the page.
+                first.set()
+                assert go_on.wait(PATIENCE)
+            return found
 
-    def test_a_good_render_heals_it(
-        self, site: t.Any, browse: t.Any, clock: t.Any, listable: str
-    ) -> None:
-        site.page("/x", "good")
-        client = browse(listable)
-        client.get("/x")
-        site.fail("/x")
-        clock.advance(61)
-        client.get("/x")
-        client.isr.close()
-        site.page("/x", "better")
-        client.get("/x")
-        client.isr.close()
-        assert client.get("/x").text == "better"
-        assert next(client.isr.pages()).last_error is None
+        def late_generation(hit: Hit, value: object) -> None:
+            if names.get(threading.get_ident()) == "second":
+                second.set()
+                assert end.wait(PATIENCE)
+            slot.__set__(hit, value)  # type: ignore[attr-defined]
 
-    def test_after_one_failure_the_next_visitor_tries_again_and_then_pauses_grow(
-        self, site: t.Any, browse: t.Any, clock: t.Any
-    ) -> None:
-        site.page("/x")
-        client = browse()
-        client.get("/x")
-        site.fail("/x")
-        clock.advance(61)
-        began = clock.now
-        at = []
-        for _ in range(400):
-            before = site.renders("/x")
-            client.get("/x")
-            client.isr.close()
-            if site.renders("/x") > before:
-                at.append(clock.now - began)
-            clock.advance(0.25)
-        pauses = [later - earlier for earlier, later in zip(at, at[1:], strict=False)]
-        assert pauses == [0.25, 1, 2, 4, 8, 16, 30, 30]
+        monkeypatch.setattr(answer_module, "window_of", late_window)
+        monkeypatch.setattr(Hit, "generation", property(slot.__get__, late_generation))  # type: ignore[attr-defined]
 
-    def test_a_first_failure_is_logged_with_its_traceback(
-        self, site: t.Any, browse: t.Any, clock: t.Any, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        site.page("/x")
-        client = browse()
-        client.get("/x", base_url="http://example.com")
-        site.fail("/x")
-        clock.advance(61)
-        client.get("/x", base_url="http://example.com")
-        client.isr.close()
-        assert "http://example.com/x" in caplog.text
-        assert "ZeroDivisionError" in caplog.text
+        def come(name: str) -> t.Any:
+            names[threading.get_ident()] = name
+            return visit(isr)
+
+        one = start(come, "first")
+        assert first.wait(PATIENCE)
+        isr.invalidate("/")
+        other = start(come, "second")
+        # It waits for the first, which goes on.
+        second.wait(0.1)
+        go_on.set()
+        result(one)
+        end.set()
+        assert status_of(result(other)) == "isr; hit; ttl=0"
+        assert status_of(visit(isr)) == "isr; hit; ttl=0"

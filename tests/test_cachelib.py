@@ -177,7 +177,7 @@ class TestEntries:
         store = CachelibStore(cache, "")
         put(store)
         cache.refuses = True
-        with pytest.raises(StoreError, match="another process has the lock|does not take"):
+        with pytest.raises(StoreError, match="the cache takes no entry"):
             put(store)
         with pytest.raises(StoreError):
             store.probe()
@@ -200,6 +200,18 @@ class TestLoss:
         put(store)
         assert state(other) is NO
         assert len({record.getMessage() for record in caplog.records}) == 1
+
+    def test_of_one_invalidation_is_noticed(self) -> None:
+        """The cache brings back what it had before, as one of several servers may."""
+        cache = OwnCache()
+        store = CachelibStore(cache, "")
+        put(store)
+        store.invalidate(["tag:a"], True)
+        record = Entries(cache, "").get("epochs")
+        store.invalidate(["page:page"], True)
+        assert record is not None
+        Entries(cache, "").set("epochs", record)
+        assert state(CachelibStore(cache, "")) is STALE
 
     def test_of_labels_makes_earlier_pages_stale_and_no_later_ones(
         self, monkeypatch: pytest.MonkeyPatch

@@ -132,13 +132,10 @@ class TestWhatItActsOn:
 
     @pytest.mark.servers
     def test_is_named_without_passwords(self, command: Command, make: Make, redis: Redis) -> None:
-        url = redis.url.replace("redis://", "redis://default:secret@")
-        redis.do("ACL", "SETUSER", "default", ">secret")
-        try:
-            command.module.app = make(url)  # type: ignore[attr-defined]
-            error = command("list").stderr
-        finally:
-            redis.do("ACL", "SETUSER", "default", "nopass")
+        redis.do("ACL", "SETUSER", "me", "on", ">secret", "~*", "&*", "+@all")
+        url = redis.url.replace("redis://", "redis://me:secret@")
+        command.module.app = make(url)  # type: ignore[attr-defined]
+        error = command("list").stderr
         assert error.startswith(f"Store: redis, {redis.url}; build ''\n")
 
     def test_a_store_that_no_worker_has_used_is_a_warning(
@@ -181,6 +178,14 @@ class TestPrerender:
         assert result.stdout.splitlines()[2].endswith(": 2 rendered")
         browser = browse(files, base_url=BASE)
         assert status_of(browser.get("/b")) == "isr; hit; ttl=60"
+
+    def test_what_it_counted_is_in_the_store_and_it_is_no_worker(
+        self, site: Site, command: Command, make: Make, files: str
+    ) -> None:
+        site.page("/a")
+        command("prerender", "/a")
+        store = make(files).store
+        assert (store.totals()["renders"], store.processes()) == (1, [])
 
     def test_a_fresh_page_is_not_rendered_again(self, site: Site, command: Command) -> None:
         site.page("/a")

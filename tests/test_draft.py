@@ -188,9 +188,7 @@ class TestTheCookie:
         answer = visitor.get("/blog/a", environ_overrides={"HTTP_COOKIE": odd})
         assert status_of(answer).startswith(HIT)
 
-    def test_beside_one_whose_bytes_are_no_text_goes_on(
-        self, app: Flask, editor: Browser
-    ) -> None:
+    def test_beside_one_whose_bytes_are_no_text_goes_on(self, app: Flask, editor: Browser) -> None:
         visitor = Browser(app, use_cookies=False)
         cookie = editor.get_cookie(COOKIE)
         assert cookie is not None

@@ -277,7 +277,6 @@ class TestTags:
         assert status_of(browser.get("/blog/a")) == "isr; hit; ttl=0"
         assert status_of(browser.get("/blog/b")) == HIT
 
-
     def test_a_function_that_returns_a_text_is_an_error_that_names_the_view(
         self, app: Flask, browser: Browser
     ) -> None:

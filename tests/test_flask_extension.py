@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import secrets
 import typing as t
@@ -28,6 +29,7 @@ from wsgi_isr import Rule
 from wsgi_isr.flask import invalidate
 from wsgi_isr.flask import ISR
 from wsgi_isr.flask import isr_page
+from wsgi_isr.flask import pages
 from wsgi_isr.flask import revalidate
 from wsgi_isr.flask import revalidate_tag
 
@@ -426,9 +428,7 @@ class TestMistakes:
         app.config["ISR_BASE_URL"] = "https://www.example.com"
         assert self.log_of(app, caplog) == ""
 
-    def test_proxy_fix_outside_is_right(
-        self, app: Flask, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    def test_proxy_fix_outside_is_right(self, app: Flask, caplog: pytest.LogCaptureFixture) -> None:
         ISR(app, cache="memory://")
         app.wsgi_app = ProxyFix(app.wsgi_app)  # type: ignore[method-assign]
         answer = Browser(app).get("/blog/a", headers={"X-Forwarded-Proto": "https"})
@@ -438,7 +438,7 @@ class TestMistakes:
     def test_no_extension(
         self, app: Flask, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("wsgi_isr.flask.pages._warned", [])
+        monkeypatch.setattr(pages, "_warn_once", functools.cache(pages._warn_once.__wrapped__))
         for _ in range(2):
             Browser(app).get("/blog/a")
         assert caplog.text.count("the app has no extension, call ISR(app)") == 1
@@ -446,7 +446,7 @@ class TestMistakes:
     def test_a_middleware_around_the_app_is_right(
         self, app: Flask, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("wsgi_isr.flask.pages._warned", [])
+        monkeypatch.setattr(pages, "_warn_once", functools.cache(pages._warn_once.__wrapped__))
         browser = Browser(ISRMiddleware(app, "memory://"))
         assert twice(browser, "/blog/a") == (COLD, HIT)
         assert caplog.text == ""

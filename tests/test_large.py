@@ -6,6 +6,8 @@ import typing as t
 from collections.abc import Iterator
 
 import pytest
+from answers import BOTH
+from answers import renew
 from conftest import status_of
 from steps import result
 from steps import Steps
@@ -54,18 +56,26 @@ def large(bodies: list[Body]) -> t.Any:
     return app
 
 
-@pytest.mark.parametrize("rules", [None, {"/x": Rule()}], ids=["undeclared", "declared"])
+@BOTH
 def test_large_answers_reach_the_visitor_whole(
-    site: t.Any, browse: t.Any, large: t.Any, bodies: list[Body], rules: t.Any
+    site: t.Any,
+    browse: t.Any,
+    large: t.Any,
+    bodies: list[Body],
+    rules: t.Any,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     site.answers["/x"] = large
     client = browse(rules=rules, max_body_size=1000)
     for _ in range(3):
-        response = client.get("/x")
+        response = client.get("/x", base_url="http://example.com")
         assert response.data == b"x" * 2000
         assert status_of(response) == "isr; fwd=uri-miss; detail=too-large"
     assert list(client.isr.pages()) == []
     assert [body.closed for body in bodies] == [1] * len(bodies)
+    (record,) = caplog.records
+    assert "http://example.com/x" in record.getMessage()
+    assert "max_body_size" in record.getMessage()
 
 
 def test_large_answers_are_not_read_to_their_end_before_they_are_sent(
@@ -85,31 +95,16 @@ def test_large_answers_to_a_head_request_are_closed(large: t.Any, bodies: list[B
     assert bodies[-1].closed == 1
 
 
-def test_large_answers_are_warned_of_once(
-    site: t.Any, browse: t.Any, large: t.Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    site.answers["/x"] = large
-    client = browse(rules={"/x": Rule()}, max_body_size=1000)
-    for _ in range(3):
-        client.get("/x", base_url="http://example.com")
-    (record,) = caplog.records
-    assert "http://example.com/x" in record.getMessage()
-    assert "max_body_size" in record.getMessage()
-
-
-def test_large_answers_behind_a_stale_page_leave_it_and_are_closed(
+def test_large_answers_behind_a_stale_page_withdraw_it_and_are_closed(
     site: t.Any, browse: t.Any, clock: t.Any, large: t.Any, bodies: list[Body]
 ) -> None:
     site.page("/x", "small")
     client = browse(max_body_size=1000)
     client.get("/x")
     site.answers["/x"] = large
-    clock.advance(61)
-    for _ in range(2):
-        assert client.get("/x").text == "small"
-        client.isr.close()
+    assert renew(client, clock).data == b"x" * 2000
     assert [body.closed for body in bodies] == [1] * len(bodies)
-    assert next(client.isr.pages()).last_error
+    assert list(client.isr.pages()) == []
 
 
 class TestErrors:
@@ -136,7 +131,7 @@ class TestErrors:
             assert response.headers["Cache-Control"] == "private, no-store"
             assert "Set-Cookie" not in response.headers
         assert [body.closed for body in bodies] == [1, 1]
-        assert list(client.isr.pages()) == []
+        assert [page.state for page in client.isr.pages()] == ["failed"]
 
     def test_are_closed_where_nobody_waits(
         self, site: t.Any, browse: t.Any, clock: t.Any, failing: t.Any, bodies: list[Body]

@@ -10,6 +10,8 @@ import itertools
 import typing as t
 
 import pytest
+from answers import run
+from answers import Sent
 from attacks import Attack
 from attacks import ATTACKS
 from attacks import HOST
@@ -23,13 +25,12 @@ from raw import Answer
 from raw import Program
 from raw import SERVERS
 from steps import wait_until
-from werkzeug.test import create_environ
 
 from wsgi_isr import ISRMiddleware
 from wsgi_isr import Rule
 
 #: Attacks that get through a cache which stores the first answer to a path, at the least.
-REAL = 90
+REAL = 55
 
 names = itertools.count(1)
 
@@ -100,8 +101,16 @@ def after_each(server: Program, kind: str, way: str) -> dict[str, tuple[str, Ans
 
 @pytest.mark.processes
 class TestKnownAttacks:
-    @pytest.mark.parametrize("way", WAYS)
-    @pytest.mark.parametrize("kind", ["declared", "undeclared"])
+    @pytest.mark.parametrize(
+        ("kind", "way"),
+        [
+            ("undeclared", "cold"),
+            ("declared", "cold"),
+            ("declared", "stale"),
+            ("undeclared", "expired"),
+            ("declared", "on demand"),
+        ],
+    )
     def test_leave_no_trace(self, server: Program, kind: str, way: str) -> None:
         path = f"/{kind}/{next(names)}"
         clean = look(server.get(path), path)
@@ -127,9 +136,9 @@ texts = st.text(st.characters(min_codepoint=32, max_codepoint=255), max_size=30)
 header_names = st.from_regex(r"HTTP_[A-Z0-9_]{1,20}", fullmatch=True)
 variables = st.one_of(
     header_names,
-    st.sampled_from([f"HTTP_{name.upper().replace('-', '_')}" for name in ("X-Forwarded-Host",)]),
     st.sampled_from(
         [
+            "HTTP_X_FORWARDED_HOST",
             "AUTH_TYPE",
             "CONTENT_LENGTH",
             "CONTENT_TYPE",
@@ -185,23 +194,16 @@ requests = st.fixed_dictionaries(
 
 
 #: Header fields that tell how often a page was rendered, and when.
-OF_THE_MOMENT = {"Cache-Control", "Cache-Status", "X-Render"}
+OF_THE_MOMENT = {"Cache-Control", "CDN-Cache-Control", "Cache-Status", "X-Render"}
 
 
-def run(app: t.Any, environ: dict[str, t.Any]) -> tuple[t.Any, ...]:
-    started: list[t.Any] = []
-    body = app(environ, lambda *args: started.extend(args))
-    try:
-        text = b"".join(body)
-    finally:
-        if hasattr(body, "close"):
-            body.close()
-    headers = [item for item in started[1] if item[0] not in OF_THE_MOMENT]
-    return started[0], headers, text
+def look_of(sent: Sent) -> tuple[t.Any, ...]:
+    headers = [item for item in sent.headers if item[0] not in OF_THE_MOMENT]
+    return sent.status, headers, sent.body
 
 
 def clean(app: t.Any) -> tuple[t.Any, ...]:
-    return run(app, create_environ("/x", f"http://{HOST}"))
+    return look_of(run(app, HTTP_HOST=HOST))
 
 
 UNPOISONED = clean(ISRMiddleware(mirror, "memory://"))
@@ -212,7 +214,7 @@ UNPOISONED = clean(ISRMiddleware(mirror, "memory://"))
     st.booleans(),
     st.sampled_from([None, "invalidate", "expire"]),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_no_request_whatsoever_leaves_a_trace(
     attacks: list[dict[str, t.Any]], declared: bool, first: str | None
 ) -> None:
@@ -222,10 +224,7 @@ def test_no_request_whatsoever_leaves_a_trace(
         clean(isr)
         isr.invalidate("/x", expire=first == "expire")
     for attack in attacks:
-        environ = {**create_environ("/x", f"http://{HOST}"), **attack}
-        if environ.get("CONTENT_LENGTH", "0") == "":
-            del environ["CONTENT_LENGTH"]
-        run(isr, environ)
+        run(isr, **{"HTTP_HOST": HOST, **attack})
         isr.close()
     assert clean(isr) == UNPOISONED
 
@@ -235,64 +234,6 @@ def test_no_request_whatsoever_leaves_a_trace(
 def test_nor_does_one_to_a_site_with_a_base_url(attack: dict[str, t.Any]) -> None:
     """All hosts share its pages."""
     isr = ISRMiddleware(mirror, "memory://", base_url=f"http://{HOST}")
-    run(isr, {**create_environ("/x", f"http://{HOST}"), **attack})
+    run(isr, **{"HTTP_HOST": HOST, **attack})
     assert clean(isr) == UNPOISONED
     assert all(page.url.startswith(f"http://{HOST}/") for page in isr.pages())
-
-
-class TestTheHeadersOfAnotherFramework:
-    """Flask behind the library: what it declares is no way in either."""
-
-    @pytest.fixture
-    def app(self) -> t.Any:
-        from flask import Flask
-        from flask import request
-        from flask import session
-
-        from wsgi_isr.flask import ISR
-        from wsgi_isr.flask import isr_page
-
-        app = Flask(__name__)
-        app.config.update(SECRET_KEY="k", ISR_ENABLED=True, ISR_CACHE="memory://")
-
-        @app.get("/<name>")
-        @isr_page(revalidate=60)
-        def view(name: str) -> str:
-            return "\n".join(
-                [
-                    request.url,
-                    str(request.headers),
-                    str(request.args),
-                    str(request.cookies),
-                    str(request.remote_addr),
-                    str(dict(session)),
-                    str(ISR_EXTENSION.is_draft),
-                ]
-            )
-
-        ISR_EXTENSION = ISR(app)
-        return app
-
-    @pytest.mark.parametrize(
-        "cookie",
-        [
-            f"isr_draft={TOKEN}",
-            "isr_draft=draft",
-            "isr_draft=",
-            "isr_draft=ImRyYWZ0Ig.aaaaaa.aaaaaaaaaaaaaaaaaaaaaaaaaaa",
-            f"session={TOKEN}",
-            f"__prerender_bypass={TOKEN}; __next_preview_data={TOKEN}",
-        ],
-    )
-    def test_a_forged_cookie_opens_nothing(self, app: t.Any, cookie: str) -> None:
-        answers = []
-        for name in ("first", "second"):
-            client = app.test_client(use_cookies=False)
-            sent = {"Cookie": cookie} if name == "first" else {}
-            response = client.get("/a", headers=sent)
-            answers.append(response.text)
-            assert response.headers["Cache-Status"].startswith("isr; ")
-            assert "bypass" not in response.headers["Cache-Status"]
-        assert answers[0] == answers[1]
-        assert answers[0].endswith("False")
-        assert TOKEN not in answers[0]

@@ -388,7 +388,7 @@ class TestPruning:
             path = f"/blog/{index}"
             store.put(make_record(f"{index}", number, path=path, body=b"x" * 3000))
         store.invalidate([f"tag:{index}" for index in range(10_000)], False)
-        assert server_time(redis, lambda: list(store.records())) < 5000
-        assert server_time(redis, lambda: list(store.records(path="/blog/5"))) < 1000
-        assert server_time(redis, lambda: store.prune(keep_builds=["other"])) < 5000
+        assert server_time(redis, lambda: list(store.records())) < 30_000
+        assert server_time(redis, lambda: list(store.records(path="/blog/5"))) < 10_000
+        assert server_time(redis, lambda: store.prune(keep_builds=["other"])) < 30_000
         assert not list(store.records())

@@ -162,7 +162,9 @@ class TestAServerThatLostWrites:
         before = store.number()
         self.back_to(server, lambda: None)
         after = store.number()
-        assert after.lineage == before.lineage and after > before
+        assert after.lineage == before.lineage
+        # Renders that began before may have had numbers that the server lost.
+        assert after.sequence > before.sequence + 1000
         assert state(store) is NO
 
     @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ class TestFolder:
         assert os.listdir(folder / "processes") == [] and not isinstance(lease, Busy)
         lease.release()
 
-    def test_prune_removes_what_the_first_edition_left(
+    def test_prune_removes_what_versions_without_a_database_left(
         self, folder: Path, store: SQLiteStore
     ) -> None:
         put(store, "a")

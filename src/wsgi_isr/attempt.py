@@ -103,11 +103,12 @@ class Outcome(t.NamedTuple):
             self.response.discard()
 
     def shared(self) -> Outcome:
-        """What those get who waited: an error page, or an error of their own."""
+        """What one gets who waited: an error page, or an error of their own."""
         response = self.response
         if self.kind is not Kind.FAILED:
             return self
-        if response is not None and response.rest is None:
+        # Not ``rest``: whoever rendered it may have read it to its end by now.
+        if response is not None and not response.detail:
             if len(response.body) <= MAX_SHARED_ERROR:
                 return self
             headers = [("Content-Type", "text/plain; charset=utf-8")]
@@ -236,8 +237,9 @@ class Attempts:
         code = response.code
         if code >= 500 or code < 200 or code in NOT_NOW or response.detail == "too-slow":
             return None
-        if not all(is_sound(*item) for item in (*response.headers, ("Status", response.status))):
-            raise _Unsound("the status or a header has a character that HTTP does not allow")
+        for name, value in (*response.headers, ("Status", response.status)):
+            if not is_sound(name, value):
+                raise _Unsound(f"HTTP does not allow {name[:80]!r}: {value[:80]!r}")
         if response.detail == "stream":
             return Refusal("stream")
         headers = response.headers

@@ -6,6 +6,7 @@ where the app's configuration switches the library off.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -20,9 +21,6 @@ from collections import Counter
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
-from contextlib import closing
-from contextlib import nullcontext
-from contextlib import suppress
 from urllib.parse import unquote_to_bytes
 from urllib.parse import urlsplit
 
@@ -43,9 +41,8 @@ from .report import printable
 from .report import selector
 from .report import table
 
-#: Where frameworks and middlewares keep the application that they wrap, and how many are searched.
+#: Where frameworks and middlewares keep the application that they wrap.
 _INNER = ("wsgi_app", "app", "application", "__self__")
-_MAX_DEPTH = 20
 #: The exit status of a process that SIGINT ended.
 INTERRUPTED = 130
 
@@ -53,8 +50,8 @@ INTERRUPTED = 130
 class App(t.NamedTuple):
     """What the commands act on.
 
-    :param paths: gives all paths that can be prerendered, where the app can list them.
-    :param origin: where pages are if no option says so; ``None`` if only the store can say.
+    :param paths: gives all paths that can be prerendered, if the app can list them.
+    :param origin: where pages are unless an option says so; ``None``: the store can say.
     """
 
     middleware: ISRMiddleware
@@ -116,9 +113,8 @@ class Command(click.Command):
     """A command whose errors are read without a traceback, and that Ctrl-C ends with 130."""
 
     def invoke(self, ctx: click.Context) -> t.Any:
-        app = t.cast(App, ctx.obj)
         try:
-            app.announce()
+            ctx.obj.announce()
             return super().invoke(ctx)
         except KeyboardInterrupt:
             _say("Interrupted.")
@@ -132,9 +128,10 @@ class Command(click.Command):
             raise click.ClickException(f"{describe(error)}{hint}") from error
         finally:
             # The store is to have what was counted, and not to count this process as a worker.
-            app.middleware.close(0)
+            ctx.obj.middleware.close(0)
 
 
+#: Its commands are those of ``flask isr`` and ``python -m wsgi_isr MODULE:APP``.
 group = click.Group()
 pass_app = click.make_pass_decorator(App)
 at_least_one = click.IntRange(1)
@@ -167,7 +164,10 @@ def _follow(results: Iterator[tuple[str, Result]], total: int, label: str) -> t.
     bar: t.Any = click.progressbar(length=total, label=label, show_pos=True)
     try:
         # Renders that have begun are waited for when the iterator is closed.
-        with closing(t.cast("t.Any", results)), bar if has_bar else nullcontext():
+        with (
+            contextlib.closing(t.cast("t.Any", results)),
+            bar if has_bar else contextlib.nullcontext(),
+        ):
             for path, result in results:
                 outcomes[result.outcome] += 1
                 if has_bar and path not in paths:
@@ -179,7 +179,7 @@ def _follow(results: Iterator[tuple[str, Result]], total: int, label: str) -> t.
     except KeyboardInterrupt:
         status = INTERRUPTED
         click.echo(f"Interrupted after {len(paths):,} of {number(total, 'path')}.")
-    counts = ", ".join(f"{count:,} {outcome}" for outcome, count in outcomes.most_common())
+    counts = ", ".join(f"{outcomes[name]:,} {name}" for name in sorted(outcomes, reverse=True))
     seconds = time.monotonic() - began
     click.echo(f"{number(outcomes.total(), 'page')} in {seconds:.1f} s: {counts or 'none'}")
     raise click.exceptions.Exit(status)
@@ -200,9 +200,9 @@ def prerender(app: App, paths: tuple[str, ...], workers: int | None, base_url: s
         raise click.UsageError("name paths, or - to read them from standard input")
     origin = app.place(base_url)
     todo = _read_paths(paths) if paths or app.paths is None else _list_paths(app.paths)
-    results = app.middleware.on_demand().prerender(todo, workers, origin)
-    with closing(t.cast("t.Any", results)):
-        _follow(((result.url, result) for result in results), len(todo), "Prerendering")
+    on_demand = app.middleware.on_demand()
+    results = ((r.url, r) for r in on_demand.prerender(todo, workers, origin))
+    _follow(results, len(todo), "Prerendering")
 
 
 @group.command(cls=Command)
@@ -248,8 +248,7 @@ def invalidate(app: App, patterns: tuple[str, ...], tags: tuple[str, ...], expir
     on_demand.invalidate(patterns, expire, app.origin)
     names = [*(f"tag {tag}" for tag in tags), *patterns]
     click.echo(f"{'Expired' if expire else 'Stale'}: {', '.join(names)}")
-    with suppress(NotImplementedError):
-        # It holds by now, however long this takes.
+    with contextlib.suppress(NotImplementedError):
         count = sum(map(selector(tags, patterns), app.middleware.pages()))
         click.echo(f"{number(count, 'page')} of this build")
 
@@ -291,12 +290,10 @@ def stats(app: App, as_json: bool) -> None:
     rows = [(name.replace("_", " "), f"{value:,}") for name, value in found.items()]
     table([*rows, ("hit ratio", f"{ratio:.1%}"), ("mean render", f"{mean:,.0f} ms")])
     for process in processes:
-        what = [
-            f"{name} {process.get(name)}" for name in ("pid", "host", "build", "waiting", "store")
-        ]
-        what.append(f"{len(process.get('rendering', ()))} rendering")
-        what.append(f"{amount(process.get('memory_bytes', 0))} in memory")
-        click.echo(printable(", ".join(what)))
+        names = ("pid", "host", "build", "waiting", "store")
+        what = ", ".join(f"{name} {process.get(name)}" for name in names)
+        rendering, memory = len(process.get("rendering", ())), process.get("memory_bytes", 0)
+        click.echo(printable(f"{what}, {rendering} rendering, {amount(memory)} in memory"))
 
 
 @group.command(cls=Command)
@@ -360,11 +357,7 @@ def prune(app: App, /, **bounds: t.Any) -> None:
     click.echo(f"Removed: {number(app.middleware.prune(**bounds), 'page')}")
 
 
-#: What ``flask isr`` and ``python -m wsgi_isr MODULE:APP`` have, by name.
-COMMANDS: t.Final = group.commands
-
-
-@click.group(commands=COMMANDS)
+@click.group(commands=group.commands)
 @click.argument("app", metavar="MODULE:APP")
 @click.pass_context
 def main(context: click.Context, app: str) -> None:
@@ -378,8 +371,7 @@ def main(context: click.Context, app: str) -> None:
 
 def load(name: str) -> App:
     """
-    :raises click.ClickException: where there is no such app, or no middleware in it. What the
-        app's own code raises comes out as it is.
+    :raises click.ClickException: where there is no such app, or no middleware in it.
     """
     # As for servers: an app in the working directory needs no installation.
     if os.getcwd() not in sys.path:
@@ -392,20 +384,17 @@ def load(name: str) -> App:
         ) from error
     if name.endswith("()"):
         found = found()
-    inner = list(_unwrap(found))
-    for app in inner:
+    middleware, app = None, found
+    for _ in range(20):
         # A framework's extension, which can say more.
-        extension: t.Any = getattr(app, "extensions", {"isr": None}).get("isr")
+        extensions = getattr(app, "extensions", None)
+        extension: t.Any = extensions.get("isr") if isinstance(extensions, dict) else None
         if hasattr(extension, "cli_app"):
             return t.cast(App, extension.cli_app(app))
-    if middleware := next((app for app in inner if isinstance(app, ISRMiddleware)), None):
+        if middleware is None and isinstance(app, ISRMiddleware):
+            middleware = app
+        app = next(filter(None, (getattr(app, name, None) for name in _INNER)), None)
+    if middleware is not None:
         return App(middleware)
     hint = f"; if it is a factory, write '{name}()'" if callable(found) else ""
     raise click.ClickException(f"{name!r} is no ISRMiddleware, and has none as its wsgi_app{hint}")
-
-
-def _unwrap(found: object) -> Iterator[object]:
-    """An object, the application that it wraps, and so on."""
-    for _ in range(_MAX_DEPTH):
-        yield found
-        found = next(filter(None, (getattr(found, name, None) for name in _INNER)), None)

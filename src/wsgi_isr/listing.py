@@ -83,7 +83,7 @@ def _info(listed: Listed, now: float, error: str | None) -> PageInfo:
     left = 0 if window is None else window[1]
     if window is None and page.metadata.revalidate is not None:
         left = min(0, int(page.metadata.revalidate - (now - page.generated_at)))
-    lengths = {coding: size for coding, size, _ in sizes}
+    lengths = dict(sizes)
     return PageInfo(
         url=page.key.url,
         status=page.code,

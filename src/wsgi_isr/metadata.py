@@ -371,7 +371,7 @@ REMEDIES = {
     "redirect": "the page redirects to itself: put ProxyFix outside of ISRMiddleware, or set "
     "base_url, or declare the query parameter that makes the difference",
     "metadata": "correct the ISR header",
-    "header": "the status or a header has a character that HTTP does not allow",
+    "header": "correct it where the app sets it",
     "form-token": "each POST of this form would fail, because its token belongs to a cookie: "
     "exclude the URL with a rule of None, or fetch the form separately",
     "stream": "a body without an end is no page: exclude the URL with a rule of None",

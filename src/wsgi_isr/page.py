@@ -118,7 +118,7 @@ def page_label(name: str) -> str:
 class Codec:
     """Pages to bytes and back.
 
-    :param signing_key: heads are authenticated with HMAC-SHA256, and name their bodies by SHA-256;
+    :param signing_key: heads are authenticated with HMAC-SHA256, and have the SHA-256 of their bodies;
         others do not decode. Without a key a CRC finds damage, not malice.
     """
 
@@ -132,8 +132,8 @@ class Codec:
             return zlib.crc32(payload).to_bytes(4, "big")
         return hmac.digest(self._signing_key, t.cast(bytes, payload), hashlib.sha256)
 
-    def _name_body(self, body: bytes) -> str | int:
-        return zlib.crc32(body) if self._signing_key is None else hashlib.sha256(body).hexdigest()
+    def _check_body(self, body: bytes) -> str:
+        return f"{zlib.crc32(body):08x}" if self._signing_key is None else _sha256(body)
 
     def seal(self, payload: bytes) -> bytes:
         return self._kind + self._check(payload) + payload
@@ -148,6 +148,7 @@ class Codec:
 
     def encode(self, page: Page) -> tuple[bytes, bytes]:
         """The head of a page, and its bodies."""
+        body = b"".join(page.bodies.values())
         head = json.dumps(
             {
                 "key": page.key,
@@ -161,14 +162,12 @@ class Codec:
                 "seconds": round(page.seconds, 4),
                 "vary": page.vary,
                 "digest": page.digest,
-                "bodies": [
-                    [coding, len(body), self._name_body(body)]
-                    for coding, body in page.bodies.items()
-                ],
+                "check": self._check_body(body),
+                "bodies": [[coding, len(one)] for coding, one in page.bodies.items()],
             },
             separators=(",", ":"),
         ).encode()
-        return self.seal(head), b"".join(page.bodies.values())
+        return self.seal(head), body
 
     def decode(self, head: object, body: bytes, key: PageKey | None = None) -> Page | None:
         """The page of a head and its bodies; ``None`` for what is damaged, forged or foreign.
@@ -178,35 +177,38 @@ class Codec:
         found = self.decode_head(head)
         if found is None or (key is not None and found[0].key != key):
             return None
-        page, sizes = found
+        page, sizes, check = found
+        if self._check_body(body) != check or sum(size for _, size in sizes) != len(body):
+            return None
         at = 0
-        for coding, size, name in sizes:
-            part = body[at : at + size]
-            if len(part) != size or self._name_body(part) != name:
-                return None
-            page.bodies[coding] = part
+        for coding, size in sizes:
+            page.bodies[coding] = body[at : at + size]
             at += size
-        return page if at == len(body) else None
+        return page
 
-    def decode_head(self, head: object) -> tuple[Page, tuple[Size, ...]] | None:
-        """A page without its bodies, and what is known of them; ``None`` as above."""
+    def decode_head(self, head: object) -> tuple[Page, tuple[Size, ...], str] | None:
+        """A page without its bodies, their sizes and their checksum; ``None`` as above."""
         payload = self.unseal(head)
         if payload is None:
             return None
         parse = _parse_head_once if len(payload) <= MAX_CACHED_HEAD else _parse_head
         try:
-            fields, sizes = parse(payload)
+            fields, sizes, check = parse(payload)
         except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError):
             return None
-        return Page(bodies={}, **fields), sizes
+        return Page(bodies={}, **fields), sizes, check
 
 
-#: A content coding, the length of the body in it, and its checksum.
-Size: t.TypeAlias = "tuple[str, int, str | int]"
+#: A content coding, and the length of the body in it.
+Size: t.TypeAlias = "tuple[str, int]"
 
 
-def _parse_head(data: bytes) -> tuple[dict[str, t.Any], tuple[Size, ...]]:
-    """The fields of a page without its bodies, and their codings, lengths and checksums.
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _parse_head(data: bytes) -> tuple[dict[str, t.Any], tuple[Size, ...], str]:
+    """The fields of a page without its bodies, and their codings, lengths and checksum.
 
     A page may come from anybody who can write to the store: all that gets into an answer, or is
     computed with, is what a render could have made of it.
@@ -243,10 +245,10 @@ def _parse_head(data: bytes) -> tuple[dict[str, t.Any], tuple[Size, ...]]:
         "digest": digest,
         "weight": _weight(key, headers, metadata.tags),
     }
-    sizes = tuple((coding, _whole(size), name) for coding, size, name in head["bodies"])
-    if "identity" not in _strings([coding for coding, _, _ in sizes]):
+    sizes = tuple((coding, _whole(size)) for coding, size in head["bodies"])
+    if "identity" not in _strings([coding for coding, _ in sizes]):
         raise ValueError("no body")
-    return fields, sizes
+    return fields, sizes, *_strings([head["check"]])
 
 
 _parse_head_once = functools.lru_cache(1024)(_parse_head)

@@ -42,6 +42,8 @@ logger = logging.getLogger("wsgi_isr")
 POLL = 0.5
 #: Seconds between two reports of a process, and the longest before its counts reach the store.
 REPORT = 2.0
+#: Seconds between two clocks that may as well be the way to the server.
+MIN_OFFSET = 0.1
 #: URLs remembered as no pages.
 MAX_NOT_PAGES = 10_000
 
@@ -179,7 +181,8 @@ class Process:
             return
         with contextlib.suppress(Exception):
             if self.pages.store.kind.shared == "network":
-                self._offset = self.pages.store.time() - time.time()
+                offset = self.pages.store.time() - time.time()
+                self._offset = offset if abs(offset) > MIN_OFFSET else 0.0
             report = self.report()
             if report is not None:
                 self.pages.store.report(report)
@@ -188,7 +191,8 @@ class Process:
     def report(self) -> dict[str, t.Any] | None:
         """What this process has now; ``None`` for one that neither serves nor renders."""
         counted = self.counters.as_dict()
-        if not any(counted.get(name) for name in ("hits", "stale_hits", "misses", "renders")):
+        served = any(counted.get(name) for name in ("hits", "stale_hits", "misses", "renders"))
+        if not (served or self.renders.waiting or self.renders.running):
             return None
         return {
             "pid": self.pid,

@@ -155,7 +155,7 @@ class Renders:
                 self.waiting -= 1
             found = flight.outcome
             if found is not None and self._serves(found, flight, after):
-                return found._replace(collapsed=True)
+                return found.shared()._replace(collapsed=True)
             if time.monotonic() > deadline:
                 error = RenderTimeout(f"no render within render_timeout ({self._timeout} seconds)")
                 return Outcome(Kind.FAILED, error=error)
@@ -232,7 +232,7 @@ class Renders:
             with self._lock:
                 if self._flights.get(key) is flight:
                     del self._flights[key]
-            flight.outcome = None if outcome is None else outcome.shared()
+            flight.outcome = outcome
             if lease is not None and not isinstance(lease, Busy):
                 record = None if outcome is None else outcome.record()
                 lease.release(None if record is None else self._seal(record))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import logging
 import os
 import threading
@@ -19,12 +20,11 @@ from flask import Flask
 from flask import got_request_exception
 from flask import has_request_context
 from flask import request
-from flask import Response
 from flask.cli import with_appcontext
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from ..cli import App
-from ..cli import COMMANDS
+from ..cli import group
 from ..key import Origin
 from ..middleware import ISRMiddleware
 from ..ondemand import Result
@@ -52,26 +52,11 @@ logger = logging.getLogger("wsgi_isr")
 
 GeneratorT = t.TypeVar("GeneratorT", bound="Callable[[], Iterable[t.Any]]")
 
-#: Arguments of the middleware that are config keys as they are, as ``ISR_BASE_URL``.
-OPTIONS = (
-    "query",
-    "base_url",
-    "trusted_hosts",
-    "bypass",
-    "memory_size",
-    "max_body_size",
-    "workers",
-    "executor",
-    "render_timeout",
-    "previous_builds",
-    "key_prefix",
-    "signing_key",
-    "tags_header",
-    "cdn_purged",
-)
-#: Those that are treated here, and those that the extension has beyond the middleware.
-OWN_OPTIONS = ("cache", "rules", "enabled", "build_id", "secret", "url_prefix")
-_KEYS = {f"ISR_{name.upper()}" for name in (*OPTIONS, *OWN_OPTIONS)}
+#: Arguments of the middleware that are config keys as they are, as ``ISR_BASE_URL``; what is
+#: treated here, and what the extension has beyond the middleware.
+_OWN = {"cache", "rules", "enabled", "build_id", "secret", "url_prefix"}
+_OPTIONS = set(inspect.signature(ISRMiddleware).parameters) - _OWN - {"app"}
+_KEYS = {f"ISR_{name.upper()}" for name in _OPTIONS | _OWN}
 _TRUTH = dict.fromkeys(("true", "1", "yes", "on"), True)
 _TRUTH |= dict.fromkeys(("false", "0", "no", "off"), False)
 #: Where an app has what belongs to it alone; an extension may have several apps.
@@ -98,8 +83,7 @@ class ISR:
     """
 
     def __init__(self, app: Flask | None = None, **options: t.Any) -> None:
-        unknown = set(options) - {*OPTIONS, *OWN_OPTIONS}
-        if unknown:
+        if unknown := set(options) - _OPTIONS - _OWN:
             raise TypeError(f"ISR has no argument {', '.join(sorted(unknown))}")
         self._options = options
         self._generators: Generators = []
@@ -150,16 +134,8 @@ class ISR:
         """
         return prerender_paths(app, self._generators)
 
-    def enable_draft(self, response: Response) -> None:
-        """Let the visitor see every page as a fresh render, for an hour.
-
-        :raises RuntimeError: for an app without a secret key.
-        """
-        routes.enable_draft(response)
-
-    def disable_draft(self, response: Response) -> None:
-        """Let the visitor see stored pages again."""
-        routes.disable_draft(response)
+    enable_draft = staticmethod(routes.enable_draft)
+    disable_draft = staticmethod(routes.disable_draft)
 
     @property
     def is_draft(self) -> bool:
@@ -234,7 +210,7 @@ class _Wrapped:
         _check_keys(config)
         for key in ("ISR_ENABLED", "ISR_CDN_PURGED"):
             config[key] = _truth(key, config.get(key))
-        keys = {name: f"ISR_{name.upper()}" for name in OPTIONS}
+        keys = {name: f"ISR_{name.upper()}" for name in _OPTIONS}
         options = {name: config[key] for name, key in keys.items() if config.get(key) is not None}
         rules = config.get("ISR_RULES")
         cache, build_id = config.get("ISR_CACHE"), config.get("ISR_BUILD_ID")
@@ -372,7 +348,7 @@ def invalidate(*patterns: str, expire: bool = False) -> None:
     middleware.on_demand().invalidate(patterns, expire, origin)
 
 
-@click.group("isr", commands=COMMANDS)
+@click.group("isr", commands=group.commands)
 @with_appcontext
 def commands() -> None:
     """Act on the pages of this app."""

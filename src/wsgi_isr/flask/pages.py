@@ -37,8 +37,6 @@ Tags: t.TypeAlias = "Iterable[str] | Callable[..., Iterable[str]]"
 _ATTRIBUTE = "_wsgi_isr_page"
 #: The views that `isr_page` stands on.
 _decorated: weakref.WeakSet[t.Any] = weakref.WeakSet()
-#: Whether it was logged that an app has no extension; once in each process is enough.
-_warned: list[bool] = []
 
 
 @dataclass
@@ -77,7 +75,7 @@ def mistakes(app: Flask) -> Iterator[str]:
     """What is wrong with the views of an app, though the site can go on."""
     views = app.view_functions
     declared = {name for name, view in views.items() if declaration_of(view) is not None}
-    used = {getattr(views[name], "__wrapped__", None) for name in declared}
+    used = [getattr(views[name], "__wrapped__", None) for name in declared]
     for endpoint, view in views.items():
         if endpoint not in declared and _is_decorated(view) and view not in used:
             yield (
@@ -211,7 +209,7 @@ def _declare(view: View, declaration: Declaration) -> View:
             declaration.revalidate, declaration.expire, set(tags), reason
         )
         if "isr" not in current_app.extensions and "wsgi_isr.middleware" not in request.environ:
-            _warn(view)
+            _warn_once()
         # Also what an error handler makes of an exception: a 404 is a page, too.
         after_this_request(functools.partial(_write, current))
         return current_app.ensure_sync(view)(*args, **values)
@@ -226,12 +224,9 @@ def _name(view: View) -> str:
     return getattr(view, "__qualname__", None) or repr(view)
 
 
-def _warn(view: View) -> None:
-    if not _warned:
-        _warned.append(True)
-        logger.warning(
-            "@isr_page of %s has no effect: the app has no extension, call ISR(app)", _name(view)
-        )
+@functools.cache
+def _warn_once() -> None:
+    logger.warning("@isr_page has no effect: the app has no extension, call ISR(app)")
 
 
 def _write(current: CurrentPage, response: Response) -> Response:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import threading
 import typing as t
 import warnings
@@ -75,21 +76,14 @@ def prerender_paths(app: Flask, generators: Generators) -> Iterator[str]:
 
     A declared page that nothing covers is named in a `MissingPathsWarning`.
     """
-    seen: set[str] = set()
-    declared = declared_endpoints(app)
-    covered: set[str] = set()
-    # Generators are the user's code: they run in a request context, so that url_for works.
-    with app.test_request_context():
-        for endpoint, path in _all(app, generators, declared):
-            covered.add(endpoint)
-            if path is not None and path not in seen:
-                seen.add(path)
-                yield path
-        for path in seen:
-            if not set(declared) - covered:
-                break
-            covered.add(_endpoint_of(app, path))
-    for endpoint in sorted(set(declared) - covered):
+    seen: set[str | None] = {None}
+    missing = set(declared_endpoints(app))
+    for endpoint, path in _all(app, generators):
+        missing.discard(endpoint)
+        if path not in seen:
+            seen.add(path)
+            yield t.cast(str, path)
+    for endpoint in sorted(missing):
         warnings.warn(
             f"no generator covers the page {endpoint!r}: give it paths with @isr.paths or "
             "isr_page(paths=...)",
@@ -98,15 +92,34 @@ def prerender_paths(app: Flask, generators: Generators) -> Iterator[str]:
         )
 
 
-def paths_of(app: Flask, generators: Generators, endpoint: str) -> list[str]:
-    """The paths and whole URLs of one endpoint."""
+def _all(app: Flask, generators: Generators) -> Iterator[tuple[str, str | None]]:
+    """Endpoints and paths; no path for a generator itself, which may be empty."""
     declared = declared_endpoints(app)
+    sources: list[tuple[str, t.Any]] = [(each.__name__, each) for each in generators]
+    sources += [(name, d.paths) for name, d in declared.items() if d.paths is not None]
+    # Generators are the user's code: they run in a request context, so that url_for works.
     with app.test_request_context():
-        return [
-            path
-            for name, path in _all(app, generators, declared)
-            if path is not None and (name or _endpoint_of(app, path)) == endpoint
-        ]
+        for rule in app.url_map.iter_rules():
+            if rule.endpoint in declared and "GET" in (rule.methods or ()):
+                if rule.arguments <= set(rule.defaults or ()):
+                    yield rule.endpoint, url_for(rule.endpoint, **(rule.defaults or {}))
+        for name, source in sources:
+            yield name, None
+            for item in source() if callable(source) else source:
+                yield _read(app, item, name)
+
+
+def _read(app: Flask, item: t.Any, endpoint: str) -> tuple[str, str]:
+    if isinstance(item, str):
+        return _endpoint_of(app, item), item
+    if isinstance(item, dict):
+        return endpoint, url_for(endpoint, **item)
+    if isinstance(item, tuple) and len(item) in (2, 3) and isinstance(item[1], dict):
+        # Frozen-Flask's third element, the time of the last change, is of no use here.
+        return item[0], url_for(item[0], **item[1])
+    raise TypeError(
+        f"a generator yields paths, dicts of URL values or (endpoint, dict), not {item!r}"
+    )
 
 
 def _endpoint_of(app: Flask, path: str) -> str:
@@ -117,41 +130,6 @@ def _endpoint_of(app: Flask, path: str) -> str:
     host = {"HTTP_HOST": parts.netloc, "wsgi.url_scheme": parts.scheme} if parts.netloc else {}
     path_info = local.removeprefix(environ["SCRIPT_NAME"])
     return match(app, {**environ, "PATH_INFO": path_info, "QUERY_STRING": "", **host})[0]
-
-
-def _all(
-    app: Flask, generators: Generators, declared: dict[str, Declaration]
-) -> Iterator[tuple[str, str | None]]:
-    """Endpoint (``""`` where only the path is given) and path; no path for an empty generator."""
-    for rule in app.url_map.iter_rules():
-        if rule.endpoint in declared and "GET" in (rule.methods or ()):
-            if rule.arguments <= set(rule.defaults or ()):
-                yield rule.endpoint, url_for(rule.endpoint, **(rule.defaults or {}))
-    for generator in generators:
-        name = generator.__name__
-        yield name, None
-        for item in generator():
-            yield _read(item, name)
-    for endpoint, declaration in declared.items():
-        if declaration.paths is None:
-            continue
-        yield endpoint, None
-        paths = declaration.paths
-        for item in paths() if callable(paths) else paths:
-            yield _read(item, endpoint)
-
-
-def _read(item: t.Any, endpoint: str) -> tuple[str, str]:
-    if isinstance(item, str):
-        return "", item
-    if isinstance(item, dict):
-        return endpoint, url_for(endpoint, **item)
-    if isinstance(item, tuple) and len(item) in (2, 3) and isinstance(item[1], dict):
-        # Frozen-Flask's third element, the time of the last change, is of no use here.
-        return item[0], url_for(item[0], **item[1])
-    raise TypeError(
-        f"a generator yields paths, dicts of URL values or (endpoint, dict), not {item!r}"
-    )
 
 
 # Fallbacks: a shell view, and 404 for what no generator lists.
@@ -165,7 +143,8 @@ class Listing:
         self._generators = generators
         #: ``None`` where a list was never to be had.
         self._listed: dict[str, tuple[float, frozenset[tuple[str, str]] | None]] = {}
-        self._lock = threading.Lock()
+        # One for each process: a fork may copy one that another thread has taken.
+        self._locks: dict[int, threading.Lock] = {}
 
     def has(self, endpoint: str, environ: WSGIEnvironment) -> bool:
         """Whether the path of a request is listed, alone or in a whole URL."""
@@ -183,12 +162,14 @@ class Listing:
         self, endpoint: str, origin_of: Callable[[WSGIEnvironment], Origin | None]
     ) -> frozenset[tuple[str, str]] | None:
         """Pairs of a host (``""`` for any) and a path, decoded as the paths of requests are."""
-        with self._lock:
+        with self._locks.setdefault(os.getpid(), threading.Lock()):
             until, places = self._listed.get(endpoint, (0.0, None))
             if monotonic() >= until:
                 try:
                     found = set()
-                    for url in paths_of(self._app, self._generators, endpoint):
+                    for name, url in _all(self._app, self._generators):
+                        if name != endpoint or url is None:
+                            continue
                         parts = urlsplit(url)
                         whole = {"wsgi.url_scheme": parts.scheme, "HTTP_HOST": parts.netloc}
                         origin = origin_of(whole) if parts.netloc else None

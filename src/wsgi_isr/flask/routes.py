@@ -65,11 +65,9 @@ def add_route(app: Flask, middleware: ISRMiddleware, secret: str | bytes, prefix
             return {"error": str(error)}, 400
 
     # Not through `add_url_rule`, which refuses rules once a request was served.
-    endpoint = "isr_revalidate"
-    rule = app.url_rule_class(f"{prefix.rstrip('/')}/revalidate", methods=["POST"])
-    rule.endpoint = endpoint
-    app.view_functions[endpoint] = revalidate
-    app.url_map.add(rule)
+    path = f"{prefix.rstrip('/')}/revalidate"
+    app.view_functions["isr_revalidate"] = revalidate
+    app.url_map.add(app.url_rule_class(path, endpoint="isr_revalidate", methods=["POST"]))
 
 
 def _is_authorized(token: bytes) -> bool:
@@ -79,27 +77,23 @@ def _is_authorized(token: bytes) -> bool:
     return matches and scheme.lower() == "bearer"
 
 
-def _read_body() -> bytes:
+def _read() -> dict[str, t.Any]:
     """
     :raises RequestEntityTooLarge: for a body over our bound, or over that of the app.
+    :raises ValueError: for one that asks for nothing that there is.
     """
     body = b""
     while block := request.stream.read(MAX_LENGTH + 1 - len(body)):
         body += block
         if len(body) > MAX_LENGTH:
             raise RequestEntityTooLarge
-    return body
-
-
-def _read() -> dict[str, t.Any]:
     try:
-        call = json.loads(_read_body())
+        call = json.loads(body)
     except (ValueError, RecursionError):
         call = None
     if not isinstance(call, dict):
         raise ValueError('the body is a JSON object, as in {"paths": ["/blog/1"]}')
-    unknown = set(call) - {*_KINDS, "expire", "workers"}
-    if unknown:
+    if unknown := set(call) - {*_KINDS, "expire", "workers"}:
         raise ValueError(f"unknown: {', '.join(sorted(unknown))}; there are paths, tags, patterns")
     for kind in _KINDS:
         names = call.get(kind, [])
@@ -163,27 +157,23 @@ def _serializer(app: Flask) -> URLSafeTimedSerializer:
     return URLSafeTimedSerializer(keys, salt="wsgi-isr-draft")
 
 
+def _attributes() -> dict[str, t.Any]:
+    path = current_app.config["APPLICATION_ROOT"]
+    return {"httponly": True, "samesite": "Lax", "secure": request.is_secure, "path": path}
+
+
 def enable_draft(response: Response) -> None:
+    """Let the visitor see every page as a fresh render, for an hour.
+
+    :raises RuntimeError: for an app without a secret key.
+    """
     value = _serializer(current_app).dumps("draft")
-    response.set_cookie(
-        COOKIE,
-        value,
-        max_age=LIFETIME,
-        httponly=True,
-        samesite="Lax",
-        secure=request.is_secure,
-        path=current_app.config["APPLICATION_ROOT"],
-    )
+    response.set_cookie(COOKIE, value, max_age=LIFETIME, **_attributes())
 
 
 def disable_draft(response: Response) -> None:
-    response.delete_cookie(
-        COOKIE,
-        httponly=True,
-        samesite="Lax",
-        secure=request.is_secure,
-        path=current_app.config["APPLICATION_ROOT"],
-    )
+    """Let the visitor see stored pages again."""
+    response.delete_cookie(COOKIE, **_attributes())
 
 
 def is_draft(app: Flask, environ: WSGIEnvironment) -> bool:

@@ -215,8 +215,8 @@ def check_cache(cache: BaseCache) -> None:
         options = pool.connection_kwargs if pool is not None else client.get_connection_kwargs()
         _refuse_text(options)
         waits = [options.get("socket_timeout"), options.get("socket_connect_timeout")]
-        tries = options.get("retry") if pool is not None else None
-        _warn_if_slow(cache, waits, tries.get_retries() if hasattr(tries, "get_retries") else 0)
+        retry: t.Any = options.get("retry") if pool is not None else None
+        _warn_if_slow(cache, waits, retry.get_retries() if hasattr(retry, "get_retries") else 0)
     elif isinstance(cache, MemcachedCache):
         for client in vars(cache).values():
             package, _, module = type(client).__module__.partition(".")
@@ -269,7 +269,7 @@ def memcached_cache(url: str) -> Callable[[], MemcachedCache]:
     if unknown := set(options) - {"timeout", "connect_timeout"}:
         raise ValueError(f"a memcached URL has no option {sorted(unknown)[0]!r}")
     # Without an answer to each write nobody would hear of one that failed.
-    settings = {"default_noreply": False, "no_delay": True}
+    settings: dict[str, t.Any] = {"default_noreply": False, "no_delay": True}
     settings |= {"timeout": TIMEOUT, "connect_timeout": TIMEOUT, **options}
 
     def make() -> MemcachedCache:

@@ -29,7 +29,9 @@ from .schema import FAULTS
 from .schema import is_damage
 from .schema import open_both
 from .schema import read_state
+from .schema import remove
 from .schema import translate
+from .schema import unwritable
 from .schema import write_state
 from .signal import Counters
 from .signal import Lock
@@ -178,32 +180,13 @@ class Database:
         # A folder in whose file this process writes was found good when that was opened.
         opened = self._opened
         good = opened is not None and opened.writer is not None and os.path.isdir(self.folder)
-        if not good and (reason := self.unwritable()):
+        if not good and (reason := unwritable(self.folder)):
             raise ReadOnly(f"{self.folder}: {reason}")
         try:
             with self._lock.exclusive():
                 yield
         except OSError as error:
             raise translate(error) from error
-
-    def unwritable(self) -> str | None:
-        """Why the folder cannot be written, if it cannot; it is made if it is not there."""
-        try:
-            owner = os.stat(self.folder).st_uid
-        except FileNotFoundError:
-            try:
-                os.makedirs(self.folder, 0o700, exist_ok=True)
-                return None
-            except OSError as error:
-                return str(error.strerror)
-        except OSError as error:
-            return str(error.strerror)
-        if os.geteuid() == 0 and owner != 0:
-            # Root would leave files that the folder's owner can neither read nor replace.
-            return f"it belongs to user {owner}; run as that user"
-        if not os.access(self.folder, os.W_OK | os.X_OK, effective_ids=True):
-            return "it cannot be written"
-        return None
 
     # The file at the path.
 
@@ -271,7 +254,7 @@ class Database:
             opened.close()
 
     def _open(self) -> Opened:
-        reason = self.unwritable()
+        reason = unwritable(self.folder)
         for _ in range(3):
             before = self._file()
             if before is None:
@@ -315,7 +298,7 @@ class Database:
     def _create(self, lost: bool) -> None:
         """Make a new database, which nobody sees half made."""
         temporary = f"{self.path}.new"
-        _remove(temporary)
+        remove(temporary)
         try:
             create(temporary, lost)
             if lost:
@@ -324,12 +307,12 @@ class Database:
         except sqlite3.Error as error:
             raise translate(error) from error
         finally:
-            _remove(temporary)
+            remove(temporary)
         self.counters.bump(0)
 
     def _replace(self, error: Exception) -> None:
         logger.warning("%s is put aside, and a new one begins: %s", self.path, error)
-        _remove(f"{self.path}.damaged-1")
+        remove(f"{self.path}.damaged-1")
         self._create(lost=True)
 
     def _put_aside(self) -> None:
@@ -395,12 +378,6 @@ class Database:
         self.presence.after_fork()
         self._lock.after_fork()
         self._reading = threading.RLock()
-
-
-def _remove(path: str) -> None:
-    for suffix in ("", "-wal", "-shm", "-journal"):
-        with contextlib.suppress(OSError):
-            os.unlink(path + suffix)
 
 
 _databases: weakref.WeakSet[Database] = weakref.WeakSet()

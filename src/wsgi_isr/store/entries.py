@@ -112,11 +112,14 @@ def unframe(data: bytes | None, name: str) -> Record | None:
 
 
 class Entries:
-    """Bytes under names in a cache. The cache handed over stays as it is; a copy of it is used."""
+    """Bytes under names in a cache; what the app keeps in it stays readable for the app."""
 
     def __init__(self, cache: BaseCache, prefix: str) -> None:
-        self._cache = copy.copy(cache)
-        self._cache.serializer = RawSerializer()  # type: ignore[attr-defined]
+        self._cache = cache
+        if hasattr(cache, "serializer"):
+            # A copy has the same data.
+            self._cache = copy.copy(cache)
+            t.cast(t.Any, self._cache).serializer = RawSerializer()
         self._prefix = prefix
         names = (kind.__name__ for kind in type(cache).__mro__)
         self._limit = next((LIMITS[name] for name in names if name in LIMITS), None)
@@ -198,8 +201,8 @@ class Entries:
             lapsed = owner is None and not self._is_atomic
             if lapsed or (owner is not None and self.is_dead(key, owner, LOCK)):
                 self.delete(key)
-            elif time.monotonic() > deadline:
-                raise StoreError("another process has the lock")
+            if time.monotonic() > deadline:
+                raise StoreError("another process has the lock, or the cache takes no entry")
             time.sleep(pause)
             pause = min(2 * pause, 0.02)
         try:

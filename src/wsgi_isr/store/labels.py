@@ -192,28 +192,27 @@ def note(connection: sqlite3.Connection, labels: Sequence[str], expire: bool) ->
 
 def changes(connection: sqlite3.Connection, since: Number) -> Changes:
     """What was invalidated since a number, as far as an unbroken chain of rows says it."""
-    state = read_state(connection)
-    at = state.at
-    if since == at:
-        return Changes(at, True, ())
-    found: list[Invalidation] = []
-    verified = 0
-    if since.lineage != at.lineage or since.sequence > state.sequence:
-        return Changes(at, False, ())
-    rows = connection.execute("SELECT id, data FROM history ORDER BY id DESC")
-    for expected, (event, data) in zip(range(state.events, 0, -1), rows, strict=False):
-        content = unseal(data, expected)
-        if event != expected or content is None:
-            return Changes(at, False, ())
-        sequence, expire, labels = content
-        verified += 1
-        if sequence <= since.sequence:
-            break
-        found += (Invalidation(label, sequence, expire) for label in reversed(labels))
-    else:
-        if verified < state.events:
-            return Changes(at, False, ())
-    return Changes(at, True, tuple(reversed(found)))
+    connection.execute("BEGIN")
+    try:
+        state, found = read_state(connection), list[Invalidation]()
+        complete = since.lineage == state.lineage and since.sequence <= state.sequence
+        if complete and since.sequence < state.changed:
+            rows = connection.execute("SELECT data FROM history ORDER BY id DESC")
+            for expected in range(state.events, 0, -1):
+                (data,) = rows.fetchone() or (None,)
+                # Sealed with its place: a missing row shows.
+                content = unseal(data, expected)
+                if content is None:
+                    complete, found = False, []
+                    break
+                sequence, expire, labels = content
+                if sequence <= since.sequence:
+                    break
+                found += (Invalidation(label, sequence, expire) for label in reversed(labels))
+            rows.close()
+    finally:
+        connection.execute("COMMIT")
+    return Changes(state.at, complete, tuple(reversed(found)))
 
 
 # Forgetting.
@@ -321,11 +320,9 @@ def _forget_half(database: Database) -> None:
     _apply(database, lineage, oldest, "")
     for start in numbers:
         database.write(lambda connection, start=start: forget(connection, start))
-
-    def end(connection: sqlite3.Connection) -> None:
-        write_state(connection, read_state(connection)._replace(forgetting=0.0))
-
-    database.write(end)
+    database.write(
+        lambda connection: write_state(connection, read_state(connection)._replace(forgetting=0.0))
+    )
 
 
 def _some(connection: sqlite3.Connection, start: int) -> list[tuple[int, Entries | None]]:

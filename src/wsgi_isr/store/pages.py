@@ -139,13 +139,16 @@ class Pages:
 
     def is_newest(self, entry: Entry) -> bool:
         """Whether the store has nothing newer, as far as can be said without reading it."""
-        return entry.stored == self.store.stored(entry.page.name)
+        return entry.stored == self._stored(entry.page.name)
+
+    def _stored(self, name: str) -> object:
+        return self.guard.ask("stored", lambda: self.store.stored(name))
 
     def load(self, key: PageKey) -> Entry | None:
         """The page in the store."""
         for _ in range(TRIES):
             # Read before the page is: any later change shows as another value.
-            stored = self.store.stored(key.name)
+            stored = self._stored(key.name)
             found = self._read(key.name, key)
             if found is None:
                 return None
@@ -162,7 +165,7 @@ class Pages:
         """The page in memory or in the store, whichever is newer."""
         self.catch_up()
         here = self.memory.get(key)
-        stored = self.store.stored(key.name)
+        stored = self._stored(key.name)
         loaded = self.load(key)
         if here is None or loaded is None:
             entry = loaded or here
@@ -253,12 +256,12 @@ class Pages:
             head = self._codec.decode_head(found.record.head)
             if head is not None and _is_sound(found, head[0]):
                 seen.add(head[0].name)
-                yield Listed(*head, found.validity.invalidated)
+                yield Listed(*head[:2], found.validity.invalidated)
         for entry in self.memory:
             page = entry.page
             if page.name not in seen and path in (None, page.key.full_path or "/"):
                 self.memory.confirm(entry)
-                sizes = tuple((coding, len(body), 0) for coding, body in page.bodies.items())
+                sizes = tuple((coding, len(body)) for coding, body in page.bodies.items())
                 yield Listed(page, sizes, entry.invalidated)
 
     # Writing.
@@ -283,7 +286,7 @@ class Pages:
 
         Gives the page that counts from now on, and why it was not stored if it was not.
         """
-        stored = self.store.stored(page.name)
+        stored = self._stored(page.name)
         record = self._record(page)
         try:
             # A tuple, because ``None`` says that the store did not answer.

@@ -221,9 +221,11 @@ function steps.lease(name, its_token, term, demanded)
     local key = root .. 'lease:' .. name
     local there = redis.pcall('GET', key)
     -- A lease of ours lapses; whatever does not is none.
-    if type(there) == 'string' and redis.call('PTTL', key) > 0
+    local other = type(there) == 'string' and string.match(there, '^[^|]*')
+    -- A client that tries again finds its own.
+    if other and other ~= its_token and redis.call('PTTL', key) > 0
         and (demanded == '0' or string.sub(there, -1) == '1') then
-        return string.match(there, '^[^|]*')
+        return other
     end
     redis.call('SET', key, its_token .. '|' .. demanded, 'PX', term)
     return false

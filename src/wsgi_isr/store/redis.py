@@ -36,11 +36,9 @@ from .protocol import Wanted
 from .redis_news import News
 from .redis_server import advise
 from .redis_server import Heart
-from .redis_server import LEASE
 from .redis_server import Lease
 from .redis_server import milliseconds
 from .redis_server import Server
-from .redis_server import UNATTENDED
 
 logger = logging.getLogger("wsgi_isr")
 
@@ -58,10 +56,13 @@ GONE = 15.0
 CLOCK = 60.0
 
 
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
 def _encode(label: str) -> bytes:
     """A label as the server has it, without the line feed that separates labels."""
-    data = label.encode("utf-8", "surrogatepass")
-    return data.replace(b"\x1a", b"\x1aa").replace(b"\n", b"\x1an")
+    return _bytes(label).replace(b"\x1a", b"\x1aa").replace(b"\n", b"\x1an")
 
 
 def _decode(data: bytes) -> str:
@@ -131,23 +132,22 @@ class RedisStore:
             some = [_encode(label) for label in labels[first : first + LABELS]]
             number = self._order("invalidate", int(expire), *bounds, *some)[1]
             # Whoever invalidates does a part of what is to be done when labels are too many.
-            for _ in range(math.ceil(len(some) / 10)):
-                if self._folding:
-                    self._order("fold", PAGES)
+            with contextlib.suppress(Exception):
+                for _ in range(math.ceil(len(some) / 10)):
+                    if self._folding:
+                        self._order("fold", PAGES)
         return number
 
     def changes(self, since: Number) -> Changes:
         found, _, at = self._order("changes", since.lineage, since.sequence)
         if time.monotonic() - self._listened > 2:
             self._news.catch_up(self._stores)
-        if found is None:
-            return Changes(at, False, ())
-        parts = (item.partition(b" ") for item in found)
+        parts = (item.partition(b" ") for item in found or ())
         invalidations = (
             Invalidation(_decode(rest[1:]), int(number), rest[:1] == b"1")
             for number, _, rest in parts
         )
-        return Changes(at, True, tuple(invalidations))
+        return Changes(at, found is not None, tuple(invalidations))
 
     # Pages.
 
@@ -161,8 +161,7 @@ class RedisStore:
         labels = b"\n".join(map(_encode, record.labels))
         path = record.path.encode("latin-1", "replace")
         number = (record.number.sequence, record.number.lineage)
-        text = record.build.encode("utf-8", "surrogatepass")
-        rest = (text, path, int(record.gone), record.head, record.body, RETENTION)
+        rest = (_bytes(record.build), path, int(record.gone), record.head, record.body, RETENTION)
         judged, _, at = self._order("put", record.name, labels, *number, *rest)
         if judged is None:
             return None
@@ -179,7 +178,7 @@ class RedisStore:
         if path is not None:
             start = path.encode("latin-1", "replace")
             low, high = b"[" + start + b"\0", b"(" + start + b"\1"
-        own = b"*" if build is None else b"=" + build.encode("utf-8", "surrogatepass")
+        own = b"*" if build is None else b"=" + _bytes(build)
         while low:
             (low, rows), _, at = self._order("list", low, high, PAGES, own)
             for name, page in rows:
@@ -239,10 +238,9 @@ class RedisStore:
 
     def lease(self, name: str, seconds: float, demanded: bool) -> Lease | Busy:
         lease = Lease(name, seconds, demanded, self._heart)
-        # Where nobody would extend it: rather a killed process in the way than two renders.
-        term = min(LEASE if self._heart.start() else UNATTENDED, seconds)
+        term = self._heart.term(seconds)
         try:
-            other = self._call("lease", name, lease.token, milliseconds(term), int(demanded))
+            other = self._call("lease", name, lease.token, term, int(demanded))
         except protocol.ReadOnly:
             raise
         except Exception:
@@ -377,10 +375,6 @@ class RedisStore:
                 self.report(None)
         self._heart.end()
         self._news.stop()
-
-
-def _bytes(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")
 
 
 def _stored(

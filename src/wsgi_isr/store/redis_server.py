@@ -136,6 +136,11 @@ class Heart:
                 self._beats = threads.start(thread)
             return self._beats
 
+    def term(self, seconds: float) -> int:
+        """Milliseconds for which the server is to keep a lease of so many seconds."""
+        # Where nobody would extend it: rather a killed process in the way than two renders.
+        return milliseconds(min(LEASE if self.start() else UNATTENDED, seconds))
+
     def add(self, lease: Lease) -> None:
         with self._lock:
             self._leases.add(lease)
@@ -178,10 +183,10 @@ class Heart:
                 if idle > 3:
                     self._beats = False
                     return
-            for lease in leases:
-                left = lease.deadline - time.monotonic()
-                # Errors pass: the server may be back before the lease has lapsed.
-                with contextlib.suppress(Exception):
+            # An error ends the round: the server may be back before the leases have lapsed.
+            with contextlib.suppress(Exception):
+                for lease in leases:
+                    left = lease.deadline - time.monotonic()
                     term = milliseconds(min(LEASE, left))
                     if left <= 0 or not self._call("extend", lease.name, lease.content, term):
                         with self._lock:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import functools
 import json
+import os
 import secrets
 import sqlite3
 import typing as t
@@ -255,3 +256,32 @@ def open_both(
             raise
         stack.pop_all()
     return reader, writer, state
+
+
+# The folder.
+
+
+def unwritable(folder: str) -> str | None:
+    """Why the folder cannot be written, if it cannot; it is made if it is not there."""
+    try:
+        owner = os.stat(folder).st_uid
+    except FileNotFoundError:
+        try:
+            os.makedirs(folder, 0o700, exist_ok=True)
+            return None
+        except OSError as error:
+            return str(error.strerror)
+    except OSError as error:
+        return str(error.strerror)
+    if os.geteuid() == 0 and owner != 0:
+        # Root would leave files that the folder's owner can neither read nor replace.
+        return f"it belongs to user {owner}; run as that user"
+    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
+        return "it cannot be written"
+    return None
+
+
+def remove(path: str) -> None:
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        with contextlib.suppress(OSError):
+            os.unlink(path + suffix)

@@ -250,14 +250,7 @@ class SQLiteStore(Tables):
         self.database.counters.check()
         self.database.check()
 
-        def step(connection: sqlite3.Connection) -> Changes:
-            connection.execute("BEGIN")
-            try:
-                return labels_of.changes(connection, since)
-            finally:
-                connection.execute("COMMIT")
-
-        return self.database.read(step)
+        return self.database.read(functools.partial(labels_of.changes, since=since))
 
     # How much there is.
 
@@ -309,7 +302,7 @@ class SQLiteStore(Tables):
         signal.sweep()
         with contextlib.suppress(OSError):
             for entry in os.scandir(self.folder):
-                # Folders of the first edition, one a prefix.
+                # Folders of versions without a database, one a prefix.
                 if entry.is_dir(follow_symlinks=False) and _is_former(entry.path):
                     shutil.rmtree(entry.path, ignore_errors=True)
 
