@@ -59,6 +59,10 @@ class CDN:
             return Served(found.body, "stale")
         return Served(self._fetch(path, headers, found), "miss")
 
+    def purge(self, *paths: str) -> None:
+        for path in paths:
+            self._stored.pop(path, None)
+
     def _find(self, path: str, headers: dict[str, str]) -> Stored | None:
         for stored in self._stored.get(path, []):
             if all(headers.get(name) == value for name, value in stored.wanted.items()):

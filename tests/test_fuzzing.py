@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
 import posixpath
+import random
 import re
+import time
 import typing as t
 import unicodedata
 
 import http_sf
 import pytest
+from answers import page
+from answers import PLAIN
+from answers import run
+from answers import Sent
 from conftest import Clock
 from hypothesis import assume
 from hypothesis import example
 from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
-from werkzeug.test import create_environ
+from werkzeug.http import parse_cookie
 
 from wsgi_isr import ISRMiddleware
 from wsgi_isr import page_headers
@@ -27,123 +35,204 @@ from wsgi_isr.key import normalize_host
 from wsgi_isr.metadata import end_to_end
 from wsgi_isr.metadata import InvalidMetadata
 from wsgi_isr.metadata import is_sound
-from wsgi_isr.metadata import Metadata
 from wsgi_isr.metadata import read_metadata
 from wsgi_isr.metadata import refusal
 from wsgi_isr.rules import compile_pattern
 
-#: Seconds for all of it are few: each of these takes about one.
-fuzz = settings(max_examples=200, deadline=None)
+fuzz = settings(max_examples=150, deadline=None)
+
+DATE = "Wed, 01 May 2024 12:00:00 GMT"
+BODY = b"a page " * 100
+
+
+def site(environ: dict[str, t.Any], start_response: t.Any) -> list[bytes]:
+    """An app that never fails, with answers of all kinds."""
+    kind = environ.get("PATH_INFO", "").rpartition("/")[2]
+    more: dict[str, list[tuple[str, str]]] = {
+        "dated": [("Last-Modified", DATE), *page_headers(5, 9)],
+        "tagged": [("ETag", 'W/"v1"'), *page_headers(False, tags=["a"])],
+        "moved": [("Location", "/there"), *page_headers(60)],
+        "refused": [("Set-Cookie", "a=b"), *page_headers(60)],
+        "plain": [],
+    }
+    status = "301 Moved" if kind == "moved" else "200 OK"
+    start_response(status, [PLAIN, *more.get(kind, page_headers(60))])
+    return [BODY]
+
+
+def shell(environ: dict[str, t.Any], start_response: t.Any) -> list[bytes]:
+    start_response("200 OK", [PLAIN])
+    return [b"a moment, please"]
+
+
+def draft(environ: dict[str, t.Any]) -> str | None:
+    """As an adapter of a framework does it."""
+    return "draft" if parse_cookie(environ).get("draft") == "1" else None
+
+
+VARY: dict[str, t.Any] = {
+    "Accept-Language": ["en", "de"],
+    "Accept": ["json", "text/html"],
+    "Accept-Charset": [None, "utf-8"],
+    "X-Theme": ["dark", None],
+}
+RULES: dict[str, t.Any] = {
+    "/none/**": None,
+    "/shell/**": Rule(60, fallback=shell),
+    "/closed/**": Rule(60, fallback=False),
+    "/pass/**": Rule(5, query=["a"], undeclared="pass"),
+    "/ignore/**": Rule(60, ignore=["Set-Cookie", "Vary"]),
+    "/vary/**": Rule(60, query=["a", "größe"], vary=VARY),
+    "/**": Rule(query=["q"]),
+}
+SITES: dict[str, dict[str, t.Any]] = {
+    "no rules": {"query": ["a"]},
+    "rules": {"rules": RULES, "tags_header": "Cache-Tag"},
+    "a callable": {"rules": lambda environ: Rule(5) if "HTTP_COOKIE" in environ else None},
+    "a base URL": {"base_url": "https://h.example/m", "rules": RULES, "cdn_purged": True},
+    "trusted hosts": {"trusted_hosts": ["h", ".example"], "rules": RULES},
+    "names to bypass": {"bypass": ["session", "a b"], "rules": RULES, "max_body_size": 10},
+    "switched off": {"enabled": False},
+}
+
+#: What parsers stumble over.
+TOKENS = [*"\"',;=*/\\ \t()<>:?&%@[].-+~0é\x00\x7f\xff", "q=", "0.5", "1e999", "gzip", "*", "W/"]
+TOKENS += ["max-age=", "%C3%BC", "%zz", "//", "..", "\r\n", "\xc3\xbc", "draft=1", "session=", "a"]
+TOKENS += [DATE, "-0100", "9999", "0001", "bytes=", "h.example", ":80", "xn--", "en", "utf-8", "\x85"]
+NAMES = """ACCEPT ACCEPT_CHARSET ACCEPT_ENCODING ACCEPT_LANGUAGE AUTHORIZATION CACHE_CONTROL COOKIE
+EXPECT FORWARDED HOST IF_MATCH IF_MODIFIED_SINCE IF_NONE_MATCH IF_RANGE IF_UNMODIFIED_SINCE
+ISR_REVALIDATE ISR_TAGS ORIGIN PRAGMA RANGE REFERER TE UPGRADE USER_AGENT VIA X_FORWARDED_FOR
+X_FORWARDED_HOST X_REQUESTED_WITH X_THEME""".split()
+PREFIXES = ["", "/none", "/shell", "/closed", "/pass", "/ignore", "/vary"]
+KINDS = ["/x", "/dated", "/tagged", "/moved", "/refused", "/plain", "", "/"]
+GOOD: dict[str, list[str]] = {
+    "HTTP_IF_MODIFIED_SINCE": [DATE, "Fri, 31 Dec 9999 23:59:59 -0100", "Mon, 01 Jan 0001 00:00 +1"],
+    "HTTP_IF_NONE_MATCH": ["*", 'W/"v1"', '"v1-gzip"'],
+    "HTTP_ACCEPT_ENCODING": ["gzip, br", "*;q=0", "identity;q=0"],
+    "HTTP_COOKIE": ["draft=1", "session=a", 'draft="\\377\\xff"', "a b=1"],
+    "HTTP_HOST": ["h", "h.example", "h:80", "evil"],
+}
+
+
+def junk(chance: random.Random) -> str:
+    text = "".join(chance.choices(TOKENS, k=chance.randrange(12)))
+    return text * 2000 if chance.random() < 0.01 else text
+
+
+def request(chance: random.Random) -> dict[str, t.Any]:
+    """A request as a server may hand it over: any text, as long as it is latin-1."""
+    path = chance.choice(PREFIXES) + chance.choice(KINDS)
+    environ: dict[str, t.Any] = {
+        "REQUEST_METHOD": chance.choices(["GET", "HEAD", "POST", junk(chance)], [20, 4, 1, 1])[0],
+        "PATH_INFO": path if chance.random() < 0.8 else path + junk(chance),
+        "QUERY_STRING": "" if chance.random() < 0.5 else chance.choice(["a=1&", "q=", ""]) + junk(chance),
+        "SCRIPT_NAME": chance.choices(["", "/m", junk(chance)], [20, 3, 1])[0],
+        "wsgi.url_scheme": chance.choices(["http", "https", junk(chance)], [20, 5, 1])[0],
+    }
+    for name in chance.sample(NAMES, chance.randrange(7)):
+        key = f"HTTP_{name}"
+        good = GOOD.get(key)
+        environ[key] = chance.choice(good) if good and chance.random() < 0.5 else junk(chance)
+    if chance.random() < 0.1:
+        environ["SERVER_NAME"], environ["SERVER_PORT"] = junk(chance), junk(chance)
+    return environ
+
+
+#: PEP 3333 and HTTP/1.0 let these be absent.
+OPTIONAL = ("QUERY_STRING", "SCRIPT_NAME", "PATH_INFO", "HTTP_HOST")
+
+
+@pytest.mark.parametrize("options", SITES.values(), ids=SITES)
+def test_no_client_gets_an_error_that_the_app_did_not_cause(
+    options: dict[str, t.Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor does our own code raise anything where the guard around it would let the app answer."""
+    clock, chance = Clock(), random.Random(7)
+    isr = ISRMiddleware(site, "memory://", **options)
+    isr._clock = clock
+    isr.set_bypass(draft)
+    caplog.set_level(logging.ERROR)
+    statuses = set()
+    for number in range(600):
+        environ = request(chance)
+        absent = [name for name in OPTIONAL if chance.random() < 0.02]
+
+        def app(made: dict[str, t.Any], start_response: t.Any, absent: t.Any = absent) -> t.Any:
+            for name in absent:
+                made.pop(name, None)
+            return isr(made, start_response)
+
+        try:
+            status, headers, body = run(app, **environ)
+        except Exception as error:
+            raise AssertionError(f"request {number}: {environ}") from error
+        assert status[:3] in ("200", "301", "304", "404"), environ
+        assert not caplog.records, environ
+        assert all(is_sound(name, value) for name, value in headers)
+        assert (body == b"") == (status[:3] == "304" or environ["REQUEST_METHOD"] == "HEAD") or (
+            "fallback" in str(headers) or environ["REQUEST_METHOD"] == "HEAD"
+        ), environ
+        statuses.add(dict(headers).get("Cache-Status", "").partition(";")[2][:10])
+        clock.advance(chance.choice([0, 0, 0, 0.5, 3]))
+    isr.close()
+    # It has been at more than one place.
+    assert len(statuses) >= 2
+
+
+@pytest.mark.parametrize("unit", ["-", 'W/"a",', "a=b; ", "q;q=0.1,", "%", "\\", " ", "&", "é", "0"])
+def test_nothing_that_a_client_sends_takes_long(unit: str) -> None:
+    """Clients choose its length, and some servers take megabytes."""
+    isr = ISRMiddleware(site, "memory://", rules=RULES, bypass=["session"])
+    isr.set_bypass(draft)
+    text = unit * (2**18 // len(unit))
+    names = [*(f"HTTP_{name}" for name in NAMES), "QUERY_STRING", "PATH_INFO"]
+    for path, name in itertools.product(("/vary/dated", "/shell/x", "/pass/x"), names):
+        began = time.perf_counter()
+        run(isr, path, **{name: f"/{text}" if name == "PATH_INFO" else text})
+        # Linear ones take a few milliseconds; this is for busy machines.
+        assert time.perf_counter() - began < 1.5, (name, path)
+    isr.close()
+
 
 anything = st.text(st.characters(max_codepoint=255), max_size=60)
-#: What parsers of header fields stumble over.
-fields = st.one_of(
-    anything,
-    st.lists(
-        st.sampled_from(
-            [*'",;=*/\\ \t()<>:', "q", "0.5", "gzip", "*", "en", "W/", "max-age", "%", "é", "\x00"]
-        ),
-        max_size=25,
-    ).map("".join),
-)
+fields = st.one_of(anything, st.lists(st.sampled_from(TOKENS), max_size=25).map("".join))
 
 
 class TestHeadersOfAnApp:
     names = st.sampled_from(
-        [
-            "ISR-Revalidate",
-            "ISR-Expire",
-            "ISR-Tags",
-            "Vary",
-            "Cache-Control",
-            "Connection",
-            "Set-Cookie",
-            "ETag",
-            "isr-revalidate",
-        ]
+        ["ISR-Revalidate", "ISR-Expire", "ISR-Tags", "Vary", "Cache-Control", "Connection", "ETag"]
     )
     headers = st.lists(st.tuples(st.one_of(names, anything), fields), max_size=5)
 
-    @given(headers, st.none() | st.just(Rule(revalidate=5, expire=9)))
+    @given(st.integers(0, 999), headers, st.sampled_from([Rule(), Rule(revalidate=5, expire=9)]))
     @fuzz
-    def test_are_metadata_or_none(self, headers: list[tuple[str, str]], rule: Rule | None) -> None:
+    def test_are_metadata_and_stored_or_refused(
+        self, status: int, headers: list[tuple[str, str]], rule: Rule
+    ) -> None:
         try:
-            metadata = read_metadata(headers, rule)
+            metadata = read_metadata(headers, rule.defaults)
         except InvalidMetadata as error:
             assert str(error)
-            return
-        if metadata is not None:
-            assert isinstance(metadata, Metadata)
-            assert metadata.revalidate is None or metadata.revalidate >= 1
-            assert metadata.expire is None or metadata.expire >= (metadata.revalidate or 0)
-            assert len(metadata.tags) <= 128
+        else:
+            if metadata is not None:
+                assert metadata.revalidate is None or metadata.revalidate >= 1
+                assert metadata.expire is None or metadata.expire >= (metadata.revalidate or 0)
+                assert len(metadata.tags) <= 128
+        refused = refusal(status, headers)
+        assert refused is None or re.fullmatch("[a-z-]+", refused.detail)
+        names = {name.lower() for name, _ in end_to_end(headers)}
+        assert not names & {"set-cookie", "connection", "isr-revalidate"}
 
-    @given(st.integers(0, 999), headers)
+    @given(fields.filter(lambda value: is_sound("ETag", value)), fields, fields)
+    @example('W\\"a"', "", "gzip")
     @fuzz
-    def test_are_stored_or_refused(self, status: int, headers: list[tuple[str, str]]) -> None:
-        reason = refusal(status, headers, None)
-        assert reason is None or re.fullmatch("[a-z-]+", reason)
-        if reason is None:
-            kept = end_to_end(headers)
-            assert all(is_sound(name, value) for name, value in kept)
-            assert not any("\n" in value or "\r" in value for _, value in kept)
-            assert not any(name.lower() in ("set-cookie", "connection") for name, _ in kept)
-
-
-class TestHeadersOfAVisitor:
-    @staticmethod
-    def site() -> ISRMiddleware:
-        def app(environ: dict[str, t.Any], start_response: t.Any) -> list[bytes]:
-            headers = [
-                ("Content-Type", "text/plain"),
-                ("Last-Modified", TestHeadersOfAVisitor.MODIFIED),
-            ]
-            start_response("200 OK", [*headers, *page_headers(60)])
-            return [b"a page " * 100]
-
-        vary = {"Accept-Language": ["en", "de"], "Accept": ["a/b"], "X-Theme": ["dark"]}
-        return ISRMiddleware(app, "memory://", rules={"/**": Rule(vary=vary)})
-
-    MODIFIED = "Wed, 01 May 2024 12:00:00 GMT"
-    NAMES = (
-        "HTTP_ACCEPT",
-        "HTTP_ACCEPT_ENCODING",
-        "HTTP_ACCEPT_LANGUAGE",
-        "HTTP_COOKIE",
-        "HTTP_IF_MODIFIED_SINCE",
-        "HTTP_IF_NONE_MATCH",
-        "HTTP_X_THEME",
-    )
-
-    @given(headers=st.dictionaries(st.sampled_from(NAMES), fields))
-    @example(headers={"HTTP_IF_MODIFIED_SINCE": "Wed, 01 May 0000 99:99:99 GMT"})
-    @example(headers={"HTTP_IF_MODIFIED_SINCE": "Wed, 01 May 9999999 12:00:00 GMT"})
-    @example(headers={"HTTP_IF_MODIFIED_SINCE": "Wed, 01 May 2024 12:00:00 -9999"})
-    @fuzz
-    def test_get_the_page_or_304(self, headers: dict[str, str]) -> None:
-        isr = self.site()
-        status, answer, body = run(isr, {**create_environ("/x"), **headers})
-        assert status in ("200 OK", "304 Not Modified")
-        assert (body == b"") is (status == "304 Not Modified")
-        # One page for each of the values that make a difference, however they are asked for.
-        assert len(list(isr.pages())) <= 2
-
-
-@given(fields.filter(lambda value: is_sound("ETag", value)), fields, fields)
-@example('W\\"a"', "", "gzip")
-@fuzz
-def test_any_etag_of_an_app_is_sent_or_known(own: str, matched: str, accepted: str) -> None:
-    def app(environ: dict[str, t.Any], start_response: t.Any) -> list[bytes]:
-        headers = [("Content-Type", "text/plain"), ("ETag", own), ("Last-Modified", own)]
-        start_response("200 OK", [*headers, *page_headers(60)])
-        return [b"a page " * 100]
-
-    isr = ISRMiddleware(app, "memory://")
-    for tag in (matched, own, f'W/"{matched}"'):
-        sent = {"HTTP_IF_NONE_MATCH": tag, "HTTP_ACCEPT_ENCODING": accepted}
-        sent["HTTP_IF_MODIFIED_SINCE"] = matched
-        status, _, _ = run(isr, {**create_environ("/x"), **sent})
-        assert status in ("200 OK", "304 Not Modified")
+    def test_any_etag_is_sent_or_understood(self, own: str, matched: str, accepted: str) -> None:
+        app = page(("ETag", own), ("Last-Modified", own), body=BODY)
+        isr = ISRMiddleware(app, "memory://")
+        for tag in (matched, own, f'W/"{matched}"'):
+            sent = {"HTTP_IF_NONE_MATCH": tag, "HTTP_ACCEPT_ENCODING": accepted}
+            status = run(isr, **sent, HTTP_IF_MODIFIED_SINCE=matched).status
+            assert status in ("200 OK", "304 Not Modified")
 
 
 class TestTargets:
@@ -153,19 +242,11 @@ class TestTargets:
         normal = normalize_host(host, scheme)
         assert normal is None or normalize_host(normal, scheme) == normal
 
-    @given(
-        st.one_of(
-            anything,
-            st.lists(st.sampled_from([*"/./\\a%\x85\xa0é\x7f", "..", "%2f"]), max_size=9)
-            .map("".join)
-            .map(lambda text: f"/{text}".encode().decode("latin-1")),
-        )
-    )
-    @settings(max_examples=500, deadline=None)
+    @given(fields.map(lambda text: f"/{text}"))
+    @settings(max_examples=300, deadline=None)
     def test_a_path_that_is_stored_reads_the_same_to_all(self, path: str) -> None:
         if is_ambiguous(path):
             return
-        assert path.startswith("/")
         text = path.encode("latin-1").decode()
         assert not any(unicodedata.category(char) == "Cc" for char in text)
         assert posixpath.normpath(text).rstrip("/") == text.rstrip("/")
@@ -195,21 +276,17 @@ class TestPatterns:
         found = re.fullmatch("[^/]*".join(parts), path[0], re.DOTALL)
         return found is not None and TestPatterns.reference(rest, path[1:])
 
-    @given(segments, paths)
-    @settings(max_examples=500, deadline=None)
-    def test_match_what_they_say(self, pattern: list[str], path: list[str]) -> None:
+    @given(segments, paths, st.text(max_size=40))
+    @settings(max_examples=300, deadline=None)
+    def test_match_what_they_say(self, pattern: list[str], path: list[str], text: str) -> None:
+        try:
+            compile_pattern(text).fullmatch("/" + text)
+        except ValueError:
+            pass
         compiled = compile_pattern("/" + "/".join(pattern))
         assume(pattern and path)
         matches = compiled.fullmatch("/" + "/".join(path)) is not None
         assert matches is self.reference(pattern, path)
-
-    @given(st.text(max_size=40))
-    @fuzz
-    def test_are_compiled_or_refused(self, pattern: str) -> None:
-        try:
-            compile_pattern(pattern).fullmatch("/" + pattern)
-        except ValueError:
-            pass
 
     @pytest.mark.parametrize(
         ("pattern", "path"),
@@ -245,44 +322,19 @@ class TestRecords:
         assert (outcome.response.status, outcome.response.body) == ("500 x", b"body")
 
 
-def run(app: t.Any, environ: dict[str, t.Any]) -> tuple[str, dict[str, str], bytes]:
-    started: list[t.Any] = []
-    body = app(environ, lambda *args: started.extend(args))
-    try:
-        text = b"".join(body)
-    finally:
-        if hasattr(body, "close"):
-            body.close()
-    return started[0], dict(started[1]), text
-
-
-own_statuses = st.sampled_from(["", "inner; hit", 'inner; key="a, b", "o\\"x"; fwd=miss; ttl=-1'])
+HEADERS = [("ISR-Revalidate", value) for value in ("5", "false", "x")]
+HEADERS += [("ISR-Expire", "9"), ("Set-Cookie", "a=b"), ("Vary", "X"), ("Cache-Control", "private")]
+HEADERS += [("Location", "/x")]
 answers = st.tuples(
-    st.sampled_from(
-        ["200 OK", "404 Not Found", "302 Found", "500 Oops", "204 No Content", "600 X"]
-    ),
-    st.lists(
-        st.sampled_from(
-            [
-                ("ISR-Revalidate", "5"),
-                ("ISR-Revalidate", "false"),
-                ("ISR-Revalidate", "x"),
-                ("ISR-Expire", "9"),
-                ("Set-Cookie", "a=b"),
-                ("Vary", "X"),
-                ("Cache-Control", "private"),
-                ("Location", "/x"),
-            ]
-        ),
-        max_size=3,
-    ),
+    st.sampled_from(["200 OK", "404 Gone", "302 Found", "500 Oops", "204 No Content", "600 X"]),
+    st.lists(st.sampled_from(HEADERS), max_size=3),
     st.sampled_from([0, 10, 2000]),
-    own_statuses,
+    st.sampled_from(["", "inner; hit", 'inner; key="a, b", "o\\"x"; fwd=miss; ttl=-1']),
 )
 
 
 @given(st.lists(st.tuples(answers, st.integers(0, 12)), min_size=1, max_size=6), st.booleans())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_a_cache_status_always_parses(events: list[t.Any], declared: bool) -> None:
     """As a list of items with the parameters of RFC 9211."""
     clock = Clock()
@@ -291,18 +343,17 @@ def test_a_cache_status_always_parses(events: list[t.Any], declared: bool) -> No
     def app(environ: dict[str, t.Any], start_response: t.Any) -> list[bytes]:
         status, headers, size, own = answer
         more = [("Cache-Status", own)] if own else []
-        start_response(status, [("Content-Type", "text/plain"), *headers, *more])
+        start_response(status, [PLAIN, *headers, *more])
         return [b"x" * size]
 
     rules = {"/x": Rule()} if declared else None
     isr = ISRMiddleware(app, "memory://", rules=rules, max_body_size=1000)
     isr._clock = clock
-    for event in events:
-        answer, pause = event
+    for answer, pause in events:
         clock.advance(pause)
-        _, headers, _ = run(isr, create_environ("/x"))
+        sent: Sent = run(isr)
         isr.close()
-        value = headers.get("Cache-Status")
+        value = dict(sent.headers).get("Cache-Status")
         if value is None:
             continue
         members = http_sf.parse(value.encode("latin-1"), tltype="list")
@@ -313,66 +364,3 @@ def test_a_cache_status_always_parses(events: list[t.Any], declared: bool) -> No
         assert ("hit" in parameters) is not ("fwd" in parameters)
         assert isinstance(parameters.get("ttl", 0), int)
         assert str(parameters.get("fwd", "miss")) in ("miss", "uri-miss", "stale", "bypass")
-
-
-required = {"REQUEST_METHOD", "wsgi.url_scheme", "SERVER_NAME", "SERVER_PORT"}
-environs = st.dictionaries(
-    st.one_of(
-        st.sampled_from(
-            [
-                "PATH_INFO",
-                "QUERY_STRING",
-                "SCRIPT_NAME",
-                "HTTP_HOST",
-                "HTTP_ACCEPT_ENCODING",
-                "HTTP_ACCEPT_LANGUAGE",
-                "HTTP_IF_NONE_MATCH",
-                "HTTP_IF_MODIFIED_SINCE",
-                "HTTP_COOKIE",
-                "REQUEST_METHOD",
-                "SERVER_NAME",
-                "SERVER_PORT",
-                "wsgi.url_scheme",
-            ]
-        ),
-        st.from_regex(r"HTTP_[A-Z_]{1,9}", fullmatch=True),
-    ),
-    st.one_of(fields, anything, st.sampled_from(["/", "/x", "GET", "HEAD", "h", "80", "https"])),
-    max_size=8,
-)
-
-
-@given(
-    environs,
-    # PEP 3333 and HTTP/1.0 let these be absent.
-    st.sets(st.sampled_from(["PATH_INFO", "QUERY_STRING", "SCRIPT_NAME", "HTTP_HOST"])),
-    st.sampled_from(
-        [
-            {},
-            {"rules": {"/**": Rule(query=["a", "q"], vary={"Accept-Language": ["en", "de"]})}},
-            {"base_url": "https://h.example"},
-            {"trusted_hosts": ["h"]},
-            {"query": ["a"]},
-            {"enabled": False},
-        ]
-    ),
-)
-@settings(max_examples=500, deadline=None)
-def test_no_request_gets_an_error_that_the_app_did_not_cause(
-    environ: dict[str, str], absent: set[str], options: dict[str, t.Any]
-) -> None:
-    def app(environ: dict[str, t.Any], start_response: t.Any) -> list[bytes]:
-        start_response("200 OK", [("Content-Type", "text/plain"), *page_headers(60)])
-        return [b"a page"]
-
-    isr = ISRMiddleware(app, "memory://", **options)
-    for _ in range(2):
-        request = {**create_environ("/x"), **environ}
-        for name in absent:
-            request.pop(name, None)
-        status, _, body = run(isr, request)
-        assert (status, body) in (
-            ("200 OK", b"a page"),
-            ("200 OK", b""),
-            ("304 Not Modified", b""),
-        )

@@ -209,6 +209,8 @@ class Origins:
         self._trusted: list[tuple[str, str]] | None = None
         if trusted_hosts is not None:
             self._trusted = [_split_port(host.lower()) for host in trusted_hosts]
+            if any("/" in name for name, _ in self._trusted):
+                raise ValueError("trusted_hosts takes hosts, as in ['www.example.com'], not URLs")
             if not self._trusted:
                 raise ValueError("trusted_hosts is empty: name a host, or leave it None for any")
         #: What ``base_url`` says; an empty mount point is the visitor's.

@@ -10,11 +10,10 @@ from .key import is_ambiguous
 from .key import Origin
 from .key import Origins
 from .key import PageKey
-from .rules import compile_pattern
+from .rules import check_pattern
 from .rules import to_wsgi
 
 _UNPRINTABLE = re.compile(r"[\x00-\x20\x7f]")
-_ROUTE = re.compile(r"<[^>]*>|\[[^\]]*\]")
 
 
 def parse(origins: Origins, path: str, origin: Origin | None) -> tuple[Origin | None, str, str]:
@@ -69,12 +68,7 @@ def label_of(origins: Origins, pattern: str, origin: Origin | None) -> str:
 
     :raises ValueError: for a pattern that can never match.
     """
-    compile_pattern(pattern)
-    for bad, what in (("?", "a query"), ("#", "a fragment"), ("//", "//"), ("\\", "\\")):
-        if bad in pattern:
-            raise ValueError(f"{pattern!r} can never match: a path has no {what}")
-    if _ROUTE.search(pattern):
-        raise ValueError(f"{pattern!r} can never match: write * in place of a variable")
+    check_pattern(pattern)
     path = to_wsgi(pattern)
     if is_ambiguous(path.replace("*", "x")):
         raise ValueError(f"{pattern!r} can never match: no page has such a path")

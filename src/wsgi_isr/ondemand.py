@@ -13,8 +13,6 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 
 from . import signals
-from .attempt import Kind
-from .attempt import Outcome
 from .key import Origin
 from .key import PageKey
 from .listing import explain_key
@@ -23,6 +21,8 @@ from .metadata import check_tags
 from .naming import label_of
 from .naming import mounted
 from .naming import parse
+from .outcome import Kind
+from .outcome import Outcome
 from .page import page_label
 from .process import Process
 from .render import current_origin
@@ -252,8 +252,7 @@ class OnDemand:
         except NotImplementedError:
             found = None
         if found is None:
-            entries = (entry.page.key for entry in pages.memory)
-            found = [key for key in entries if (key.full_path or "/") == full_path]
+            found = [entry.page.key for entry in pages.memory.of_path(full_path)]
         return sorted(found, key=lambda key: key.url)
 
     def _others(self, requested: Requested) -> list[PageKey]:

@@ -118,8 +118,8 @@ def page_label(name: str) -> str:
 class Codec:
     """Pages to bytes and back.
 
-    :param signing_key: heads are authenticated with HMAC-SHA256, and have the SHA-256 of their bodies;
-        others do not decode. Without a key a CRC finds damage, not malice.
+    :param signing_key: heads are authenticated with HMAC-SHA256, and have the SHA-256 of their
+        bodies; others do not decode. Without a key a CRC finds damage, not malice.
     """
 
     def __init__(self, signing_key: bytes | None = None) -> None:

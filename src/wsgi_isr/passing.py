@@ -19,7 +19,6 @@ from .metadata import declares_page
 from .metadata import HARMLESS
 from .metadata import Headers
 from .metadata import is_isr_header
-from .metadata import ISR_HEADERS
 from .metadata import remove_isr
 from .metadata import status_code
 from .metadata import without_isr
@@ -127,8 +126,6 @@ class Passing:
         self._started = True
         if page or self._always:
             headers = with_status(headers, self._member, self._private)
-        elif any(name.lower() in ISR_HEADERS for name, _ in headers):
-            headers = without_isr(headers)
         if exc_info is None:
             return self._start_response(status, headers)
         return self._start_response(status, headers, exc_info)

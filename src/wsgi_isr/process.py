@@ -97,6 +97,8 @@ class Process:
         self._upkept_at = time.monotonic()
         self.is_closed = False
         self.pages.follow()
+        if self.pages.guard.is_well:
+            self._set_clock()
         if before is not None and store.kind.shared == "process":
             # Only memory has these pages.
             self.pages.memory.take_over(before.pages.memory)
@@ -179,14 +181,18 @@ class Process:
         except Exception:
             self.counters.give_back(counts)
             return
+        self._set_clock()
         with contextlib.suppress(Exception):
-            if self.pages.store.kind.shared == "network":
-                offset = self.pages.store.time() - time.time()
-                self._offset = offset if abs(offset) > MIN_OFFSET else 0.0
             report = self.report()
             if report is not None:
                 self.pages.store.report(report)
                 self.pages.earlier_builds()
+
+    def _set_clock(self) -> None:
+        with contextlib.suppress(Exception):
+            if self.pages.store.kind.shared == "network":
+                offset = self.pages.store.time() - time.time()
+                self._offset = offset if abs(offset) > MIN_OFFSET else 0.0
 
     def report(self) -> dict[str, t.Any] | None:
         """What this process has now; ``None`` for one that neither serves nor renders."""

@@ -12,22 +12,23 @@ later join that one.
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 import typing as t
 from collections.abc import Callable
 
 from .attempt import Attempts
-from .attempt import Kind
 from .attempt import MAX_BACK_OFF
-from .attempt import Outcome
 from .config import Config
 from .freshness import Invalidated
 from .freshness import State
 from .freshness import state_of
 from .key import PageKey
-from .render import rendering
+from .outcome import Kind
+from .outcome import Outcome
 from .render import RenderError
+from .render import rendering
 from .render import RenderTimeout
 from .rules import compile_pattern
 from .rules import Rule
@@ -65,12 +66,21 @@ class Flight:
         #: Whether it has taken a number, or is about to.
         self.is_numbered = False
         self.number: Number | None = None
-        #: Whether something was invalidated since that may be about its page.
-        self.is_outdated = False
-        #: Whether that was the path itself, as by `revalidate`: the page is not to be stored.
-        self.is_superseded = False
+        #: The sequence of the last invalidation that may be about its page, and of the last one of
+        #: its very path, as by `revalidate`.
+        self.invalidated = self.revalidated = 0.0
         self.outcome: Outcome | None = None
         self.done = threading.Event()
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether something was invalidated since it began that may be about its page."""
+        return self.invalidated > (0 if self.number is None else self.number.sequence)
+
+    @property
+    def is_superseded(self) -> bool:
+        """Whether that was the path itself: the page is not to be stored."""
+        return self.revalidated > (0 if self.number is None else self.number.sequence)
 
 
 class Renders:
@@ -108,9 +118,9 @@ class Renders:
         """Let flights know that something was invalidated."""
         for key, flight in list(self._flights.items()):
             if flight.is_numbered:
-                outdated, superseded = _concerns(changes, key, flight.number)
-                flight.is_outdated |= outdated
-                flight.is_superseded |= superseded
+                invalidated, revalidated = _concerns(changes, key)
+                flight.invalidated = max(flight.invalidated, invalidated)
+                flight.revalidated = max(flight.revalidated, revalidated)
 
     # Somebody waits.
 
@@ -391,22 +401,24 @@ def _is_after(number: Number, after: Number) -> bool:
     return number.lineage == after.lineage and number.sequence > after.sequence
 
 
-def _concerns(changes: Changes, key: PageKey, number: Number | None) -> tuple[bool, bool]:
-    """Whether invalidations may be about a page that is being rendered; about its very path."""
+def _concerns(changes: Changes, key: PageKey) -> tuple[float, float]:
+    """The sequence of the last invalidation that may be about a page, and of one of its path.
+
+    A page that is being rendered: its tags are in its answer, which is not there yet.
+    """
     if not changes.complete:
-        return True, False
+        return math.inf, 0
     path = key.full_path or "/"
     own = (key.path_label, key.host_label)
-    outdated = superseded = False
+    invalidated = revalidated = 0
     for label, sequence, _ in changes.invalidations:
-        if number is not None and sequence < number.sequence:
-            continue
         kind, _, name = label.partition(":")
         if label in own:
-            outdated = superseded = True
-        elif kind == "tag" or label == f"page:{key.name}":
-            # Its tags are in its answer, which is not there yet.
-            outdated = True
-        elif kind == "pattern" and compile_pattern(name).fullmatch(path):
-            outdated = True
-    return outdated, superseded
+            revalidated = max(revalidated, sequence)
+        elif (
+            kind == "tag"
+            or label == f"page:{key.name}"
+            or (kind == "pattern" and compile_pattern(name).fullmatch(path))
+        ):
+            invalidated = max(invalidated, sequence)
+    return max(invalidated, revalidated), revalidated

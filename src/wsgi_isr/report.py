@@ -14,9 +14,9 @@ from urllib.parse import urlsplit
 import click
 
 from .listing import PageInfo
-from .metadata import REMEDIES
 from .ondemand import RefusedError
 from .ondemand import Result
+from .refusals import REMEDIES
 from .rules import compile_pattern
 
 

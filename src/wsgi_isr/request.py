@@ -13,8 +13,6 @@ from .answer import Hit
 from .answer import make_answer
 from .answer import NotPage
 from .answer import send
-from .attempt import Kind
-from .attempt import Outcome
 from .fallback import is_crawler
 from .fallback import not_found
 from .fallback import serve_shell
@@ -29,14 +27,16 @@ from .metadata import InvalidMetadata
 from .metadata import NOT_NOW
 from .metadata import read_metadata
 from .metadata import REDIRECTS
-from .metadata import Refusal
 from .metadata import remove_isr
 from .metadata import vary_fields
+from .outcome import Kind
+from .outcome import Outcome
 from .passing import Afterwards
 from .passing import deliver
 from .passing import Discover
 from .passing import Passing
 from .process import Process
+from .refusals import Refusal
 from .render import rendering
 from .render import Response
 from .rules import Excluded

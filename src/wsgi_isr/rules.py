@@ -204,6 +204,7 @@ def _check_vary(
     return tuple(normal)
 
 
+_ROUTE = re.compile(r"<[^>]*>|\[[^\]]*\]")
 #: Any number of segments, and the end of one.
 _ANY_SEGMENTS = "(?:/[^/]*)*"
 _END = r"(?=/|\Z)"
@@ -236,6 +237,20 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
             expression += f"(?>{_ANY_SEGMENTS}?{''.join(run)}{_END})"
         expression += _ANY_SEGMENTS + "".join(last)
     return re.compile(expression, re.DOTALL)
+
+
+def check_pattern(pattern: str) -> re.Pattern[str]:
+    """The same for a pattern that a user writes.
+
+    :raises ValueError: for one that can never match, too.
+    """
+    compiled = compile_pattern(pattern)
+    for bad, what in (("?", "query"), ("#", "fragment"), ("//", "//"), ("\\", "\\")):
+        if bad in pattern:
+            raise ValueError(f"{pattern!r} can never match: a path has no {what}")
+    if _ROUTE.search(pattern):
+        raise ValueError(f"{pattern!r} can never match: write * in place of a variable")
+    return compiled
 
 
 def _segment(segment: str) -> str:
@@ -313,7 +328,7 @@ def _without_callable(rule: RuleLike) -> RuleLike:
 
 class _PatternRules:
     def __init__(self, rules: Mapping[str, RuleLike]) -> None:
-        self._rules = [(compile_pattern(key), _as_rule(key, rule)) for key, rule in rules.items()]
+        self._rules = [(check_pattern(key), _as_rule(key, rule)) for key, rule in rules.items()]
 
     def __call__(self, environ: WSGIEnvironment) -> Rule | Excluded | None:
         path = environ.get("PATH_INFO") or "/"

@@ -26,7 +26,7 @@ regeneration_failed = _signals.signal("regeneration-failed")
 """A render failed; the last good page stays. Extra: ``url``, ``error``, ``failures``."""
 
 page_withdrawn = _signals.signal("page-withdrawn")
-"""A page was removed because its app no longer offers it to everybody. Extra: ``url``, ``reason``."""
+"""A page was removed: its app no longer offers it to everybody. Extra: ``url``, ``reason``."""
 
 invalidated = _signals.signal("invalidated")
 """Pages were revalidated, or became stale or expired on demand: what a CDN has to purge.

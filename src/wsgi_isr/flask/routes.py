@@ -40,7 +40,7 @@ LIFETIME = 3600
 
 
 def add_route(app: Flask, middleware: ISRMiddleware, secret: str | bytes, prefix: str) -> None:
-    """Let whoever has the secret revalidate paths, tags and patterns.
+    """Let those who have the secret revalidate paths, tags and patterns.
 
     :raises ValueError: for a prefix that is no path.
     :raises TypeError: for a secret of the wrong kind.

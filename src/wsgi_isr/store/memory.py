@@ -112,6 +112,8 @@ class MemoryLevel:
         #: A page whose validity is from before this number may miss an invalidation.
         self._base = 0
         self._entries: dict[PageKey, Entry] = {}
+        #: The same by full path.
+        self._paths: dict[str, dict[PageKey, Entry]] = {}
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -122,6 +124,11 @@ class MemoryLevel:
 
     def get(self, key: PageKey) -> Entry | None:
         return self._entries.get(key)
+
+    def of_path(self, path: str) -> list[Entry]:
+        """The pages of a full path."""
+        with self._lock:
+            return list(self._paths.get(path, {}).values())
 
     # Invalidations.
 
@@ -263,11 +270,18 @@ class MemoryLevel:
         if entry.size <= self.limit:
             while self.size + entry.size > self.limit:
                 self._evict()
-            self._entries[entry.page.key] = entry
+            key = entry.page.key
+            self._entries[key] = entry
+            self._paths.setdefault(key.full_path or "/", {})[key] = entry
             self.size += entry.size
 
     def _remove(self, entry: Entry) -> None:
-        del self._entries[entry.page.key]
+        key = entry.page.key
+        del self._entries[key]
+        path = key.full_path or "/"
+        del self._paths[path][key]
+        if not self._paths[path]:
+            del self._paths[path]
         self.size -= entry.size
         # They refer to it: without them it is freed as soon as nobody is being served.
         for hit in entry.hits:

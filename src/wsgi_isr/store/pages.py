@@ -257,9 +257,9 @@ class Pages:
             if head is not None and _is_sound(found, head[0]):
                 seen.add(head[0].name)
                 yield Listed(*head[:2], found.validity.invalidated)
-        for entry in self.memory:
+        for entry in self.memory if path is None else self.memory.of_path(path):
             page = entry.page
-            if page.name not in seen and path in (None, page.key.full_path or "/"):
+            if page.name not in seen:
                 self.memory.confirm(entry)
                 sizes = tuple((coding, len(body)) for coding, body in page.bodies.items())
                 yield Listed(page, sizes, entry.invalidated)
