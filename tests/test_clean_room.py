@@ -107,16 +107,6 @@ class TestNothingOfAVisitor:
         assert body_of(isr) == CLEAN
 
 
-@pytest.mark.parametrize("condition", [{"HTTP_IF_NONE_MATCH": "*"}, {"REQUEST_METHOD": "HEAD"}])
-@BOTH
-def test_a_first_request_without_an_answer_of_its_own_does_not_empty_the_page(
-    unchecked: t.Any, rules: t.Any, condition: dict[str, str]
-) -> None:
-    isr = unchecked(app=mirror, rules=rules).isr
-    run(isr, **condition)
-    assert body_of(isr) == CLEAN
-
-
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
 @pytest.mark.parametrize("enabled", [True, False])
 def test_no_visitor_can_pass_for_the_library(

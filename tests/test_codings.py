@@ -6,14 +6,12 @@ import gzip
 import random
 import sys
 import threading
-import tracemalloc
 import typing as t
 
 import pytest
 from answers import BOTH
 from answers import page
 from conftest import status_of
-from entries import make_page
 from steps import HOLD
 from steps import PATIENCE
 from steps import result
@@ -165,21 +163,6 @@ class TestSizes:
         (listed,) = client.isr.pages()
         assert listed.sizes == {"identity": len(body)}
 
-    def test_take_the_memory_of_their_bytes(self) -> None:
-        page = make_page(body="".join(map(str, range(5_000))).encode())
-        codings.compress(page)
-        sizes = []
-        for _ in range(5):
-            tracemalloc.start()
-            try:
-                compressed = codings.compress(page)
-                sizes.append(tracemalloc.get_traced_memory()[0])
-            finally:
-                tracemalloc.stop()
-        # Threads of earlier tests may have taken some meanwhile.
-        assert set(compressed.codings) == set(CODINGS)
-        assert min(sizes) < compressed.size - page.size + 3000
-
 
 @pytest.mark.parametrize(("missing", "coding"), [("brotli", "br"), ("zstandard", "zstd")])
 def test_without_an_extra_there_are_the_other_codings(
@@ -244,22 +227,6 @@ class TestBehind:
         assert after.headers["Content-Encoding"] == "gzip"
         assert decoded(after) == LARGE
 
-    def test_so_does_one_that_had_expired(
-        self, site: t.Any, browse: t.Any, clock: t.Any, held: Held
-    ) -> None:
-        site.page("/x", LARGE, revalidate=60, expire=60)
-        client = browse()
-        held.released.set()
-        client.get("/x")
-        client.isr.close()
-        held.released.clear()
-        held.begun.clear()
-        clock.advance(60)
-        response = result(start(client.get, "/x", headers=GZIP))
-        assert "Content-Encoding" not in response.headers
-        assert status_of(response) == "isr; fwd=stale; stored"
-        assert held.begun.wait(PATIENCE)
-
     @pytest.fixture
     def busy(self, site: t.Any, browse: t.Any, listable: str, held: Held) -> t.Any:
         """A client of a page that is being compressed."""
@@ -268,16 +235,6 @@ class TestBehind:
         client.get("/x")
         assert held.begun.wait(PATIENCE)
         return client
-
-    def test_a_page_that_was_removed_meanwhile_does_not_return(
-        self, site: t.Any, busy: t.Any, held: Held
-    ) -> None:
-        busy.isr.prune(everything=True)
-        held.released.set()
-        busy.isr.close()
-        assert not any(page.state == "fresh" for page in busy.isr.pages())
-        site.page("/x", "new")
-        assert busy.get("/x").text == "new"
 
     def test_a_page_that_was_withdrawn_meanwhile_does_not_return(
         self, site: t.Any, busy: t.Any, held: Held

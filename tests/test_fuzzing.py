@@ -23,12 +23,11 @@ from hypothesis import example
 from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
-from werkzeug.http import parse_cookie
+from werkzeug.sansio.http import parse_cookie
 
 from wsgi_isr import ISRMiddleware
 from wsgi_isr import page_headers
 from wsgi_isr import Rule
-from wsgi_isr.attempt import Outcome
 from wsgi_isr.key import canonical_query
 from wsgi_isr.key import is_ambiguous
 from wsgi_isr.key import normalize_host
@@ -36,7 +35,8 @@ from wsgi_isr.metadata import end_to_end
 from wsgi_isr.metadata import InvalidMetadata
 from wsgi_isr.metadata import is_sound
 from wsgi_isr.metadata import read_metadata
-from wsgi_isr.metadata import refusal
+from wsgi_isr.outcome import Outcome
+from wsgi_isr.refusals import refusal
 from wsgi_isr.rules import compile_pattern
 
 fuzz = settings(max_examples=150, deadline=None)
@@ -67,7 +67,7 @@ def shell(environ: dict[str, t.Any], start_response: t.Any) -> list[bytes]:
 
 def draft(environ: dict[str, t.Any]) -> str | None:
     """As an adapter of a framework does it."""
-    return "draft" if parse_cookie(environ).get("draft") == "1" else None
+    return "draft" if parse_cookie(environ.get("HTTP_COOKIE")).get("draft") == "1" else None
 
 
 VARY: dict[str, t.Any] = {
@@ -98,19 +98,19 @@ SITES: dict[str, dict[str, t.Any]] = {
 #: What parsers stumble over.
 TOKENS = [*"\"',;=*/\\ \t()<>:?&%@[].-+~0é\x00\x7f\xff", "q=", "0.5", "1e999", "gzip", "*", "W/"]
 TOKENS += ["max-age=", "%C3%BC", "%zz", "//", "..", "\r\n", "\xc3\xbc", "draft=1", "session=", "a"]
-TOKENS += [DATE, "-0100", "9999", "0001", "bytes=", "h.example", ":80", "xn--", "en", "utf-8", "\x85"]
+TOKENS += [DATE, "-0100", "9999", "0001", "bytes=", "h.example", ":80", "xn--", "en", "utf-8"]
 NAMES = """ACCEPT ACCEPT_CHARSET ACCEPT_ENCODING ACCEPT_LANGUAGE AUTHORIZATION CACHE_CONTROL COOKIE
 EXPECT FORWARDED HOST IF_MATCH IF_MODIFIED_SINCE IF_NONE_MATCH IF_RANGE IF_UNMODIFIED_SINCE
 ISR_REVALIDATE ISR_TAGS ORIGIN PRAGMA RANGE REFERER TE UPGRADE USER_AGENT VIA X_FORWARDED_FOR
 X_FORWARDED_HOST X_REQUESTED_WITH X_THEME""".split()
 PREFIXES = ["", "/none", "/shell", "/closed", "/pass", "/ignore", "/vary"]
-KINDS = ["/x", "/dated", "/tagged", "/moved", "/refused", "/plain", "", "/"]
+KINDS = ["/x", "/dated", "/dated", "/tagged", "/moved", "/refused", "/plain", "", "/"]
 GOOD: dict[str, list[str]] = {
-    "HTTP_IF_MODIFIED_SINCE": [DATE, "Fri, 31 Dec 9999 23:59:59 -0100", "Mon, 01 Jan 0001 00:00 +1"],
+    "HTTP_IF_MODIFIED_SINCE": [DATE, "Fri, 31 Dec 9999 23:59:59 -0100", "Mon, 1 Jan 1 0:00"],
     "HTTP_IF_NONE_MATCH": ["*", 'W/"v1"', '"v1-gzip"'],
     "HTTP_ACCEPT_ENCODING": ["gzip, br", "*;q=0", "identity;q=0"],
     "HTTP_COOKIE": ["draft=1", "session=a", 'draft="\\377\\xff"', "a b=1"],
-    "HTTP_HOST": ["h", "h.example", "h:80", "evil"],
+    "HTTP_HOST": ["h", "h.example", "h:80", "a" * 64 + ".example", "..example"],
 }
 
 
@@ -125,12 +125,12 @@ def request(chance: random.Random) -> dict[str, t.Any]:
     environ: dict[str, t.Any] = {
         "REQUEST_METHOD": chance.choices(["GET", "HEAD", "POST", junk(chance)], [20, 4, 1, 1])[0],
         "PATH_INFO": path if chance.random() < 0.8 else path + junk(chance),
-        "QUERY_STRING": "" if chance.random() < 0.5 else chance.choice(["a=1&", "q=", ""]) + junk(chance),
+        "QUERY_STRING": chance.choice(["", "a=1&", "q="]) + chance.choice(["", junk(chance)]),
         "SCRIPT_NAME": chance.choices(["", "/m", junk(chance)], [20, 3, 1])[0],
         "wsgi.url_scheme": chance.choices(["http", "https", junk(chance)], [20, 5, 1])[0],
     }
-    for name in chance.sample(NAMES, chance.randrange(7)):
-        key = f"HTTP_{name}"
+    names = [*GOOD, *(f"HTTP_{name}" for name in NAMES)]
+    for key in chance.sample(names, chance.randrange(7)):
         good = GOOD.get(key)
         environ[key] = chance.choice(good) if good and chance.random() < 0.5 else junk(chance)
     if chance.random() < 0.1:
@@ -153,7 +153,7 @@ def test_no_client_gets_an_error_that_the_app_did_not_cause(
     isr.set_bypass(draft)
     caplog.set_level(logging.ERROR)
     statuses = set()
-    for number in range(600):
+    for number in range(900):
         environ = request(chance)
         absent = [name for name in OPTIONAL if chance.random() < 0.02]
 
@@ -179,7 +179,7 @@ def test_no_client_gets_an_error_that_the_app_did_not_cause(
     assert len(statuses) >= 2
 
 
-@pytest.mark.parametrize("unit", ["-", 'W/"a",', "a=b; ", "q;q=0.1,", "%", "\\", " ", "&", "é", "0"])
+@pytest.mark.parametrize("unit", ["-", 'W/"a",', "a=b; ", "q;q=0.1,", "%", "\\", " ", "&", "é"])
 def test_nothing_that_a_client_sends_takes_long(unit: str) -> None:
     """Clients choose its length, and some servers take megabytes."""
     isr = ISRMiddleware(site, "memory://", rules=RULES, bypass=["session"])
@@ -349,7 +349,8 @@ def test_a_cache_status_always_parses(events: list[t.Any], declared: bool) -> No
     rules = {"/x": Rule()} if declared else None
     isr = ISRMiddleware(app, "memory://", rules=rules, max_body_size=1000)
     isr._clock = clock
-    for answer, pause in events:
+    for event in events:
+        answer, pause = event
         clock.advance(pause)
         sent: Sent = run(isr)
         isr.close()

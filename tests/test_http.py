@@ -5,7 +5,6 @@ from __future__ import annotations
 import typing as t
 
 import pytest
-from answers import answer
 from answers import BOTH
 from answers import page
 from answers import run
@@ -89,14 +88,6 @@ class TestCacheStatus:
             assert "Cache-Control" not in response.headers
         assert site.renders() == 0
 
-    def test_a_library_that_is_switched_off_speaks_of_pages_alone(
-        self, site: t.Any, browse: t.Any
-    ) -> None:
-        site.answers["/x"] = site.answers["/y"] = answer()
-        client = browse(rules={"/x": 60}, enabled=False)
-        assert status_of(client.get("/x")) == "isr; fwd=bypass; detail=disabled"
-        assert status_of(client.get("/y")) == ""
-
     def test_a_store_that_fails(self, site: t.Any, browse: t.Any) -> None:
         class Full(SimpleCache):
             def set(self, *args: t.Any, **options: t.Any) -> bool:
@@ -118,21 +109,6 @@ class TestCacheStatus:
         for member in ("fwd=uri-miss; stored", "hit; ttl=60"):
             (value,) = client.get("/x").headers.getlist("Cache-Status")
             assert value == f"{', '.join(own)}, isr; {member}"
-
-    @pytest.mark.parametrize(
-        ("options", "member"),
-        [
-            ({"enabled": False}, "fwd=bypass; detail=disabled"),
-            ({"trusted_hosts": ["other.example"]}, "fwd=uri-miss; detail=host"),
-            ({"max_body_size": 1}, "fwd=uri-miss; detail=too-large"),
-        ],
-    )
-    def test_is_appended_to_the_list_of_an_answer_that_is_not_stored(
-        self, site: t.Any, browse: t.Any, options: t.Any, member: str
-    ) -> None:
-        site.page("/x", headers=[("Cache-Status", "inner; hit")])
-        values = browse(**options).get("/x").headers.getlist("Cache-Status")
-        assert values == [f"inner; hit, isr; {member}"]
 
 
 class TestCacheControl:
@@ -187,10 +163,6 @@ class TestCacheControl:
         self.expect(response, left, window)
         etag = {"If-None-Match": response.headers["ETag"]}
         self.expect(client.get("/x", headers=etag), left, window)
-
-    def test_of_a_page_just_rendered(self, site: t.Any, browse: t.Any) -> None:
-        site.page("/x", revalidate=60, expire=90)
-        self.expect(browse().get("/x"), 60, 30)
 
     @pytest.mark.parametrize(
         ("revalidate", "expire", "window"), [(60, 90, 80), (60, None, YEAR), (False, None, None)]
@@ -340,15 +312,6 @@ class TestHeadersOfThePage:
         client = browse()
         for _ in range(2):
             assert client.get("/x").headers.getlist("Content-Length") == ["6"]
-
-    @pytest.mark.parametrize("status", ["200 OK", "301 Moved Permanently", "404 Not Found"])
-    def test_an_empty_page_has_a_length_too(
-        self, site: t.Any, unchecked: t.Any, status: str
-    ) -> None:
-        site.page("/x", "", status=status)
-        client = unchecked()
-        for _ in range(2):
-            assert client.get("/x").headers["Content-Length"] == "0"
 
     def test_are_not_shared_between_answers(self, site: t.Any, make: t.Any) -> None:
         site.page("/x")

@@ -1,4 +1,4 @@
-"""Tags and patterns: many pages marked at once, and none of them rendered in the call."""
+"""Tags and patterns: many pages invalidated at once, and none of them rendered in the call."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from conftest import Site
 from conftest import status_of
 from steps import visit
 
-from wsgi_isr import Result
 from wsgi_isr import RevalidationError
 
 Browse = Callable[..., Browser]
@@ -21,6 +20,7 @@ Browse = Callable[..., Browser]
 HOME = "http://localhost/"
 PATHS = ("/", "/blog", "/blog/1", "/blog/2", "/blog/2/comments", "/about", "/gr\xc3\xbc\xc3\x9fe")
 TAGS = {"/": ["posts", "home"], "/blog/1": ["posts", "post:1"], "/blog/2": ["posts", "post:2"]}
+HIT, STALE, WAITED = "isr; hit", "isr; hit; ttl=0", "isr; fwd=stale; stored"
 
 
 def publish(site: Site, text: str) -> None:
@@ -29,8 +29,18 @@ def publish(site: Site, text: str) -> None:
 
 
 @pytest.fixture
-def browser(site: Site, browse: Browse, cache: str) -> Browser:
+def browser(site: Site, browse: Browse, cache: t.Any) -> Browser:
     """All pages change on demand only, and have just changed."""
+    return filled(site, browse, cache)
+
+
+@pytest.fixture
+def plain(site: Site, browse: Browse) -> Browser:
+    """The same in memory."""
+    return filled(site, browse, "memory://")
+
+
+def filled(site: Site, browse: Browse, cache: t.Any) -> Browser:
     publish(site, "old")
     browser = browse(cache)
     for path in PATHS:
@@ -40,90 +50,61 @@ def browser(site: Site, browse: Browse, cache: str) -> Browser:
     return browser
 
 
-def answers(browser: Browser) -> dict[str, str]:
+def states(browser: Browser) -> dict[str, str]:
     """What visitors of all pages are told."""
     return {path: status_of(browser.get(path.encode("latin-1").decode())) for path in PATHS}
 
 
 def not_fresh(browser: Browser) -> set[str]:
-    return {path for path, told in answers(browser).items() if told != "isr; hit"}
+    return {path for path, state in states(browser).items() if state != HIT}
 
 
 class TestTags:
-    def test_all_pages_with_the_tag_become_stale_and_no_other(self, browser: Browser) -> None:
-        browser.isr.revalidate_tag("posts")
-        told = answers(browser)
-        assert {path for path in told if told[path] == "isr; hit; ttl=0"} == set(TAGS)
-        assert set(told.values()) == {"isr; hit; ttl=0", "isr; hit"}
-
-    def test_nothing_is_rendered_in_the_call(self, site: Site, browser: Browser) -> None:
+    def test_all_pages_with_the_tag_become_stale_and_no_other(
+        self, site: Site, browser: Browser
+    ) -> None:
         browser.isr.revalidate_tag("posts")
         browser.isr.close()
-        assert site.environs == []
-
-    def test_the_next_visitor_gets_the_old_page_and_the_one_after_the_new_one(
-        self, browser: Browser
-    ) -> None:
-        browser.isr.revalidate_tag("post:1")
-        assert browser.get("/blog/1").text == "old"
+        assert site.environs == [], "nothing is rendered in the call"
+        found = states(browser)
+        assert {path for path in found if found[path] == STALE} == set(TAGS)
+        assert set(found.values()) == {STALE, HIT}
         browser.isr.close()
         answer = browser.get("/blog/1")
-        assert (answer.text, status_of(answer)) == ("new", "isr; hit")
+        assert (answer.text, status_of(answer)) == ("new", HIT)
 
     def test_with_expire_the_next_visitor_waits_for_the_new_page(self, browser: Browser) -> None:
         browser.isr.revalidate_tag("post:1", expire=True)
-        answer = browser.get("/blog/1")
-        assert (answer.text, status_of(answer)) == ("new", "isr; fwd=stale; stored")
-        assert status_of(browser.get("/blog/1")) == "isr; hit"
-
-    def test_a_soft_one_does_not_soften_a_hard_one(self, browser: Browser) -> None:
-        browser.isr.revalidate_tag("post:1", expire=True)
+        # A soft one does not soften a hard one.
         browser.isr.revalidate_tag("post:1")
-        assert browser.get("/blog/1").text == "new"
-
-    def test_several_at_once(self, browser: Browser) -> None:
-        browser.isr.revalidate_tag("post:1", "post:2")
-        assert not_fresh(browser) == {"/blog/1", "/blog/2"}
-
-    def test_a_tag_that_no_page_has_is_nothing(self, browser: Browser) -> None:
-        browser.isr.revalidate_tag("unknown")
+        answer = browser.get("/blog/1")
+        assert (answer.text, status_of(answer)) == ("new", WAITED)
+        # What was rendered since is not invalidated by it.
         assert not_fresh(browser) == set()
 
-    def test_a_page_rendered_since_is_not_marked_again(self, browser: Browser) -> None:
-        browser.isr.revalidate_tag("post:1", expire=True)
-        browser.get("/blog/1")
-        assert not_fresh(browser) == set()
+    def test_many_at_once_and_some_that_no_page_has(self, plain: Browser) -> None:
+        plain.isr.revalidate_tag("post:1", "post:2", *(f"unknown {n}" for n in range(300)))
+        assert not_fresh(plain) == {"/blog/1", "/blog/2"}
 
-    def test_the_tags_of_the_last_render_count(self, site: Site, browser: Browser) -> None:
-        site.page("/about", "new", revalidate=False, tags=["posts"])
-        browser.isr.revalidate(HOME + "about")
-        browser.isr.revalidate_tag("posts")
-        assert "/about" in not_fresh(browser)
-
-    def test_a_page_that_lost_a_tag_is_not_marked_by_it(self, site: Site, browser: Browser) -> None:
+    def test_the_tags_of_the_last_render_count(self, site: Site, plain: Browser) -> None:
+        site.page("/about", "new", revalidate=False, tags=["Grüße €"])
         site.page("/blog/1", "new", revalidate=False)
-        browser.isr.revalidate(HOME + "blog/1")
-        browser.isr.revalidate_tag("posts")
-        assert "/blog/1" not in not_fresh(browser)
+        plain.isr.revalidate(HOME + "about", HOME + "blog/1")
+        plain.isr.revalidate_tag("posts", "Grüße €")
+        assert not_fresh(plain) == {"/", "/blog/2", "/about"}
 
-    @pytest.mark.parametrize("tag", ["", " a", "a,b", "x" * 257, "a\nb", 7, None])
-    def test_what_is_no_tag_is_an_error_and_marks_nothing(
-        self, browser: Browser, tag: t.Any
+    @pytest.mark.parametrize("tag", ["", " a", "a,b", "x" * 257, "a\nb", "\ud800", 7, None])
+    def test_what_is_no_tag_is_an_error_and_nothing_happens(
+        self, plain: Browser, tag: t.Any
     ) -> None:
         with pytest.raises(ValueError):
-            browser.isr.revalidate_tag("posts", tag)
-        assert not_fresh(browser) == set()
-
-    def test_tags_are_not_limited_to_ascii(self, site: Site, browser: Browser) -> None:
-        site.page("/about", "new", revalidate=False, tags=["Grüße €"])
-        browser.isr.revalidate(HOME + "about")
-        browser.isr.revalidate_tag("Grüße €")
-        assert "/about" in not_fresh(browser)
+            plain.isr.revalidate_tag("posts", tag)
+        assert not_fresh(plain) == set()
 
 
 class TestPatterns:
     @pytest.mark.parametrize(
-        ("pattern", "marked"),
+        ("pattern", "matched"),
         [
             ("/blog/*", {"/blog/1", "/blog/2"}),
             ("/blog/**", {"/blog", "/blog/1", "/blog/2", "/blog/2/comments"}),
@@ -136,168 +117,145 @@ class TestPatterns:
         ],
     )
     def test_all_pages_whose_path_matches_become_stale(
-        self, browser: Browser, pattern: str, marked: set[str]
+        self, site: Site, plain: Browser, pattern: str, matched: set[str]
     ) -> None:
-        browser.isr.invalidate(pattern)
-        told = answers(browser)
-        assert {path for path in told if told[path] == "isr; hit; ttl=0"} == marked
-        assert {path for path in told if told[path] == "isr; hit"} == set(PATHS) - marked
-
-    def test_nothing_is_rendered_in_the_call(self, site: Site, browser: Browser) -> None:
-        browser.isr.invalidate("/**")
-        browser.isr.close()
+        plain.isr.invalidate(pattern)
+        plain.isr.close()
         assert site.environs == []
+        found = states(plain)
+        assert {path for path in found if found[path] == STALE} == matched
+        assert {path for path in found if found[path] == HIT} == set(PATHS) - matched
 
     def test_with_expire_the_next_visitor_waits_for_the_new_page(self, browser: Browser) -> None:
         browser.isr.invalidate("/blog/*", expire=True)
         answer = browser.get("/blog/1")
-        assert (answer.text, status_of(answer)) == ("new", "isr; fwd=stale; stored")
+        assert (answer.text, status_of(answer)) == ("new", WAITED)
+        assert status_of(browser.get("/about")) == HIT
 
-    def test_pages_of_all_hosts_and_queries_are_meant(
-        self, site: Site, browse: Browse, cache: str
-    ) -> None:
+    def test_pages_of_all_hosts_and_queries_are_meant(self, site: Site, browse: Browse) -> None:
         site.page("/", "old", revalidate=False)
-        browser = browse(cache, query=["page"])
+        browser = browse(query=["page"])
         urls = ["http://a.example/", "http://b.example/", "http://a.example/?page=2"]
         for url in urls:
             browser.get(url)
         browser.isr.invalidate("/")
-        assert {status_of(browser.get(url)) for url in urls} == {"isr; hit; ttl=0"}
+        assert {status_of(browser.get(url)) for url in urls} == {STALE}
 
-    def test_the_mount_point_belongs_to_the_path(
-        self, site: Site, browse: Browse, cache: str
-    ) -> None:
+    def test_the_mount_point_belongs_to_the_path(self, site: Site, browse: Browse) -> None:
         site.page("/a", "old", revalidate=False)
-        browser = browse(cache)
+        browser = browse()
         blog = {"base_url": "http://localhost/blog"}
         browser.get("/a", **blog)
         browser.isr.invalidate("/a")
-        assert status_of(browser.get("/a", **blog)) == "isr; hit"
+        assert status_of(browser.get("/a", **blog)) == HIT
         browser.isr.invalidate("/blog/a")
-        assert status_of(browser.get("/a", **blog)) == "isr; hit; ttl=0"
+        assert status_of(browser.get("/a", **blog)) == STALE
 
-    @pytest.mark.parametrize("pattern", ["", "blog/*", "//x", "*", None, "/" + "a" * 1025])
-    def test_what_is_no_pattern_is_an_error_and_marks_nothing(
-        self, browser: Browser, pattern: t.Any
+    @pytest.mark.parametrize(
+        "pattern",
+        [
+            *("", "blog/*", "//x", "*", "/a?page=2", "/a#b", "/a/../b", "/./a"),
+            *("/blog/<slug>", "/blog/[slug]", "/a\\b", "/" + "a" * 1025, None, 7),
+        ],
+    )
+    def test_what_can_never_match_is_an_error_and_nothing_happens(
+        self, plain: Browser, pattern: t.Any
     ) -> None:
         with pytest.raises(ValueError):
-            browser.isr.invalidate("/**", pattern)
-        assert not_fresh(browser) == set()
+            plain.isr.invalidate("/**", pattern)
+        assert not_fresh(plain) == set()
+
+    def test_what_is_outside_of_the_mount_can_never_match(self, site: Site, make: Make) -> None:
+        isr = make(base_url="https://www.example.com/app")
+        with pytest.raises(ValueError, match="/app"):
+            isr.invalidate("/blog/*")
+        isr.invalidate("/app/blog/*", "/*", "/**")
 
 
 class TestInvalidations:
-    @pytest.mark.parametrize(
-        ("operation", "argument"), [("revalidate_tag", "posts"), ("invalidate", "/**")]
-    )
-    def test_hold_at_once_for_others_on_the_same_files(
-        self, site: Site, make: Make, files: str, operation: str, argument: str
-    ) -> None:
-        publish(site, "old")
-        one, other = make(files), make(files)
-        visit(one)
-        assert status_of(visit(other)) == "isr; hit"
-        getattr(one, operation)(argument)
-        assert status_of(visit(other)) == "isr; hit; ttl=0"
-
     @pytest.mark.parametrize("hard", [False, True], ids=["soft", "hard"])
-    def test_are_remembered_over_a_restart(
+    def test_hold_at_once_for_other_workers_and_over_a_restart(
         self, site: Site, make: Make, files: str, hard: bool
     ) -> None:
         publish(site, "old")
-        before = make(files)
-        visit(before)
-        before.revalidate_tag("posts", expire=hard)
-        after = make(files)
-        expected = "isr; fwd=stale; stored" if hard else "isr; hit; ttl=0"
-        assert status_of(visit(after)) == expected
+        one, other = make(files), make(files)
+        for path in PATHS[:3]:
+            visit(one, path)
+            assert status_of(visit(other, path)) == HIT
+        one.revalidate_tag("home", expire=hard)
+        one.invalidate("/blog", expire=hard)
+        expected = WAITED if hard else STALE
+        assert status_of(visit(other)) == expected
+        assert status_of(visit(make(files), "/blog")) == expected
+        assert status_of(visit(other, "/blog/1")) == HIT
 
     def test_are_not_lost_by_a_failing_render(self, site: Site, browser: Browser) -> None:
         site.fail("/blog/1")
         browser.isr.revalidate_tag("post:1")
         for _ in range(3):
-            assert status_of(browser.get("/blog/1")) == "isr; hit; ttl=0"
+            assert status_of(browser.get("/blog/1")) == STALE
             browser.isr.close()
 
-    def test_that_the_store_did_not_take_are_an_error(
+    def test_that_the_store_did_not_take_are_an_error_and_hold_here_all_the_same(
         self, browser: Browser, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def refuse(*args: t.Any) -> t.Any:
             raise OSError("the disk is full")
 
-        monkeypatch.setattr(browser.isr._here().store.coordination, "invalidate", refuse)
-        with pytest.raises(RevalidationError) as caught:
-            browser.isr.revalidate_tag("posts", "home")
-        assert set(caught.value.failures) == {"posts", "home"}
-        with pytest.raises(RevalidationError) as caught:
-            browser.isr.invalidate("/**")
-        assert set(caught.value.failures) == {"/**"}
-        with pytest.raises(RevalidationError) as caught:
-            browser.isr.revalidate(HOME)
-        assert set(caught.value.failures) == {HOME}
-
-
-class TestContentThatComesAndGoes:
-    """A page that turns 404, and a 404 that turns into a page."""
-
-    @pytest.fixture(params=["path", "tag", "window"])
-    def renew(
-        self, request: pytest.FixtureRequest, browser: Browser, clock: Clock
-    ) -> Callable[[], None]:
-        """Bring the change about: demanded, or by a visitor after a mark or the window."""
-
-        def renew() -> None:
-            if request.param == "path":
-                browser.isr.revalidate(HOME + "post")
-                return
-            if request.param == "tag":
-                browser.isr.revalidate_tag("post")
-            else:
-                clock.advance(60)
-            browser.get("/post")
-            browser.isr.close()
-
-        return renew
-
-    def test_is_followed(self, site: Site, browser: Browser, renew: Callable[[], None]) -> None:
-        site.page("/post", "not yet", status="404 Not Found", tags=["post"])
-        for status, text in (
-            ("404 Not Found", "not yet"),
-            ("200 OK", "here it is"),
-            ("410 Gone", "gone for good"),
-            ("200 OK", "here again"),
-            ("404 Not Found", "never existed"),
+        monkeypatch.setattr(browser.isr.store, "invalidate", refuse)
+        for call, names in (
+            (lambda: browser.isr.revalidate_tag("posts", "none"), {"posts", "none"}),
+            (lambda: browser.isr.invalidate("/about"), {"/about"}),
+            (lambda: browser.isr.revalidate(HOME + "blog"), {HOME + "blog"}),
         ):
-            site.page("/post", text, status=status, tags=["post"])
-            renew()
-            answer = browser.get("/post")
-            assert (answer.status, answer.text) == (status, text)
-            assert status_of(browser.get("/post")) == "isr; hit; ttl=60"
+            with pytest.raises(RevalidationError) as caught:
+                call()
+            assert set(caught.value.failures) == names
+        assert not_fresh(browser) == {*TAGS, "/about", "/blog"}
 
-    def test_on_demand_is_no_error(self, site: Site, browser: Browser) -> None:
-        site.page("/blog/1", "gone", status="404 Not Found", revalidate=False)
-        assert browser.isr.revalidate(HOME + "blog/1") == [Result(HOME + "blog/1", 404)]
+    def test_while_a_visitor_is_served_show_in_their_answer(
+        self, site: Site, make: Make, cache: t.Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Between two reads of the page: whether it is fresh, and what is said of that."""
+        site.page("/", "old", revalidate=False)
+        isr = make(cache)
+        visit(isr)
+        process = isr._here()
+        (entry,) = process.pages.memory
 
-    def test_needs_no_metadata_of_the_404(self, site: Site, browser: Browser) -> None:
-        del site.answers["/blog/1"]
-        assert browser.isr.revalidate(HOME + "blog/1") == [Result(HOME + "blog/1", 404)]
-        answer = browser.get("/blog/1")
-        assert (answer.status_code, status_of(answer)) == (404, "isr; hit")
+        def meanwhile() -> None:
+            monkeypatch.undo()
+            isr.invalidate("/")
+            # Another thread serves the page, too.
+            process.pages.memory.confirm(entry)
+
+        monkeypatch.setattr(process, "poll", meanwhile)
+        assert status_of(visit(isr)) == STALE
 
 
-def test_while_a_visitor_is_served_shows_in_his_answer(
-    site: Site, make: Make, cache: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("how", ["path", "tag", "window"])
+def test_content_that_comes_and_goes_is_followed(
+    site: Site, browse: Browse, listable: str, clock: Clock, how: str
 ) -> None:
-    """Between two looks at the page: at whether it is fresh, and at what is said of that."""
-    site.page("/", "old", revalidate=False)
-    isr = make(cache)
-    visit(isr)
-    store = isr._here().store
-    (entry,) = isr._here().memory
-
-    def meanwhile() -> None:
-        monkeypatch.undo()
-        isr.invalidate("/")
-        store.confirm(entry)
-
-    monkeypatch.setattr(store, "poll", meanwhile)
-    assert status_of(visit(isr)) == "isr; hit; ttl=0"
+    browser = browse(listable)
+    for status, text in (
+        ("404 Not Found", "not yet"),
+        ("200 OK", "here it is"),
+        ("410 Gone", "gone for good"),
+        ("404 Not Found", "never existed"),
+        ("200 OK", "here again"),
+    ):
+        site.page("/post", text, status=status, tags=["post"])
+        if how == "path":
+            (result,) = browser.isr.revalidate(HOME + "post")
+            outcome = "rendered" if status == "200 OK" else "gone"
+            assert (result.status, result.outcome) == (int(status[:3]), outcome)
+        elif how == "tag":
+            browser.isr.revalidate_tag("post")
+        else:
+            clock.advance(60)
+        browser.get("/post")
+        browser.isr.close()
+        answer = browser.get("/post")
+        assert (answer.status, answer.text) == (status, text)
+        assert status_of(browser.get("/post")) == "isr; hit; ttl=60"

@@ -94,7 +94,7 @@ class TestPageHeaders:
         ([("isr-revalidate", "1 ")], Metadata(1)),
         ([("ISR-Revalidate", "FALSE")], Metadata(None)),
         ([("ISR-Revalidate", "60"), ("ISR-Expire", "60")], Metadata(60, 60)),
-        ([("ISR-Revalidate", "60"), ("ISR-Tags", "a,b ,  c,")], Metadata(60, None, ("a", "b", "c"))),
+        ([("ISR-Revalidate", "60"), ("ISR-Tags", "a,b ,  c,")], Metadata(60, None, (*"abc",))),
         ([("ISR-Revalidate", "60"), ("ISR-Tags", "x" * 256)], Metadata(60, None, ("x" * 256,))),
     ],
 )

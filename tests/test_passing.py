@@ -92,11 +92,6 @@ class TestAnswersThatAreNoPages:
         isr = ISRMiddleware(app_of(body), "memory://", rules=rules)
         assert Server(isr, REQUEST_METHOD=method).result is body
 
-    def test_nor_are_those_of_a_library_that_is_switched_off(self) -> None:
-        body = FileWrapper(b"a")
-        isr = ISRMiddleware(app_of(body, *page_headers(60)), "memory://", enabled=False)
-        assert Server(isr).result is body
-
     def test_are_read_and_closed_by_the_server_alone(self) -> None:
         body = Body(b"a", b"b")
         server = Server(ISRMiddleware(app_of(body), "memory://"))
@@ -134,14 +129,6 @@ class TestOtherMethods:
         assert client.get("/x").text == "GET"
         assert site.renders("/x") == 1
 
-    def test_are_not_remembered_as_no_page(self, site: t.Any, browse: t.Any) -> None:
-        site.answers["/x"] = app_of([b"posted"])
-        client = browse()
-        client.post("/x")
-        site.page("/x")
-        assert status_of(client.get("/x")) == "isr; fwd=uri-miss; stored"
-        assert status_of(client.get("/x")) == "isr; hit; ttl=60"
-
 
 class TestLateStartResponse:
     """Generators call ``start_response`` only while they are iterated."""
@@ -173,16 +160,6 @@ class TestLateStartResponse:
         response = client.get("/x")
         assert (response.text, status_of(response)) == ("one miss", "isr; fwd=uri-miss; stored")
         assert client.get("/x").text == "one miss"
-
-    def test_pages_without_a_body_are_found(self, site: t.Any, browse: t.Any) -> None:
-        def app(environ: dict[str, t.Any], start_response: t.Any) -> Iterator[bytes]:
-            start_response("200 OK", [PLAIN, *page_headers(60)])
-            yield from ()
-
-        site.answers["/x"] = app
-        client = browse()
-        assert client.get("/x").data == b""
-        assert status_of(client.get("/x")) == "isr; hit; ttl=60"
 
     def test_the_generator_is_closed_once(self) -> None:
         closed = []
@@ -308,14 +285,6 @@ class TestExcInfo:
         assert (response.status, response.text) == (self.ERROR, "replaced")
         assert all(page.state == "failed" for page in client.isr.pages())
 
-    def test_replaces_it_with_a_page_as_well(self, site: t.Any, browse: t.Any) -> None:
-        site.answers["/x"] = self.app("404 Not Found", *page_headers(60), block=b"half")
-        client = browse(rules={"/x": Rule()})
-        for expected in ("isr; fwd=uri-miss; stored", "isr; hit; ttl=60"):
-            response = client.get("/x")
-            assert (response.status_code, response.text) == (404, "replaced")
-            assert status_of(response) == expected
-
     @BOTH
     def test_in_a_first_call_is_an_answer_like_any_other(
         self, site: t.Any, browse: t.Any, clock: t.Any, rules: t.Any
@@ -333,16 +302,6 @@ class TestExcInfo:
         # Werkzeug's client raises at every exc_info.
         server = Server(client.isr)
         assert (server.read(), server.sent[-1][0]) == (b"replaced", "403 Forbidden")
-        assert list(client.isr.pages()) == []
-
-    def test_makes_no_page_of_what_is_remembered_as_none(self, site: t.Any, browse: t.Any) -> None:
-        site.answers["/x"] = app_of([b"no page"])
-        client = browse()
-        client.get("/x")
-        client.get("/x")
-        site.answers["/x"] = self.app(self.ERROR, before=tuple(page_headers(60)))
-        response = client.get("/x")
-        assert (response.status_code, response.text) == (500, "replaced")
         assert list(client.isr.pages()) == []
 
     def test_tells_nobody_that_it_is_a_page(self) -> None:
@@ -400,9 +359,7 @@ class TestEndlessAnswers:
         assert list(isr.pages()) == []
 
 
-def test_a_render_beyond_its_time_is_stopped_between_two_blocks(
-    make: t.Any, site: t.Any
-) -> None:
+def test_a_render_beyond_its_time_is_stopped_between_two_blocks(make: t.Any, site: t.Any) -> None:
     """Whatever its content type says."""
     ended = threading.Event()
 

@@ -227,13 +227,3 @@ def test_no_request_whatsoever_leaves_a_trace(
         run(isr, **{"HTTP_HOST": HOST, **attack})
         isr.close()
     assert clean(isr) == UNPOISONED
-
-
-@given(requests)
-@settings(max_examples=100, deadline=None)
-def test_nor_does_one_to_a_site_with_a_base_url(attack: dict[str, t.Any]) -> None:
-    """All hosts share its pages."""
-    isr = ISRMiddleware(mirror, "memory://", base_url=f"http://{HOST}")
-    run(isr, **{"HTTP_HOST": HOST, **attack})
-    assert clean(isr) == UNPOISONED
-    assert all(page.url.startswith(f"http://{HOST}/") for page in isr.pages())

@@ -128,18 +128,6 @@ class TestCold:
         assert status_of(client.get("/x")) == "isr; fwd=uri-miss; stored"
         assert client.get("/x").text == "corrected"
 
-    def test_a_prerender_ends_that_minute(
-        self, site: t.Any, browse: t.Any, case: Case, rules: t.Any
-    ) -> None:
-        site.answers["/x"] = case.app
-        client = browse(rules=rules)
-        client.get("/x", base_url="http://example.com")
-        site.page("/x", "corrected")
-        (found,) = client.isr.prerender([URL])
-        assert found.error is None
-        response = client.get("/x", base_url="http://example.com")
-        assert (response.text, status_of(response)) == ("corrected", "isr; hit; ttl=60")
-
 
 class TestRegeneration:
     """See also `test_results.TestWithdrawal`."""
@@ -346,11 +334,3 @@ def test_a_header_that_is_no_text_is_a_failed_render(
     # Two at once, then there is a pause.
     assert client.isr.stats()["failures"] == 2
     assert next(client.isr.pages()).last_error
-
-
-def test_a_failed_render_hands_its_cookies_to_nobody(site: t.Any, browse: t.Any) -> None:
-    """The error page of a cold page is shared by all who waited for it."""
-    site.answers["/x"] = answer(COOKIE, status="500 Internal Server Error", body=b"oops")
-    response = browse(rules={"/x": 60}).get("/x")
-    assert (response.status_code, response.text) == (500, "oops")
-    assert "Set-Cookie" not in response.headers

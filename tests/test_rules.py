@@ -100,7 +100,7 @@ def test_a_star_is_one_segment_and_two_are_any_number(
 @pytest.mark.parametrize(
     ("rules", "error", "said"),
     [
-        *(({pattern: 60}, ValueError, "pattern") for pattern in ("", "blog/*", "//evil", "/a\nb", 5)),
+        *(({bad: 60}, ValueError, "pattern") for bad in ("", "blog/*", "//evil", "/a\nb", 5)),
         ({"/blog/*": 0}, ValueError, "/blog"),
         (60, TypeError, "mapping"),
         (["/blog"], TypeError, "mapping"),
@@ -171,13 +171,6 @@ class TestPagesByRule:
         assert status_of(client.get("/x")) == expected
         assert next(client.isr.pages()).tags == tags
 
-    def test_also_its_expiry(self, site: t.Any, browse: t.Any, clock: t.Any) -> None:
-        site.page("/x", revalidate=60, expire=70)
-        client = browse(rules={"/**": Rule(revalidate=60, expire=600)})
-        client.get("/x")
-        clock.advance(70)
-        assert status_of(client.get("/x")) == "isr; fwd=stale; stored"
-
 
 class TestExcluded:
     """``None`` in a mapping: the URL is no page, and passes untouched."""
@@ -190,12 +183,6 @@ class TestExcluded:
             assert list(response.headers) == [PLAIN, ("Set-Cookie", "a=1")]
             assert "wsgi_isr.reason" not in site.environs[-1]
             assert status_of(client.get("/x")) == "isr; fwd=uri-miss; detail=set-cookie"
-
-    def test_urls_pass_whatever_is_stored(self, site: t.Any, browse: t.Any) -> None:
-        site.page("/admin/x", lambda environ: environ.get("wsgi_isr.reason", "visitor"))
-        client = browse(rules={"/admin/**": None}, base_url="http://localhost")
-        list(client.isr.prerender(["/admin/x"]))
-        assert client.get("/admin/x").text == "visitor"
 
 
 class TestUndeclared:
@@ -262,9 +249,7 @@ class TestBypass:
             assert run(isr).body == b"anonymous"
 
     @pytest.mark.parametrize("cookies", ["xsessionid=1", "a=sessionid", "sessionids=1", ""])
-    def test_is_for_those_who_are_named_alone(
-        self, site: t.Any, make: t.Any, cookies: str
-    ) -> None:
+    def test_is_for_those_who_are_named_alone(self, site: t.Any, make: t.Any, cookies: str) -> None:
         site.page("/x", lambda environ: environ.get("HTTP_COOKIE", "anonymous"))
         isr = make(bypass=["sessionid"], rules={"/x": Rule()})
         assert run(isr, HTTP_COOKIE=cookies).body == b"anonymous"

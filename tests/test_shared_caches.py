@@ -100,20 +100,6 @@ class TestFreshness:
         # The network hears of it by its first visit, and has it by the second.
         assert [cdn.get("/x").body for _ in range(3)] == ["old", "old", "new"]
 
-    def test_that_a_page_has_left_is_what_the_cdn_gets(
-        self, site: t.Any, network: t.Any, clock: Clock
-    ) -> None:
-        site.page("/x", "old", revalidate=60, expire=60)
-        cdn, isr = network()
-        Browser(isr).get("/x")
-        clock.advance(40)
-        cdn.get("/x")
-        site.page("/x", "new", revalidate=60, expire=60)
-        clock.advance(19.9)
-        assert cdn.get("/x") == ("old", "fresh")
-        clock.advance(0.2)
-        assert cdn.get("/x") == ("new", "miss")
-
     @pytest.mark.parametrize("purged", [False, True])
     def test_of_a_page_on_demand_ends_with_a_purge(
         self, site: t.Any, clock: Clock, purged: bool
@@ -246,22 +232,6 @@ class TestTags:
     ) -> None:
         site.page("/x", tags=[tag, "z"])
         assert browse(tags_header="Surrogate-Key").get("/x").headers["Surrogate-Key"] == f"{sent} z"
-
-    def test_of_a_page_without_any_make_no_header(self, site: t.Any, browse: t.Any) -> None:
-        site.page("/x")
-        assert "Cache-Tag" not in browse(tags_header="Cache-Tag").get("/x").headers
-
-    def test_of_the_app_itself_are_left_alone(self, site: t.Any, browse: t.Any) -> None:
-        site.page("/x", tags=self.TAGS, headers=[("cache-tag", "own")])
-        client = browse(tags_header="Cache-Tag")
-        for _ in range(2):
-            assert client.get("/x").headers.getlist("Cache-Tag") == ["own"]
-
-    def test_of_an_answer_that_was_refused_do_not_leave(self, site: t.Any, browse: t.Any) -> None:
-        site.page("/x", tags=self.TAGS, headers=[("Set-Cookie", "a=1")])
-        client = browse(tags_header="Cache-Tag")
-        for _ in range(2):
-            assert "Cache-Tag" not in client.get("/x").headers
 
     @pytest.mark.parametrize("name", ["", "a b", "Tags:", "ISR-Tags", "Set-Cookie", "ETag", 5])
     def test_need_a_header_of_their_own(self, site: t.Any, name: t.Any) -> None:

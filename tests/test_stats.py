@@ -1,355 +1,287 @@
-"""Counters: of this process, and of all that share a store, as each left them."""
+"""Totals of all processes, gauges, and why a page is as it is."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
-import threading
-import time
 import typing as t
 from collections.abc import Callable
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from cachelib import FileSystemCache
-from cachelib import SimpleCache
 from conftest import Browser
+from conftest import Clock
 from conftest import Make
 from conftest import Site
-from redis_server import Redis
+from steps import result
+from steps import start
+from steps import Steps
+from steps import visit
+from steps import visitors
 from steps import wait_until
 
-from wsgi_isr import ISRMiddleware
-from wsgi_isr import upkeep
-from wsgi_isr.store import workers
-from wsgi_isr.store.workers import WorkerFiles
+from wsgi_isr import RevalidationError
+from wsgi_isr import Rule
 
 Browse = Callable[..., Browser]
 
-#: Serves a page, tells that its counters are there, and lives until its input ends.
+HOME = "http://localhost/"
+TOTALS = (
+    "hits",
+    "stale_hits",
+    "misses",
+    "passed",
+    "bypassed",
+    "renders",
+    "failures",
+    "rejections",
+    "evictions",
+    "store_errors",
+    "invalidations",
+)
+GAUGES = ("pages", "bytes", "memory_bytes", "rendering", "waiting", "processes")
+#: Serves a page again and again, and lives until its input ends.
 WORKER = """
 import sys
+from werkzeug.test import Client
 from wsgi_isr import ISRMiddleware, page_headers
 
 def app(environ, start_response):
     start_response("200 OK", page_headers(60))
     return [b"a page"]
 
-isr = ISRMiddleware(app, sys.argv[1], base_url="http://localhost")
-assert isr.prerender(["/"]).__next__().error is None
-isr._here().upkeep.leave_stats()
+isr = ISRMiddleware(app, sys.argv[1])
+for _ in range(5):
+    assert Client(isr).get("/").text == "a page"
+isr.stats()
 print("ready", flush=True)
 sys.stdin.read()
+isr.close()
 """
 
 
-@pytest.fixture
-def worker(files: str) -> Iterator[Callable[[], subprocess.Popen[str]]]:
-    started = []
-
-    def worker() -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, "-c", WORKER, files],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        started.append(process)
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        return process
-
-    yield worker
-    for process in started:
-        process.kill()
-        process.communicate()
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "cache" / "isr%3A" / "workers"
-
-
-def leave(isr: ISRMiddleware) -> None:
-    isr._here().upkeep.leave_stats()
-
-
-class TestAllProcesses:
-    def test_each_has_its_counters(self, site: Site, browse: Browse, files: str) -> None:
-        site.page("/")
-        one, other = browse(files), browse(files)
+class TestTotals:
+    def test_count_what_was_done(
+        self, site: Site, browse: Browse, listable: str, clock: Clock
+    ) -> None:
+        site.page("/", "body", revalidate=10)
+        browser = browse(listable, bypass=["member"])
+        assert not any(browser.isr.stats()[name] for name in (*TOTALS, *GAUGES))
         for _ in range(3):
-            one.get("/")
-        other.get("/")
-        leave(one.isr)
-        leave(other.isr)
-        found = browse(files).isr.all_stats()
-        assert sorted(counters["hits"] for counters in found) == [1, 2]
-        assert sum(counters["renders"] for counters in found) == 1
-
-    def test_it_says_whose_they_are(self, site: Site, browse: Browse, files: str) -> None:
-        site.page("/")
-        before = time.time()
-        browser = browse(files, build_id="b1")
-        browser.get("/")
-        leave(browser.isr)
-        (found,) = browser.isr.all_stats()
-        assert (found["pid"], found["build"]) == (os.getpid(), "b1")
-        assert before <= found["began"] <= found["left"] <= time.time()
-
-    def test_the_last_ones_count(self, site: Site, browse: Browse, files: str) -> None:
-        site.page("/")
-        browser = browse(files)
-        for hits in range(3):
             browser.get("/")
-            leave(browser.isr)
-            (found,) = browser.isr.all_stats()
-            assert found["hits"] == hits
-
-    def test_they_are_left_by_themselves(
-        self, site: Site, browse: Browse, files: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(upkeep, "FIRST", 0.01)
-        monkeypatch.setattr(upkeep, "INTERVAL", 0.01)
-        site.page("/")
-        browser, other = browse(files), browse(files)
-        for hits in range(5):
-            browser.get("/")
-            wait_until(lambda: [c["hits"] for c in other.isr.all_stats()] == [hits])  # noqa: B023
-
-    def test_also_hits_that_nothing_follows(
-        self, site: Site, browse: Browse, files: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(upkeep, "FIRST", 0.01)
-        monkeypatch.setattr(upkeep, "INTERVAL", 0.05)
-        site.page("/")
-        browser = browse(files)
-        for _ in range(50):
-            browser.get("/")
-        wait_until(lambda: [c["hits"] for c in browser.isr.all_stats()] == [49])
-
-    def test_where_threads_do_not_run_a_visitor_leaves_them(
-        self, site: Site, browse: Browse, files: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(upkeep.Upkeep, "_report", lambda self: None)
-        monkeypatch.setattr(upkeep, "INTERVAL", -1.0)
-        site.page("/")
-        browser = browse(files)
+        browser.post("/")
+        browser.set_cookie("member", "1")
         browser.get("/")
-        browser.get("/")
-        assert len(browser.isr.all_stats()) == 1
+        browser.delete_cookie("member")
+        for answer in ("good", "failing", "failing"):
+            if answer == "failing":
+                site.fail("/")
+            clock.advance(10)
+            browser.get("/")
+            browser.isr.close()
+        site.page("/refused", "body", headers=[("Set-Cookie", "a=b")])
+        with pytest.raises(RevalidationError):
+            browser.isr.revalidate(HOME + "refused")
+        browser.isr.invalidate("/**")
+        stats = browser.isr.stats()
+        assert {name: stats[name] for name in TOTALS} == {
+            "hits": 2,
+            "stale_hits": 3,
+            "misses": 1,
+            "passed": 1,
+            "bypassed": 1,
+            "renders": 5,
+            "failures": 2,
+            "rejections": 1,
+            "evictions": 0,
+            "store_errors": 0,
+            "invalidations": 2,
+        }
+        seconds = stats["render_seconds"]
+        assert 0 < seconds["sum"] < 10
+        assert seconds["count"] == seconds["buckets"]["+Inf"] == 5
+        counts = list(seconds["buckets"].values())
+        assert counts == sorted(counts)
+        assert set(stats) == {*TOTALS, *GAUGES, "render_seconds"}
 
-    def test_without_visitors_nothing_is_left(self, make: Make, files: str, folder: Path) -> None:
+    def test_are_those_of_all_processes_over_restarts(
+        self, site: Site, make: Make, shared: str
+    ) -> None:
+        site.page("/")
+        one, other = make(shared), make(shared)
+        for isr in (one, one, other, other, other):
+            visit(isr)
+        one.close()
+        other.close()
+        stats = make(shared).stats()
+        assert (stats["hits"], stats["misses"], stats["renders"]) == (4, 1, 1)
+        visit(one)
+        one.close()
+        assert make(shared).stats()["hits"] == 5
+
+    def test_reach_the_store_by_themselves(self, site: Site, make: Make, files: str) -> None:
+        site.page("/")
+        isr, other = make(files), make(files)
+        for _ in range(3):
+            visit(isr)
+        wait_until(lambda: other.stats()["hits"] == 2)
+        # Nothing follows these hits.
+        visit(isr)
+        wait_until(lambda: other.stats()["hits"] == 3)
+
+    def test_that_cannot_be_written_are_written_later(
+        self, site: Site, make: Make, files: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(counts: t.Any) -> None:
+            raise OSError("the disk is full")
+
+        site.page("/")
         isr = make(files)
-        leave(isr)
-        assert isr.all_stats() == []
-        assert not folder.exists()
+        with monkeypatch.context() as patch:
+            patch.setattr(isr.store, "add", refuse)
+            visit(isr)
+            visit(isr)
+            isr.stats()
+        assert make(files).stats()["hits"] == 0
+        assert isr.stats()["hits"] == make(files).stats()["hits"] == 1
 
-    def test_when_the_visitors_have_gone_nothing_runs(
-        self, site: Site, browse: Browse, files: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(upkeep, "FIRST", 0.01)
-        monkeypatch.setattr(upkeep, "INTERVAL", 0.01)
+
+class TestGauges:
+    def test_say_what_there_is_now(self, site: Site, make: Make, listable: str) -> None:
+        steps = Steps()
+        site.page("/", "x" * 1000)
+        site.page("/slow", steps)
+        isr = make(listable, rules={"/**": Rule()})
+        visit(isr)
+        waiting = visitors(isr, 4, "/slow")
+        wait_until(lambda: isr.stats()["waiting"] == 3)
+        stats = isr.stats()
+        assert (stats["pages"], stats["rendering"], stats["processes"]) == (1, 1, 1)
+        assert stats["memory_bytes"] > 1000
+        steps.release()
+        for visitor in waiting:
+            result(visitor)
+        stats = isr.stats()
+        assert (stats["pages"], stats["rendering"], stats["waiting"]) == (2, 0, 0)
+
+    def test_do_not_count_a_process_that_only_reads(self, site: Site, make: Make, files: str) -> None:
         site.page("/")
-        browser = browse(files)
-        browser.get("/")
-        wait_until(browser.isr.all_stats)
-        wait_until(lambda: not browser.isr._here().upkeep._running)
-
-    @pytest.mark.parametrize("kind", ["memory", "cachelib"])
-    def test_a_store_that_keeps_none_has_those_of_this_process(
-        self, site: Site, browse: Browse, kind: str
-    ) -> None:
-        site.page("/")
-        before = threading.active_count()
-        browser = browse("memory://" if kind == "memory" else SimpleCache(threshold=10))
-        browser.get("/")
-        browser.get("/")
-        (found,) = browser.isr.all_stats()
-        assert (found["pid"], found["hits"]) == (os.getpid(), 1)
-        assert threading.active_count() <= before  # others of earlier tests may end
-
-    def test_files_of_cachelib_keep_them(self, site: Site, browse: Browse, tmp_path: Path) -> None:
-        cache = FileSystemCache(str(tmp_path / "cachelib"), threshold=0)
-        site.page("/")
-        browser = browse(cache)
-        browser.get("/")
-        leave(browser.isr)
-        assert len(browse(cache).isr.all_stats()) == 1
-
-
-class TestWhatIsNoCounter:
-    @pytest.mark.parametrize(
-        "data",
-        [b"", b"{}", b"[]", b"\xff", b'{"pid": 1}', b"no JSON", b"[" * 100_000],
-    )
-    def test_it_is_passed_over(self, make: Make, files: str, data: bytes) -> None:
-        isr = make(files)
-        isr._here().store.coordination.leave_stats(data)  # type: ignore[attr-defined]
-        assert isr.all_stats() == []
-
-    def test_a_count_that_is_none_is_passed_over(
-        self, site: Site, browse: Browse, files: str, folder: Path
-    ) -> None:
-        site.page("/")
-        browser = browse(files)
-        browser.get("/")
-        leave(browser.isr)
-        found = browser.isr.all_stats()[0]
-        coordination = t.cast(t.Any, browser.isr._here().store.coordination)
-        coordination.leave_stats(json.dumps({**found, "hits": "many"}).encode())
-        assert browser.isr.all_stats() == []
-
-    def test_a_file_that_is_half_written_is_passed_over(self, tmp_path: Path) -> None:
-        mine = WorkerFiles(str(tmp_path / "workers"))
-        mine.leave(b"counters")
-        (path,) = (tmp_path / "workers").iterdir()
-        path.write_bytes(path.read_bytes()[:-4] + b"\n")
-        assert WorkerFiles(str(tmp_path / "workers")).all() == []
-        assert path.exists()
+        visit(make(files))
+        wait_until(lambda: make(files).stats()["processes"] == 1)
+        assert len(list(make(files).pages())) == make(files).stats()["processes"] == 1
 
 
 @pytest.mark.processes
 class TestProcesses:
-    def test_a_process_that_runs_is_there_however_long_ago_it_had_a_visitor(
-        self, worker: t.Any, make: Make, files: str, folder: Path
-    ) -> None:
-        process = worker()
-        (path,) = folder.iterdir()
-        os.utime(path, (0, 0))
-        assert [counters["pid"] for counters in make(files).all_stats()] == [process.pid]
+    @pytest.fixture
+    def worker(self, shared: str) -> Iterator[Callable[[], subprocess.Popen[str]]]:
+        started = []
 
-    def test_a_process_that_ends_takes_them_along(
-        self, worker: t.Any, make: Make, files: str, folder: Path
-    ) -> None:
-        process = worker()
-        process.communicate("")
-        assert process.returncode == 0
-        assert list(folder.iterdir()) == []
+        def worker() -> subprocess.Popen[str]:
+            process = subprocess.Popen(
+                [sys.executable, "-c", WORKER, shared],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            started.append(process)
+            assert process.stdout is not None and process.stdout.readline() == "ready\n"
+            return process
 
-    def test_those_of_a_killed_process_are_removed(
-        self, worker: t.Any, make: Make, files: str, folder: Path
-    ) -> None:
-        process = worker()
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        assert len(list(folder.iterdir())) == 1
-        assert make(files).all_stats() == []
-        assert list(folder.iterdir()) == []
+        yield worker
+        for process in started:
+            process.kill()
+            process.communicate()
 
-    def test_by_the_upkeep_too(self, worker: t.Any, make: Make, files: str, folder: Path) -> None:
-        process = worker()
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        pruner = make(files)._here().store.pruner
-        assert pruner is not None
-        pruner.sweep()
-        assert list(folder.iterdir()) == []
+    def test_a_killed_process_leaves_its_totals_and_is_not_counted(
+        self, worker: t.Any, make: Make, shared: str
+    ) -> None:
+        two = [worker(), worker()]
+        isr = make(shared)
+        assert (isr.stats()["processes"], isr.stats()["hits"]) == (2, 9)
+        two[0].send_signal(signal.SIGKILL)
+        two[0].wait()
+        two[1].communicate("")
+        if shared.startswith("file:"):
+            # A server learns of a killed process when it has not been heard of for a while.
+            wait_until(lambda: isr.stats()["processes"] == 0)
+        stats = isr.stats()
+        assert stats["processes"] <= 1
+        assert (stats["hits"], stats["renders"]) == (9, 1)
 
     # Python 3.12 and newer warn of any fork of a process with threads.
-    @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
-    def test_a_forked_child_has_its_own(
-        self, site: Site, browse: Browse, files: str, folder: Path
-    ) -> None:
+    @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+    def test_a_forked_child_counts_its_own(self, site: Site, browse: Browse, files: str) -> None:
         site.page("/")
         browser = browse(files)
         browser.get("/")
-        leave(browser.isr)
+        browser.get("/")
         child = os.fork()
         if not child:
             browser.get("/")
-            leave(browser.isr)
-            os._exit(0 if len(list(folder.iterdir())) == 2 else 1)
+            browser.isr.stats()
+            os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-        assert [counters["pid"] for counters in browser.isr.all_stats()] == [os.getpid()]
+        assert browser.isr.stats()["hits"] == 2
 
 
-class TestFiles:
-    """The file of a process, whatever happens around it."""
-
+class TestExplain:
     @pytest.fixture
-    def files(self, tmp_path: Path) -> Callable[[], WorkerFiles]:
-        return lambda: WorkerFiles(str(tmp_path / "workers"))
+    def browser(self, site: Site, browse: Browse, listable: str) -> Browser:
+        site.page("/", "body", revalidate=10, tags=["a"])
+        return browse(listable, rules={"/admin": None, "/**": Rule()}, build_id="b1")
 
-    def test_it_is_made_anew_where_somebody_removed_it(self, files: t.Any, tmp_path: Path) -> None:
-        mine, others = files(), files()
-        mine.leave(b"one")
-        for path in (tmp_path / "workers").iterdir():
-            path.unlink()
-        mine.leave(b"two")
-        assert others.all() == [b"two"]
-
-    def test_a_folder_that_somebody_removed_is_not_made_anew(self, tmp_path: Path) -> None:
-        (tmp_path / "site").mkdir()
-        mine = WorkerFiles(str(tmp_path / "site" / "workers"))
-        mine.leave(b"one")
-        os.rename(tmp_path / "site", tmp_path / "removed")
-        with pytest.raises(OSError):
-            mine.leave(b"two")
-        assert not (tmp_path / "site").exists()
-
-    def test_shorter_counters_leave_nothing_of_longer_ones(self, files: t.Any) -> None:
-        mine = files()
-        mine.leave(b"a long text")
-        mine.leave(b"short")
-        assert mine.all() == [b"short"]
-
-    def test_a_file_that_its_owner_is_about_to_lock_stays(
-        self, files: t.Any, tmp_path: Path
+    def test_says_how_a_page_came_to_be_and_what_it_is_now(
+        self, browser: Browser, clock: Clock
     ) -> None:
-        (tmp_path / "workers").mkdir()
-        path = tmp_path / "workers" / "1-0123"
-        path.touch()
-        assert files().all() == []
-        assert path.exists()
-        os.utime(path, (time.time() - workers.YOUNG - 1,) * 2)
-        assert files().all() == []
-        assert not path.exists()
-
-    def test_it_goes_with_its_coordination(self, files: t.Any, tmp_path: Path) -> None:
-        mine = files()
-        mine.leave(b"one")
-        del mine
-        assert list((tmp_path / "workers").iterdir()) == []
-
-
-@pytest.mark.servers
-class TestRedis:
-    @pytest.fixture
-    def redis(self, tmp_path: Path) -> Iterator[Redis]:
-        server = Redis(tmp_path)
-        yield server
-        server.kill()
-
-    def test_each_process_has_its_counters(self, site: Site, browse: Browse, redis: Redis) -> None:
-        site.page("/")
-        one, other = (browse(redis.url, key_prefix="a*:") for _ in range(2))
-        for _ in range(3):
-            one.get("/")
-        other.get("/")
-        leave(one.isr)
-        leave(other.isr)
-        found = browse(redis.url, key_prefix="a*:").isr.all_stats()
-        assert sorted(counters["hits"] for counters in found) == [1, 2]
-
-    def test_those_of_another_site_are_not_among_them(
-        self, site: Site, browse: Browse, redis: Redis
-    ) -> None:
-        site.page("/")
-        browser = browse(redis.url, key_prefix="ab:")
         browser.get("/")
-        leave(browser.isr)
-        assert browse(redis.url, key_prefix="a*:").isr.all_stats() == []
+        rendered_at = clock.now
+        clock.advance(4)
+        found = browser.isr.explain(HOME)
+        assert (found.url, found.state, found.age, found.ttl) == (HOME, "fresh", 4.0, 6)
+        assert (found.tags, found.build, found.reason) == (("a",), "b1", "miss")
+        assert found.rendered_at == rendered_at and found.seconds is not None
+        assert (found.key["host"], found.error, found.invalidated_by) == ("localhost", None, None)
+        assert found.rule is not None and "Rule" in found.rule
+        clock.advance(6)
+        assert browser.isr.explain(HOME).state == "stale"
+        browser.isr.revalidate_tag("a", expire=True)
+        found = browser.isr.explain("/")
+        assert found.state == "expired" and found.invalidated_by
 
-    def test_they_do_not_stay_for_ever(self, site: Site, browse: Browse, redis: Redis) -> None:
-        site.page("/")
-        browser = browse(redis.url)
-        browser.get("/")
-        leave(browser.isr)
-        (key,) = redis.do("KEYS", "*worker:*")
-        assert 0 < redis.do("TTL", key) <= workers.FORGOTTEN
+    def test_says_why_there_is_no_page(self, site: Site, browser: Browser) -> None:
+        explain = browser.isr.explain
+        assert explain(HOME + "never").state == "unknown"
+        assert explain(HOME + "admin").state == "excluded"
+        site.fail("/bad")
+        with pytest.raises(ZeroDivisionError):
+            browser.get("/bad")
+        assert (explain(HOME + "bad").state, explain(HOME + "bad").error) == (
+            "failed",
+            "the render failed",
+        )
+        site.page("/refused", headers=[("Set-Cookie", "a=b")])
+        browser.get("/refused")
+        assert explain(HOME + "refused").refusal == "set-cookie"
+
+    def test_renders_nothing_and_takes_what_has_a_host(self, site: Site, make: Make) -> None:
+        isr = make(base_url="http://localhost")
+        assert isr.explain("/").state == "unknown"
+        assert site.environs == []
+        with pytest.raises(ValueError, match="no host is known"):
+            make().explain("/")
+        with pytest.raises(ValueError):
+            isr.explain("//evil")
+
+
+def test_a_render_in_progress_is_seen(site: Site, make: Make) -> None:
+    steps = Steps()
+    site.page("/", steps)
+    isr = make(rules={"/": 60})
+    visitor = start(visit, isr)
+    steps.wait(1)
+    assert isr.stats()["rendering"] == 1
+    steps.release()
+    result(visitor)

@@ -208,9 +208,10 @@ class Origins:
             raise TypeError(f"trusted_hosts takes a list of hosts, as in [{trusted_hosts!r}]")
         self._trusted: list[tuple[str, str]] | None = None
         if trusted_hosts is not None:
-            self._trusted = [_split_port(host.lower()) for host in trusted_hosts]
-            if any("/" in name for name, _ in self._trusted):
+            hosts = [host.lower() for host in trusted_hosts]
+            if any("/" in host for host in hosts):
                 raise ValueError("trusted_hosts takes hosts, as in ['www.example.com'], not URLs")
+            self._trusted = [_split_port(host) for host in hosts]
             if not self._trusted:
                 raise ValueError("trusted_hosts is empty: name a host, or leave it None for any")
         #: What ``base_url`` says; an empty mount point is the visitor's.

@@ -331,10 +331,15 @@ class ISRMiddleware:
         """
         before = self._bypass
 
-        def both(environ: WSGIEnvironment) -> str | None:
-            return bypass(environ) or (None if before is None else before(environ))
+        def decide(environ: WSGIEnvironment) -> str | None:
+            try:
+                return bypass(environ) or (None if before is None else before(environ))
+            except Exception:
+                # A hit asks it, too, outside of the guard in `_serve`.
+                logger.exception("bypass failed for %r", environ.get("PATH_INFO", "")[:200])
+                return "bypass"
 
-        self._config.bypass = self._bypass = bypass if before is None else both
+        self._config.bypass = self._bypass = decide
 
     @staticmethod
     def note_error(environ: WSGIEnvironment, error: BaseException) -> None:

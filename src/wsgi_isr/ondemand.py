@@ -115,7 +115,8 @@ class OnDemand:
         render: bool = True,
     ) -> list[Result]:
         found = list(self.each(paths, only_generated, origin, workers, render))
-        found.sort(key=lambda item: paths.index(item[0]))
+        order = {path: number for number, path in enumerate(paths)}
+        found.sort(key=lambda item: (order[item[0]], item[1].url))
         results = [result for _, result in found]
         failures: dict[str, Exception] = {}
         for path, result in found:
@@ -311,6 +312,8 @@ class OnDemand:
         except ValueError as error:
             yield str(path), None, error
             return
+        if origin is None and not place.mount:
+            place = mounted(place, full_path, self._stored(full_path))
         local = full_path.removeprefix(place.mount)
         key, rule = self._config.describe(place, local, query_string)
         yield key.url, key, rule

@@ -235,19 +235,22 @@ class Process:
 
 def _upkeep(reference: weakref.ref[Process]) -> None:
     reported = time.monotonic() - REPORT
+    is_announced = False
     while True:
         process = reference()
         if process is None or process.is_closed:
             return
         if not process.pages.is_local:
             process.listen()
-        if time.monotonic() - reported >= REPORT:
+        # The first report comes soon: a command line asks which processes serve.
+        is_new = not is_announced and process.report() is not None
+        if is_new or time.monotonic() - reported >= REPORT:
             process.upkeep()
-            reported = time.monotonic()
+            reported, is_announced = time.monotonic(), is_announced or is_new
         is_local = process.pages.is_local
         del process
         if is_local:
-            time.sleep(POLL)
+            time.sleep(POLL if is_announced else POLL / 5)
 
 
 class NotPages:

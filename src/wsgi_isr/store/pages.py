@@ -250,6 +250,7 @@ class Pages:
         :raises NotImplementedError: where pages cannot be listed.
         :raises Exception: what the store raises.
         """
+        self.catch_up()
         seen = set()
         build = self._build_id if path is None else None
         for found in self.store.records(build=build, path=path):
@@ -259,7 +260,8 @@ class Pages:
                 yield Listed(*head[:2], found.validity.invalidated)
         for entry in self.memory if path is None else self.memory.of_path(path):
             page = entry.page
-            if page.name not in seen:
+            # What was in the store and is not listed was removed since.
+            if page.name not in seen and not entry.in_store:
                 self.memory.confirm(entry)
                 sizes = tuple((coding, len(body)) for coding, body in page.bodies.items())
                 yield Listed(page, sizes, entry.invalidated)
