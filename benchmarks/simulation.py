@@ -20,24 +20,29 @@ import time
 import typing as t
 from pathlib import Path
 
+from wsgi_isr.freshness import Invalidated
+from wsgi_isr.freshness import State
+from wsgi_isr.freshness import state_of
 from wsgi_isr.key import PageKey
 from wsgi_isr.metadata import Metadata
 from wsgi_isr.page import Codec
 from wsgi_isr.page import Page
-from wsgi_isr.pool import QUEUE_LIMIT
-from wsgi_isr.regeneration import ELSEWHERE
-from wsgi_isr.state import Epochs
-from wsgi_isr.state import replaces
-from wsgi_isr.state import State
-from wsgi_isr.state import state_of
-from wsgi_isr.store.following import POLL
+from wsgi_isr.process import POLL
+from wsgi_isr.renders import ELSEWHERE
+from wsgi_isr.store.epochs import Epochs
 from wsgi_isr.store.memory import Entry
 from wsgi_isr.store.memory import MemoryLevel
+from wsgi_isr.store.memory import replaces
+from wsgi_isr.store.protocol import Changes
+from wsgi_isr.store.protocol import Invalidation
+from wsgi_isr.store.protocol import Number
+from wsgi_isr.threads import MAX_QUEUE
 
 MEBIBYTE = 2**20
 #: Bytes of a page, as it is and compressed.
 BODIES = {"identity": bytes(24 * 1024), "gzip": bytes(6 * 1024)}
 HEADERS = (("Content-Type", "text/html; charset=utf-8"),)
+LINEAGE = "lineage"
 #: Pages have one tag of so many.
 TAGS = 20
 #: Seconds that a render takes.
@@ -111,11 +116,12 @@ class Figures:
 
 
 class Machine:
-    """One process: its memory, and the line for its threads."""
+    """One process: its memory, and the queue for its threads."""
 
     def __init__(self, memory: int, workers: int) -> None:
         self.memory = MemoryLevel(memory)
-        self.line: collections.deque[int] = collections.deque()
+        self.memory.apply(Changes(Number(LINEAGE, 0), True, ()))
+        self.queue: collections.deque[int] = collections.deque()
         self.queued: set[int] = set()
         self.idle = workers
 
@@ -129,15 +135,14 @@ class Play:
         self.figures = Figures()
         self.metadata = [Metadata(setting.window, None, (f"t{tag}",)) for tag in range(TAGS)]
         self.cumulated = list(itertools.accumulate(1 / rank for rank in range(1, size.urls + 1)))
-        self.epochs = Epochs("lineage")
-        self.generation = 0
+        self.epochs = Epochs(LINEAGE)
         self.sequence = 0
         self.pages: dict[int, Page] = {}
         self.rendering: set[int] = set()
         #: When a render ends: time, number, machine, URL, when it began.
         self.ends: list[tuple[float, int, int, int, float]] = []
         self.machines = [Machine(setting.memory, setting.workers) for _ in range(size.machines)]
-        self.wire = len(Codec().encode(self.page(0)))
+        self.wire = sum(map(len, Codec().encode(self.page(0))))
         #: When the counting began.
         self.begin = BEGIN
 
@@ -169,7 +174,7 @@ class Play:
         key = PageKey("https", "www.example.com", "", f"/{url}")
         tag = url % TAGS
         return Page(
-            key, "200 OK", HEADERS, BODIES, self.metadata[tag], began, number, "lineage",
+            key, "200 OK", HEADERS, BODIES, self.metadata[tag], began, number, LINEAGE,
             name=str(url), digest="digest",
         )  # fmt: skip
 
@@ -177,9 +182,16 @@ class Play:
         figures = self.figures
         figures.calls += 1
         figures.read += self.wire
-        page = self.page(url)
-        mark = self.epochs.mark(page)
-        return machine.memory.put(Entry(page, mark, self.generation, page.sequence))
+        return self.keep(machine, self.page(url))
+
+    def keep(self, machine: Machine, page: Page) -> Entry:
+        return machine.memory.put(Entry(page, self.validity(page), page.sequence)) or Entry(
+            page, Invalidated.STALE
+        )
+
+    def validity(self, page: Page) -> Invalidated:
+        number = Number(page.lineage, page.sequence)
+        return self.epochs.validity(page.labels, page.key.full_path, number)
 
     # Visitors.
 
@@ -190,16 +202,15 @@ class Play:
         if entry is None:
             entry = self.load(machine, url)
             figures.from_store += 1
-            state = state_of(entry.page, entry.mark, now)
+            state = state_of(entry.page, entry.invalidated, now)
         else:
-            if entry.confirmed[0] != self.generation:
-                entry.confirmed = (self.generation, self.epochs.mark(entry.page))
-            state = state_of(entry.page, entry.mark, now)
-            if state is not State.FRESH and entry.stores != self.page(url).sequence:
+            machine.memory.confirm(entry)
+            state = state_of(entry.page, entry.invalidated, now)
+            if state is not State.FRESH and entry.stored != self.page(url).sequence:
                 # Another machine has rendered it.
                 entry = self.load(machine, url)
                 figures.from_store += 1
-                state = state_of(entry.page, entry.mark, now)
+                state = state_of(entry.page, entry.invalidated, now)
             else:
                 figures.from_memory += 1
         entry.referenced = True
@@ -214,17 +225,17 @@ class Play:
     def behind(self, now: float, machine: Machine, at: int, url: int) -> None:
         if url in machine.queued:
             return
-        if len(machine.line) >= QUEUE_LIMIT:
+        if len(machine.queue) >= MAX_QUEUE:
             self.figures.refused += 1
             return
         machine.queued.add(url)
-        machine.line.append(url)
+        machine.queue.append(url)
         self.work(now, machine, at)
 
     def work(self, now: float, machine: Machine, at: int) -> None:
         figures = self.figures
-        while machine.idle and machine.line:
-            url = machine.line.popleft()
+        while machine.idle and machine.queue:
+            url = machine.queue.popleft()
             machine.queued.discard(url)
             figures.calls += 2
             if url in self.rendering:
@@ -233,7 +244,7 @@ class Play:
                     entry.retry_at = now + ELSEWHERE
                 continue
             entry = self.load(machine, url)
-            if state_of(entry.page, entry.mark, now) is State.FRESH:
+            if state_of(entry.page, entry.invalidated, now) is State.FRESH:
                 figures.calls += 1
                 continue
             machine.idle -= 1
@@ -251,11 +262,11 @@ class Play:
         figures.finished += 1
         figures.calls += CALLS - 3
         figures.read += (READS - 1) * self.wire
-        if replaces(page, self.pages[url], "lineage"):
+        if replaces(page, self.pages[url], LINEAGE):
             self.pages[url] = page
             figures.written += self.wire
             figures.messages += self.size.machines
-        machine.memory.put(Entry(page, self.epochs.mark(page), self.generation, number))
+        self.keep(machine, page)
         self.rendering.discard(url)
         machine.queued.discard(url)
         machine.idle += 1
@@ -263,19 +274,21 @@ class Play:
 
     def purge(self) -> None:
         self.sequence += 1
-        self.epochs.apply(self.sequence, "tag:t0", False)
-        self.generation += 1
+        invalidation = Invalidation("tag:t0", self.sequence, False)
+        self.epochs.apply(invalidation)
+        for machine in self.machines:
+            machine.memory.apply(Changes(Number(LINEAGE, self.sequence), True, (invalidation,)))
+            machine.memory.generation = self.sequence
 
     # Time.
 
     def fill(self) -> None:
         """Begin with what is visited most in memory, as it would be."""
-        most = self.page(0)
-        room = self.setting.memory // Entry(most, self.epochs.mark(most), self.generation, 0).size
+        room = self.setting.memory // Entry(self.page(0), Invalidated.NO).size
         for url in reversed(range(min(room, self.size.urls))):
             page = self.page(url)
             for machine in self.machines:
-                machine.memory.put(Entry(page, self.epochs.mark(page), self.generation, 0))
+                self.keep(machine, page)
 
     def run(self) -> Figures:
         self.fill()

@@ -47,69 +47,50 @@ def header(name: str, value: str = TOKEN) -> Attack:
 
 EVIL = f"{TOKEN}.example"
 
-#: Headers that some proxy, framework or server gives a meaning, each with a value that would show.
+#: Values, and the headers that have them: some proxy, framework or server gives each a meaning.
+_VALUES = f"""
+{EVIL} <- X-Forwarded-Host X-Host X_Forwarded_Host
+127.0.0.1, {TOKEN} <- X-Forwarded-For
+https, {TOKEN} <- X-Forwarded-Proto
+{TOKEN} <- X-Forwarded-Scheme X-Forwarded-User CF-IPCountry X-Remote-User Sec-Fetch-Mode
+{TOKEN} <- X-Requested-With Expect Trailer Upgrade x-prerender-revalidate ISR-Tags Content_Type
+on <- X-Forwarded-Ssl
+4444 <- X-Forwarded-Port
+/{TOKEN} <- X-Forwarded-Prefix X-Original-URL X-Rewrite-URL x-middleware-rewrite x-matched-path
+/{TOKEN} <- x-invoke-path Path-Info Script-Name
+for=127.0.0.1;host={EVIL};proto=https <- Forwarded
+DELETE <- X-HTTP-Method-Override
+127.0.0.1 <- X-Real-IP True-Client-IP
+CN={TOKEN} <- X-SSL-Client-S-DN
+1.1 {TOKEN} <- Via
+<script>{TOKEN}</script> <- User-Agent
+https://{EVIL}/ <- Referer
+https://{EVIL} <- Origin
+application/{TOKEN} <- Accept
+de-{TOKEN}, en;q=0.1 <- Accept-Language
+{TOKEN}, identity;q=0.1 <- Accept-Encoding
+Bearer {TOKEN} <- Authorization
+session={TOKEN}; isr_draft={TOKEN}; __prerender_bypass={TOKEN} <- Cookie
+bytes=0-3 <- Range
+"{TOKEN}" <- If-Range
+* <- If-None-Match
+Fri, 31 Dec 2077 23:59:59 GMT <- If-Modified-Since
+no-store, {TOKEN} <- Cache-Control
+no-cache <- Pragma
+0 <- Max-Forwards
+trailers, {TOKEN} <- TE
+middleware:middleware:middleware:middleware:middleware <- x-middleware-subrequest
+1 <- x-nextjs-data ISR-Revalidate
+revalidate <- X-ISR-Reason wsgi_isr.reason
+isr; hit; detail={TOKEN} <- Cache-Status
+5 <- Content_Length
+text/{TOKEN} <- Content-Type
+http://{EVIL} <- Proxy
+"""
 HEADERS = {
-    "X-Forwarded-Host": EVIL,
-    "X-Forwarded-For": f"127.0.0.1, {TOKEN}",
-    "X-Forwarded-Proto": f"https, {TOKEN}",
-    "X-Forwarded-Scheme": TOKEN,
-    "X-Forwarded-Ssl": "on",
-    "X-Forwarded-Port": "4444",
-    "X-Forwarded-Prefix": f"/{TOKEN}",
-    "X-Forwarded-User": TOKEN,
-    "Forwarded": f"for=127.0.0.1;host={EVIL};proto=https",
-    "X-Host": EVIL,
-    "X-Original-URL": f"/{TOKEN}",
-    "X-Rewrite-URL": f"/{TOKEN}",
-    "X-HTTP-Method-Override": "DELETE",
-    "X-Real-IP": "127.0.0.1",
-    "True-Client-IP": "127.0.0.1",
-    "CF-IPCountry": TOKEN,
-    "X-Remote-User": TOKEN,
-    "X-SSL-Client-S-DN": f"CN={TOKEN}",
-    "Via": f"1.1 {TOKEN}",
-    "User-Agent": f"<script>{TOKEN}</script>",
-    "Referer": f"https://{EVIL}/",
-    "Origin": f"https://{EVIL}",
-    "Accept": f"application/{TOKEN}",
-    "Accept-Language": f"de-{TOKEN}, en;q=0.1",
-    "Accept-Encoding": f"{TOKEN}, identity;q=0.1",
-    "Authorization": f"Bearer {TOKEN}",
-    "Cookie": f"session={TOKEN}; isr_draft={TOKEN}; __prerender_bypass={TOKEN}",
-    "Range": "bytes=0-3",
-    "If-Range": f'"{TOKEN}"',
-    "If-None-Match": "*",
-    "If-Modified-Since": "Fri, 31 Dec 2077 23:59:59 GMT",
-    "Cache-Control": f"no-store, {TOKEN}",
-    "Pragma": "no-cache",
-    "Sec-Fetch-Mode": TOKEN,
-    "X-Requested-With": TOKEN,
-    "Expect": TOKEN,
-    "Max-Forwards": "0",
-    "TE": f"trailers, {TOKEN}",
-    "Trailer": TOKEN,
-    "Upgrade": TOKEN,
-    # What other frameworks have taken for their own.
-    "x-middleware-subrequest": "middleware:middleware:middleware:middleware:middleware",
-    "x-middleware-rewrite": f"/{TOKEN}",
-    "x-matched-path": f"/{TOKEN}",
-    "x-nextjs-data": "1",
-    "x-prerender-revalidate": TOKEN,
-    "x-invoke-path": f"/{TOKEN}",
-    # Our own, and what looks like them.
-    "ISR-Revalidate": "1",
-    "ISR-Tags": TOKEN,
-    "X-ISR-Reason": "revalidate",
-    "wsgi_isr.reason": "revalidate",
-    "Cache-Status": f"isr; hit; detail={TOKEN}",
-    # Names that WSGI servers keep for themselves, or that two spellings share.
-    "X_Forwarded_Host": EVIL,
-    "Content_Length": "5",
-    "Content_Type": TOKEN,
-    "Content-Type": f"text/{TOKEN}",
-    "Path-Info": f"/{TOKEN}",
-    "Script-Name": f"/{TOKEN}",
-    "Proxy": f"http://{EVIL}",
+    name: value
+    for value, names in (line.split(" <- ") for line in _VALUES.strip().splitlines())
+    for name in names.split()
 }
 
 #: A second request, for a server that loses count of the first one's bytes.

@@ -38,7 +38,7 @@ class CDN:
     :param settle: called when the site has answered, to let it do what it does behind.
     """
 
-    #: In the order in which a network like this looks at them.
+    #: In the order in which a network like this obeys them.
     CONTROLS = ("CDN-Cache-Control", "Surrogate-Control", "Cache-Control")
 
     def __init__(self, origin: Client, clock: Clock, settle: t.Callable[[], None]) -> None:

@@ -21,7 +21,6 @@ from steps import PATIENCE
 
 from wsgi_isr import ISRMiddleware
 from wsgi_isr import Rule
-from wsgi_isr.dedicated import Line
 
 OPTIONS: dict[str, t.Any] = {
     "rules": {"/**": Rule(revalidate=False, query=("q",), vary={"Accept-Language": ["en", "de"]})},
@@ -70,7 +69,7 @@ FLASK = ["flask", "--app", "regenerated:create_flask_app", "isr"]
 
 
 class Regenerator:
-    """A process that renders, and has said that it is there."""
+    """A process that renders, and has said that it does."""
 
     def __init__(self, store: str, content: Path, command: list[str]) -> None:
         environment = {**os.environ, "REGENERATED_STORE": store}
@@ -80,10 +79,11 @@ class Regenerator:
             cwd=Path(__file__).parent,
             env=environment,
             stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
         )
         assert self.process.stdout is not None
-        assert "Regenerating" in self.process.stdout.readline()
+        assert any("Regenerating" in line for line in self.process.stdout)
         self.begun = content.with_name(f"begun-{self.process.pid}")
 
     @property
@@ -101,9 +101,3 @@ def web_worker(store: str, content: Path, **options: t.Any) -> ISRMiddleware:
         return [f"{content.read_text()} here".encode()]
 
     return ISRMiddleware(site, store, **{**OPTIONS, **options})
-
-
-def line_of(isr: ISRMiddleware) -> Line:
-    line = isr._here().line
-    assert line is not None
-    return line

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import time
@@ -74,50 +73,6 @@ def wait_while(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + HOLD
     while condition() and time.monotonic() < deadline:
         time.sleep(0.002)
-
-
-# In the middle of a write.
-
-
-def stall(where: str) -> None:
-    """Stop here, if the test wants that, until it kills the process."""
-    try:
-        if (FOLDER / "stall").read_text() != where:
-            return
-    except FileNotFoundError:
-        return
-    note("stalled", str(os.getpid()))
-    time.sleep(HOLD)
-
-
-class HalfWritten(io.FileIO):
-    """A file whose writer is slow."""
-
-    def write(self, data: t.Any, /) -> int:
-        half = len(data) // 2
-        super().write(data[:half])
-        stall("half")
-        return half + super().write(data[half:])
-
-
-def is_page(path: str) -> bool:
-    return "/pages/" in path
-
-
-def fdopen(descriptor: int, mode: str = "r", *args: t.Any, **kwargs: t.Any) -> t.Any:
-    if mode == "wb" and is_page(os.readlink(f"/proc/self/fd/{descriptor}")):
-        return HalfWritten(descriptor, "wb")
-    return _fdopen(descriptor, mode, *args, **kwargs)
-
-
-def replace(source: t.Any, target: t.Any, **kwargs: t.Any) -> None:
-    if is_page(os.fspath(target)):
-        stall("before-rename")
-    _replace(source, target, **kwargs)
-
-
-_fdopen, os.fdopen = os.fdopen, fdopen  # type: ignore[assignment]
-_replace, os.replace = os.replace, replace  # type: ignore[assignment]
 
 
 def marked(app: t.Any) -> t.Any:

@@ -26,7 +26,6 @@ class Kind(t.NamedTuple):
     :param start: makes it around a folder.
     :param preloads: whether it serves requests before it forks.
     :param recycles: how many requests a worker serves; 0: any number.
-    :param serial: whether it answers one request at a time in all.
     :param threads: whether threads run while no request is served.
     """
 
@@ -34,7 +33,6 @@ class Kind(t.NamedTuple):
     start: Callable[..., Server]
     preloads: bool = False
     recycles: int = 0
-    serial: bool = False
     threads: bool = True
 
     @property
@@ -154,7 +152,6 @@ KINDS: dict[str, Kind] = {
     "bjoern": Kind(
         "bjoern",
         _python("import bjoern", "bjoern.run(application, '127.0.0.1', {port})"),
-        serial=True,
     ),
     "Werkzeug's reloader": Kind(
         "werkzeug",

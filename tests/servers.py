@@ -71,24 +71,6 @@ class Folder:
         finally:
             path.unlink()
 
-    @contextlib.contextmanager
-    def stalled(self, where: str) -> Iterator[Callable[[], int]]:
-        """The next process that stores a page stops there: ``"half"`` or ``"before-rename"``.
-
-        Gives a function that waits until one has, and returns its id.
-        """
-        order, report = self.path / "stall", self.path / "stalled"
-        report.unlink(missing_ok=True)
-        order.write_text(where)
-
-        def wait() -> int:
-            wait_until(lambda: report.exists() and report.read_text())
-            order.unlink()
-            return int(report.read_text())
-
-        yield wait
-        order.unlink(missing_ok=True)
-
 
 class Server:
     """A server program in a process group of its own.

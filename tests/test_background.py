@@ -1,10 +1,11 @@
-"""The threads that render behind the visitors: few, bounded, and no harm if they cannot run."""
+"""What renders after the answer: a few threads, bounded, and no harm if they cannot run."""
 
 from __future__ import annotations
 
 import contextvars
 import threading
 import time
+import typing as t
 from collections.abc import Iterator
 
 import pytest
@@ -19,11 +20,13 @@ from steps import visit
 from steps import wait_until
 
 from wsgi_isr import ISRMiddleware
+from wsgi_isr import threads as threads_module
+from wsgi_isr.threads import Background
 
 
 @pytest.fixture
 def steps(site: Site, make: Make) -> Iterator[Steps]:
-    """``/`` is a page whose renders the test holds and lets go; it may hold up a whole pool."""
+    """``/`` is a page whose renders wait for the test."""
     steps = Steps()
     site.page("/", steps, revalidate=10)
     yield steps
@@ -46,29 +49,19 @@ def busy(steps: Steps, site: Site, make: Make, clock: Clock) -> ISRMiddleware:
     return isr
 
 
-def threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "wsgi-isr"]
+def threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "wsgi-isr"}
 
 
 class TestTheQueue:
-    def test_holds_each_page_once(self, steps: Steps, site: Site, busy: ISRMiddleware) -> None:
-        for _ in range(5):
-            visit(busy, "/1")
-            visit(busy, "/2")
-        steps.release()
-        busy.close()
-        assert [visit(busy, path).text for path in ("/1", "/2")] == ["new 1", "new 2"]
-        assert site.renders("/1") == site.renders("/2") == 2
-
-    def test_is_bounded_and_what_does_not_fit_is_served_stale(
-        self, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, site: Site
+    def test_is_bounded_and_has_each_page_once(
+        self, monkeypatch: pytest.MonkeyPatch, steps: Steps, site: Site, busy: ISRMiddleware
     ) -> None:
-        monkeypatch.setattr("wsgi_isr.pool.QUEUE_LIMIT", 2)
-        busy: ISRMiddleware = request.getfixturevalue("busy")
+        monkeypatch.setattr(threads_module, "MAX_QUEUE", 2)
         for number in (1, 1, 1, 2, 3, 4):
             # However often a page is visited, it has one place.
             assert visit(busy, f"/{number}").text == f"old {number}"
-        request.getfixturevalue("steps").release()
+        steps.release()
         busy.close()
         assert [site.renders(f"/{number}") for number in range(1, 5)] == [2, 2, 1, 1]
         # The next visitor asks again.
@@ -76,7 +69,7 @@ class TestTheQueue:
         busy.close()
         assert visit(busy, "/3").text == "new 3"
 
-    def test_a_page_that_became_fresh_in_line_is_not_rendered_again(
+    def test_does_not_render_a_page_that_became_fresh_in_it(
         self, steps: Steps, site: Site, busy: ISRMiddleware
     ) -> None:
         visit(busy, "/1")
@@ -87,78 +80,30 @@ class TestTheQueue:
         assert visit(busy, "/1").text == "new 1"
         assert site.renders("/1") == 2
 
-    def test_no_more_threads_run_than_were_asked_for(
+
+class TestThreads:
+    def test_start_when_a_page_is_stale_and_are_no_more_than_were_asked_for(
         self, site: Site, make: Make, clock: Clock
     ) -> None:
         steps = Steps()
-        before = set(threads())
+        before = threads()
         isr = make(workers=2)
         for number in range(5):
             site.page(f"/{number}", "body", revalidate=10)
             visit(isr, f"/{number}")
             site.page(f"/{number}", steps, revalidate=10)
+        assert not threads() - before
         clock.advance(10)
         for number in range(5):
             visit(isr, f"/{number}")
         steps.wait(2)
-        assert len(set(threads()) - before) == 2
-        assert steps.begun == 2
+        mine = threads() - before
+        assert len(mine) == steps.begun == 2
+        # They do not keep a process from ending.
+        assert all(thread.daemon for thread in mine)
         steps.release()
         isr.close()
         assert steps.begun == 5
-
-
-class TestThreads:
-    def test_nothing_starts_before_a_page_is_stale(
-        self, site: Site, make: Make, clock: Clock
-    ) -> None:
-        before = set(threads())
-        site.page("/", "body", revalidate=10)
-        isr = make()
-        visit(isr)
-        visit(isr)
-        assert not set(threads()) - before
-        clock.advance(10)
-        visit(isr)
-        isr.close()
-        assert len(set(threads()) - before) == 1
-
-    def test_do_not_keep_a_process_from_ending(
-        self, steps: Steps, make: Make, clock: Clock
-    ) -> None:
-        isr = make()
-        steps.release(1)
-        visit(isr)
-        clock.advance(10)
-        visit(isr)
-        steps.wait(2)
-        assert threads() and all(thread.daemon for thread in threads())
-
-    def test_that_cannot_be_started_cost_no_visitor_anything(
-        self,
-        site: Site,
-        make: Make,
-        cache: str,
-        clock: Clock,
-        monkeypatch: pytest.MonkeyPatch,
-        caplog: pytest.LogCaptureFixture,
-    ) -> None:
-        def refuse(thread: threading.Thread) -> None:
-            raise RuntimeError("can't start new thread")
-
-        site.page("/", "old", revalidate=10)
-        isr = make(cache)
-        visit(isr)
-        clock.advance(10)
-        site.page("/", "new", revalidate=10)
-        with monkeypatch.context() as patch:
-            patch.setattr(threading.Thread, "start", refuse)
-            answer = visit(isr)
-            assert (answer.text, status_of(answer)) == ("old", "isr; hit; ttl=0")
-            # When he had his answer, his own thread rendered.
-            answer = visit(isr)
-            assert (answer.text, status_of(answer)) == ("new", "isr; hit; ttl=10")
-        assert "threads do not run here" in caplog.text
 
     def test_render_in_a_context_of_their_own(self, site: Site, make: Make, clock: Clock) -> None:
         mine: contextvars.ContextVar[str] = contextvars.ContextVar("mine", default="nobody's")
@@ -194,54 +139,82 @@ class TestThreads:
         steps.release()
 
 
+class TestWithoutThreads:
+    @pytest.fixture
+    def no_threads(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(thread: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+
+    def test_a_visitors_thread_renders_when_they_have_their_answer(
+        self,
+        site: Site,
+        browse: t.Any,
+        clock: Clock,
+        no_threads: None,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        site.page("/", lambda environ: f"render {site.renders('/')}")
+        client = browse()
+        client.get("/")
+        clock.advance(60)
+        response = client.get("/", buffered=False)
+        assert (response.text, site.renders("/")) == ("render 1", 1)
+        response.close()
+        assert site.renders("/") == 2
+        again = client.get("/")
+        assert (again.text, status_of(again)) == ("render 2", "isr; hit; ttl=60")
+        assert "threads do not run here" in caplog.text
+        # An error in it does not reach the server.
+        site.fail("/")
+        clock.advance(60)
+        assert client.get("/").text == "render 2"
+        assert client.isr.stats()["failures"] == 1
+
+    def test_that_start_and_stand_still_show_by_a_job_that_nothing_runs(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # As under uWSGI without --enable-threads.
+        monkeypatch.setattr(threading.Thread, "start", lambda self: None)
+        monkeypatch.setattr(threads_module, "STALLED", 0.0)
+        done: list[int] = []
+        background = Background(1, 60)
+        background.submit(lambda: done.append(1))
+        assert background.is_stalled
+        background.run_one()
+        assert (done, background.is_stalled, background.wait(0)) == ([1], False, True)
+
+    def test_a_busy_one_is_not_stalled(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(threads_module, "STALLED", 0.0)
+        begun, go_on = threading.Event(), threading.Event()
+        background = Background(1, 60)
+        background.submit(lambda: (begun.set(), go_on.wait(10)))
+        assert begun.wait(10)
+        background.submit(lambda: None)
+        assert not background.is_stalled
+        go_on.set()
+        assert background.wait(10)
+
+
 class TestClose:
-    def test_waits_for_running_regenerations(self, steps: Steps, make: Make, clock: Clock) -> None:
+    def test_waits_for_running_regenerations_but_no_longer_than_its_timeout(
+        self, steps: Steps, make: Make, clock: Clock
+    ) -> None:
         isr = make()
         steps.release(1)
         visit(isr)
         clock.advance(10)
         visit(isr)
         steps.wait(2)
-        closing = start(isr.close)
-        assert not closing.done()
-        steps.release(2)
-        result(closing)
-        assert visit(isr).text == "render 2"
-
-    def test_waits_no_longer_than_its_timeout(self, steps: Steps, make: Make, clock: Clock) -> None:
-        isr = make()
-        steps.release(1)
-        visit(isr)
-        clock.advance(10)
-        visit(isr)
         began = time.monotonic()
+        other = make()
+        other.close()
         isr.close(timeout=0.05)
         assert time.monotonic() - began < 5
         assert visit(isr).text == "render 1"
-
-    def test_of_a_middleware_that_nobody_has_visited_is_nothing(self, make: Make) -> None:
-        make().close()
-
-
-class TestLookingAtWhatOthersDo:
-    def test_takes_one_look_for_all_pages_of_a_moment(
-        self, site: Site, make: Make, clock: Clock, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        paths = ["/a", "/b", "/c"]
-        for path in paths:
-            site.page(path, revalidate=3600)
-        isr = make()
-        for path in paths * 2:
-            visit(isr, path)
-        looks: list[float] = []
-        store = isr._here().store
-        monkeypatch.setattr(store.coordination, "poll", lambda: looks.append(clock.now))
-
-        # Forward, and back by someone who sets the clock.
-        for seconds in (1.5, 1.5, -2.0):
-            clock.advance(seconds)
-            for path in paths:
-                assert status_of(visit(isr, path)).startswith("isr; hit; ttl=3")
-
-        began = clock.now + 2.0 - 3.0
-        assert looks == [began + 1.5, began + 3.0, began + 1.0]
+        closing = start(isr.close)
+        assert not closing.done()
+        steps.release()
+        result(closing)
+        assert visit(isr).text.startswith("render ")

@@ -37,7 +37,7 @@ def body_of(app: t.Any, **environ: t.Any) -> str:
     return run(app, **environ).body.decode()
 
 
-#: The page as it looks where nobody has ever sent anything.
+#: What the page is where nobody has ever sent anything.
 CLEAN = body_of(ISRMiddleware(mirror, "memory://"))
 
 POISONS: dict[str, dict[str, t.Any]] = {

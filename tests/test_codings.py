@@ -182,26 +182,26 @@ def test_without_an_extra_there_are_the_other_codings(
         codings.encoders.cache_clear()
 
 
-class Held:
+class Slow:
     """An encoder that takes as long as the test wants."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.begun, self.released = threading.Event(), threading.Event()
         compress = codings.compress
 
-        def held(page: t.Any) -> t.Any:
+        def slow(page: t.Any) -> t.Any:
             self.begun.set()
             assert self.released.wait(HOLD)
             return compress(page)
 
-        monkeypatch.setattr(codings, "compress", held)
+        monkeypatch.setattr(codings, "compress", slow)
 
 
 @pytest.fixture
-def held(monkeypatch: pytest.MonkeyPatch) -> t.Iterator[Held]:
-    held = Held(monkeypatch)
-    yield held
-    held.released.set()
+def slow(monkeypatch: pytest.MonkeyPatch) -> t.Iterator[Slow]:
+    slow = Slow(monkeypatch)
+    yield slow
+    slow.released.set()
 
 
 class TestBehind:
@@ -209,54 +209,54 @@ class TestBehind:
 
     @BOTH
     def test_a_cold_page_goes_out_as_it_is(
-        self, site: t.Any, browse: t.Any, held: Held, rules: t.Any
+        self, site: t.Any, browse: t.Any, slow: Slow, rules: t.Any
     ) -> None:
         site.page("/x", LARGE)
         client = browse(rules=rules)
         first = result(start(client.get, "/x", headers=GZIP))
-        assert held.begun.wait(PATIENCE)
+        assert slow.begun.wait(PATIENCE)
         meanwhile = result(start(client.get, "/x", headers=GZIP))
         for response in (first, meanwhile):
             assert "Content-Encoding" not in response.headers
             assert response.text == LARGE
             assert response.headers["Vary"] == "Accept-Encoding"
         assert status_of(meanwhile) == "isr; hit; ttl=60"
-        held.released.set()
+        slow.released.set()
         client.isr.close()
         after = client.get("/x", headers=GZIP)
         assert after.headers["Content-Encoding"] == "gzip"
         assert decoded(after) == LARGE
 
     @pytest.fixture
-    def busy(self, site: t.Any, browse: t.Any, listable: str, held: Held) -> t.Any:
+    def busy(self, site: t.Any, browse: t.Any, listable: str, slow: Slow) -> t.Any:
         """A client of a page that is being compressed."""
         site.page("/x", LARGE)
         client = browse(listable, base_url="http://localhost")
         client.get("/x")
-        assert held.begun.wait(PATIENCE)
+        assert slow.begun.wait(PATIENCE)
         return client
 
     def test_a_page_that_was_withdrawn_meanwhile_does_not_return(
-        self, site: t.Any, busy: t.Any, held: Held
+        self, site: t.Any, busy: t.Any, slow: Slow
     ) -> None:
         site.page("/x", "private", headers=[("Cache-Control", "private")])
         assert [found.outcome for found in busy.isr.revalidate("/x")] == ["withdrawn"]
-        held.released.set()
+        slow.released.set()
         busy.isr.close()
         assert list(busy.isr.pages()) == []
         assert busy.get("/x").text == "private"
 
-    def test_a_newer_page_stays(self, site: t.Any, busy: t.Any, held: Held) -> None:
+    def test_a_newer_page_stays(self, site: t.Any, busy: t.Any, slow: Slow) -> None:
         site.page("/x", "new")
         newer = start(busy.isr.revalidate, "/x")
-        held.released.set()
+        slow.released.set()
         result(newer)
         busy.isr.close()
         assert busy.get("/x").text == "new"
 
-    def test_an_invalidation_meanwhile_holds(self, busy: t.Any, held: Held) -> None:
+    def test_an_invalidation_meanwhile_holds(self, busy: t.Any, slow: Slow) -> None:
         busy.isr.invalidate("/x")
-        held.released.set()
+        slow.released.set()
         busy.isr.close()
         (page,) = busy.isr.pages()
         assert (page.state, bool(page.codings)) == ("stale", True)

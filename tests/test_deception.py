@@ -1,4 +1,4 @@
-"""Paths that programs read differently, and private pages that look static.
+"""Paths that programs read differently, and private pages that seem static.
 
 What one reads as ``/static/x.css`` and another as ``/account`` is how a cache gets to store, and to
 hand out, what is somebody's own (web cache deception).
@@ -34,7 +34,8 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: t.Any) -> t.Iterato
 TARGETS = """
 /%s %s/ %s// %s/. %s/.. %s/../%s /.%s /..%s /x/..%s /%%2e%s /x/%%2e%%2e%s /x%%2f..%s %s%%2f %s%%2F
 %s%%2F%%2F %s%%252f.. %s%%5c %s\\ \\..%s %s%%00 %s%%00.css %s%%0d%%0aX-Name:%%20a %s%%09 %s%%7f
-%s%%c2%%85 %s%%c2%%9f.css %s%%20 %s%%a0 %s%%ff %s%%c0%%af %s%%ed%%a0%%80 %s%%f4%%90%%80%%80 %sé %s;x.css
+%s%%c2%%85 %s%%c2%%9f.css %s%%20 %s%%a0 %s%%ff %s%%c0%%af %s%%ed%%a0%%80 %s%%f4%%90%%80%%80 %sé
+%s;x.css
 %s;jsessionid=1 %s.css %s/x.css %s%%3fx.css %s%%23x.css %s?x.css %s#x.css %s%% %s%%zz
 http://%(host)s%s http://%(host)s/%s
 """.split()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-import time
 import typing as t
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -14,11 +13,9 @@ from pathlib import Path
 
 import pytest
 from cachelib import SimpleCache
-from click.testing import CliRunner
 from conftest import Make
 from conftest import Site
 from regenerated import FLASK
-from regenerated import line_of
 from regenerated import OPTIONS
 from regenerated import PLAIN
 from regenerated import Regenerator
@@ -28,20 +25,12 @@ from steps import start
 from steps import visit
 from steps import wait_until
 
-from wsgi_isr import dedicated
 from wsgi_isr import ISRMiddleware
 from wsgi_isr import Rule
-from wsgi_isr.cli import regenerate
-from wsgi_isr.key import PageKey
-from wsgi_isr.loading import App
-from wsgi_isr.pool import WorkerPool
-from wsgi_isr.store.coordination import WritesRefused
+from wsgi_isr.store.protocol import ReadOnly
+from wsgi_isr.store.protocol import Wanted
 
 Regenerate = Callable[..., Regenerator]
-
-KEY = PageKey(
-    "http", "localhost", "", "/page", vary=(("accept-language", "en"),), build="a build"
-)  # fmt: skip
 
 
 @pytest.fixture
@@ -73,6 +62,19 @@ def isr(shared: str, content: Path) -> Iterator[ISRMiddleware]:
     isr.close()
 
 
+@pytest.fixture
+def held(isr: ISRMiddleware, content: Path, regenerator: Regenerate) -> Iterator[Regenerator]:
+    """A process in the middle of a render of ``/page``, which goes on when the test ends."""
+    there = regenerator()
+    visit(isr, "/page")
+    content.with_name("hold").touch()
+    change(content, isr, "second")
+    visit(isr, "/page")
+    wait_until(there.begun.exists)
+    yield there
+    content.with_name("hold").unlink(missing_ok=True)
+
+
 def change(content: Path, isr: ISRMiddleware, text: str) -> None:
     content.write_text(text)
     isr.invalidate("/**")
@@ -85,82 +87,63 @@ class TestAStalePage:
         self, isr: ISRMiddleware, content: Path, regenerator: Regenerate, command: list[str]
     ) -> None:
         there = regenerator(command)
-        assert visit(isr, "/page").text == "first here"
+        german = {"Accept-Language": "de"}
+        pages: list[tuple[str, dict[str, str]]] = [
+            ("/page", {}),
+            ("/page?q=%C3%A9&q=", {}),
+            ("/page", german),
+        ]
+        for url, headers in pages:
+            assert visit(isr, url, headers=headers).text == "first here"
         change(content, isr, "second")
-        assert visit(isr, "/page").text == "first here"
-        wait_until(lambda: visit(isr, "/page").text == f"second {there.signature}")
-        assert isr.stats()["renders"] == 1
-
-    @pytest.mark.parametrize(
-        ("url", "headers"), [("/page?q=%C3%A9&q=", {}), ("/page", {"Accept-Language": "de"})]
-    )
-    def test_is_named_there_with_its_query_and_its_variant(
-        self,
-        isr: ISRMiddleware,
-        content: Path,
-        regenerator: Regenerate,
-        url: str,
-        headers: dict[str, str],
-    ) -> None:
-        there = regenerator()
-        visit(isr, url, headers=headers)
-        change(content, isr, "second")
-        visit(isr, url, headers=headers)
-        wait_until(lambda: visit(isr, url, headers=headers).text == f"second {there.signature}")
+        text = f"second {there.signature}"
+        for url, headers in pages:
+            assert visit(isr, url, headers=headers).text == "first here"
+            wait_until(lambda url=url, h=headers: visit(isr, url, headers=h).text == text)
+        wait_until(lambda: isr.stats()["renders"] == 6)
 
     def test_is_rendered_here_while_nobody_is_there(
-        self, isr: ISRMiddleware, content: Path, caplog: pytest.LogCaptureFixture
+        self, isr: ISRMiddleware, content: Path, regenerator: Regenerate
     ) -> None:
         visit(isr, "/page")
         for text in ("second", "third"):
             change(content, isr, text)
             visit(isr, "/page")
-            isr.close()
-            assert visit(isr, "/page").text == f"{text} here"
-        (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
-        assert "start 'python -m wsgi_isr MODULE:APP regenerate'" in record.getMessage()
+            wait_until(lambda text=text: visit(isr, "/page").text == f"{text} here")
+        # And when the last one has ended.
+        assert regenerator().end(signal.SIGKILL) == -signal.SIGKILL
+        change(content, isr, "fourth")
+        wait_until(lambda: visit(isr, "/page").text == "fourth here", 3 * PATIENCE)
 
-    def test_is_rendered_here_when_the_last_one_has_ended(
-        self, isr: ISRMiddleware, content: Path, regenerator: Regenerate
+    def test_is_rendered_here_where_the_store_takes_no_writes(
+        self, isr: ISRMiddleware, content: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        there = regenerator()
-        visit(isr, "/page")
-        assert there.end(signal.SIGKILL) == -signal.SIGKILL
-        change(content, isr, "second")
-        wait_until(lambda: visit(isr, "/page").text == "second here", 3 * PATIENCE)
+        def refuse(*args: t.Any) -> bool:
+            raise ReadOnly("full")
 
-    def test_is_rendered_here_where_the_store_takes_no_jobs(
-        self, isr: ISRMiddleware, content: Path, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        def refuse(line: str, data: bytes) -> bool:
-            raise WritesRefused("full")
-
-        line_of(isr)._jobs.put = refuse  # type: ignore[method-assign]
         visit(isr, "/page")
         change(content, isr, "second")
-        visit(isr, "/page")
-        isr.close()
-        assert visit(isr, "/page").text == "second here"
-        assert "start 'python" not in caplog.text
+        monkeypatch.setattr(isr.store, "want", refuse)
+        wait_until(lambda: visit(isr, "/page").text == "second here")
 
     def test_is_rendered_here_where_its_canonical_request_has_another_key(
-        self, shared: str, content: Path
+        self, shared: str, content: Path, regenerator: Regenerate
     ) -> None:
-        """No other process could know by which rule."""
+        """No other process could say by which rule."""
+        regenerator()
 
         def rules(environ: dict[str, t.Any]) -> t.Any:
             asked = "HTTP_X_ASKED" in environ
             return Rule(revalidate=False, vary={"Accept-Language": ["en"]} if asked else None)
 
         isr = web_worker(shared, content, rules=rules)
-        line_of(isr).serve()
-        visit(isr, "/page", headers={"X-Asked": "1"})
+        headers = {"X-Asked": "1"}
+        visit(isr, "/page", headers=headers)
         change(content, isr, "second")
-        visit(isr, "/page", headers={"X-Asked": "1"})
+        wait_until(lambda: visit(isr, "/page", headers=headers).text == "second here")
         isr.close()
-        assert visit(isr, "/page", headers={"X-Asked": "1"}).text == "second here"
 
-    def test_is_rendered_by_the_call_where_somebody_demands_it(
+    def test_is_rendered_by_the_call_on_demand(
         self, isr: ISRMiddleware, content: Path, regenerator: Regenerate
     ) -> None:
         regenerator()
@@ -174,25 +157,20 @@ class TestAStalePage:
     ) -> None:
         """A server may evict what a web worker has in memory."""
         there = regenerator()
-        rule = replace(OPTIONS["rules"]["/**"], revalidate=60)
+        rule = replace(OPTIONS["rules"]["/**"], revalidate=1)
         isr = web_worker(shared, content, rules={"/**": rule})
         visit(isr, "/page")
         content.write_text("second")
-        isr._here().store.storage.delete(KEY.name)
-        isr._clock = lambda: time.time() + 120
-        assert visit(isr, "/page").text == "first here"
-        wait_until(lambda: visit(isr, "/page").text == f"second {there.signature}")
+        (record,) = [stored.record for stored in isr.store.records(build="a build")]
+        isr.store.delete(record.name)
+        text = f"second {there.signature}"
+        wait_until(lambda: visit(isr, "/page").text == text)
         isr.close()
-
-    def test_that_is_fresh_by_now_is_not_rendered(self, isr: ISRMiddleware) -> None:
-        visit(isr, "/page")
-        isr._regenerate(KEY)
-        assert isr.stats()["renders"] == 1
 
 
 @pytest.mark.processes
 class TestProcesses:
-    def test_share_what_is_in_line(
+    def test_share_what_waits(
         self, isr: ISRMiddleware, content: Path, regenerator: Regenerate
     ) -> None:
         both = [regenerator(), regenerator()]
@@ -212,152 +190,83 @@ class TestProcesses:
         assert signatures == {one.signature for one in both}
 
     def test_that_are_killed_in_a_render_leave_it_to_others(
-        self, isr: ISRMiddleware, content: Path, regenerator: Regenerate
+        self, isr: ISRMiddleware, content: Path, held: Regenerator, regenerator: Regenerate
     ) -> None:
-        first = regenerator()
-        visit(isr, "/page")
-        content.with_name("hold").touch()
-        change(content, isr, "second")
-        visit(isr, "/page")
-        wait_until(first.begun.exists)
         # No visitor comes any more.
-        first.end(signal.SIGKILL)
+        held.end(signal.SIGKILL)
         second = regenerator()
         wait_until(second.begun.exists, 3 * PATIENCE)
         content.with_name("hold").unlink()
         wait_until(lambda: visit(isr, "/page").text == f"second {second.signature}")
 
-    def test_find_what_came_while_none_was_there(
-        self, isr: ISRMiddleware, content: Path, regenerator: Regenerate
-    ) -> None:
-        visit(isr, "/page")
-        change(content, isr, "second")
-        line_of(isr).serve()
-        visit(isr, "/page")
-        isr.close()
-        there = regenerator()
-        wait_until(lambda: isr._here().store.newest(KEY).page.bodies["identity"][:6] == b"second")  # type: ignore[union-attr]
-        assert visit(isr, "/page").text == f"second {there.signature}"
-
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     def test_finish_what_they_have_begun(
-        self, isr: ISRMiddleware, content: Path, regenerator: Regenerate, number: int
+        self, isr: ISRMiddleware, content: Path, held: Regenerator, number: int
     ) -> None:
-        there = regenerator()
-        visit(isr, "/page")
-        content.with_name("hold").touch()
-        change(content, isr, "second")
-        visit(isr, "/page")
-        wait_until(there.begun.exists)
-        there.process.send_signal(number)
+        held.process.send_signal(number)
         content.with_name("hold").unlink()
-        assert there.process.wait(PATIENCE) == 0
-        assert visit(isr, "/page").text == f"second {there.signature}"
+        assert held.process.wait(PATIENCE) == 0
+        wait_until(lambda: visit(isr, "/page").text == f"second {held.signature}")
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-    def test_end_when_they_are_told(self, regenerator: Regenerate, number: int) -> None:
-        assert regenerator().end(number) == 0
-
-    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-    def test_end_at_once_when_they_are_told_twice(
-        self, isr: ISRMiddleware, content: Path, regenerator: Regenerate, number: int
+    def test_end_at_once_when_they_get_a_second_signal(
+        self, held: Regenerator, number: int
     ) -> None:
-        there = regenerator()
-        visit(isr, "/page")
-        content.with_name("hold").touch()
-        change(content, isr, "second")
-        visit(isr, "/page")
-        wait_until(there.begun.exists)
+        def send() -> bool:
+            held.process.send_signal(number)
+            return held.process.poll() is not None
 
-        def tell() -> bool:
-            there.process.send_signal(number)
-            return there.process.poll() is not None
+        wait_until(send)
+        assert held.process.returncode == -number
 
-        wait_until(tell)
-        assert there.process.returncode == -number
+    def test_end_when_they_get_a_signal_and_wait(self, regenerator: Regenerate) -> None:
+        assert regenerator().end() == 0
 
-    def test_are_counted_with_the_others(
-        self, isr: ISRMiddleware, content: Path, regenerator: Regenerate
+
+class TestWhatIsWanted:
+    """It comes from whoever can write to the store."""
+
+    @pytest.mark.parametrize("sealed", [True, False])
+    @pytest.mark.parametrize(
+        "key",
+        [
+            b"",
+            b"no JSON",
+            b"[" * 100_000,
+            b'["http", "localhost", "", "/page"]',
+            b'["http", "evil.example", "", "/page", [], [["accept-language", "en"]], "a build"]',
+            b'["http", "localhost", "", "/a//b", [], [["accept-language", "en"]], "a build"]',
+            b'["http", "localhost", "", "/p", [["x", "1"]], [["accept-language", "en"]], "a build"]',
+            b'["http", "localhost", "", "/page", [], [["accept-language", "fr"]], "a build"]',
+            b'["http", "localhost", "", "/page", [], [["accept-language", "en"]], "other"]',
+        ],
+    )
+    def test_is_not_believed(
+        self, files: str, content: Path, caplog: pytest.LogCaptureFixture, key: bytes, sealed: bool
     ) -> None:
-        there = regenerator()
-        visit(isr, "/page")
-        change(content, isr, "second")
-        visit(isr, "/page")
-
-        def renders() -> list[int]:
-            return [
-                worker["renders"]
-                for worker in isr.all_stats()
-                if worker["pid"] == there.process.pid
-            ]
-
-        wait_until(lambda: renders() == [1])
-
-
-class TestAHungRender:
-    """Others may do the job of one that takes longer than `render_timeout`."""
-
-    @pytest.mark.parametrize(("patience", "kept"), [(3600, True), (0, False)])
-    def test_is_told_to_be_at_work_only_so_long(
-        self,
-        files: str,
-        content: Path,
-        monkeypatch: pytest.MonkeyPatch,
-        patience: float,
-        kept: bool,
-    ) -> None:
-        monkeypatch.setattr(dedicated, "SERVE", 0.0)
-        monkeypatch.setattr(dedicated, "WAIT", 0.01)
         isr = web_worker(files, content)
-        line = line_of(isr)
-        told = []
-        served = threading.Semaphore(0)
-        serve = line.serve
-        monkeypatch.setattr(line, "serve", lambda: (serve(), served.release()))
-        monkeypatch.setattr(line, "keep", told.append)
-        begun, go_on, stop = threading.Event(), threading.Event(), threading.Event()
-
-        def render(key: PageKey) -> None:
-            begun.set()
-            assert go_on.wait(PATIENCE)
-
-        line.serve()
-        line.put(KEY)
-        pool = WorkerPool(1, PATIENCE)
-        running = start(dedicated.Regenerator(line, render, pool, patience).run, stop)
-        assert begun.wait(PATIENCE)
-        while served.acquire(blocking=False):
-            pass
-        assert all(served.acquire(timeout=PATIENCE) for _ in range(3))
+        stop = threading.Event()
+        running = start(isr.regenerate, stop)
+        data = isr._codec.seal(key) if sealed else key
+        # It says that it is there before it takes anything.
+        wait_until(lambda: isr.store.want("a build", Wanted("name", data)))
+        wait_until(lambda: isr.store.take("a build", 1.0) is None)
         stop.set()
         running.result(PATIENCE)
-        assert bool(told) is kept
-        go_on.set()
-        assert pool.wait(PATIENCE)
-
-    def test_or_one_that_fails_is_in_line_no_more(self, files: str, content: Path) -> None:
-        line = line_of(web_worker(files, content))
-        stop = threading.Event()
-
-        def render(key: PageKey) -> None:
-            stop.set()
-            raise ZeroDivisionError
-
-        line.serve()
-        line.put(KEY)
-        pool = WorkerPool(1, PATIENCE)
-        dedicated.Regenerator(line, render, pool, PATIENCE).run(stop)
-        assert pool.wait(PATIENCE)
-        assert line.take() is None
-        line.put(KEY)
-        assert line.take() is not None
+        assert isr.stats()["renders"] == 0
+        assert not [r for r in caplog.records if r.levelno >= logging.ERROR]
+        isr.close()
 
 
 class TestMistakes:
     @pytest.mark.parametrize("cache", ["memory://", "memcached://localhost", SimpleCache()])
     def test_a_store_that_cannot_hand_over_is_refused(self, cache: t.Any) -> None:
-        with pytest.raises(ValueError, match="files, or Redis"):
+        if cache == "memcached://localhost":
+            pytest.importorskip("pymemcache")
+        with pytest.raises(ValueError, match="file:// URL or Redis"):
             ISRMiddleware(Site(), cache, workers=0)
+        with pytest.raises(NotImplementedError, match="cannot hand pages over"):
+            ISRMiddleware(Site(), "memory://").regenerate(threading.Event())
 
     def test_a_cache_of_a_callable_that_cannot_renders_here(
         self, site: Site, make: Make, clock: t.Any, caplog: pytest.LogCaptureFixture
@@ -370,21 +279,3 @@ class TestMistakes:
         isr.close()
         assert visit(isr).text == "render 2"
         assert "workers=0 leaves renders to other processes" in caplog.text
-
-    def test_the_command_tells_of_web_workers_that_render_themselves(
-        self, files: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("wsgi_isr.cli.Regenerator.run", lambda regenerator, stop: None)
-        monkeypatch.setattr(signal, "signal", lambda number, handler: None)
-        for workers, tells in ((2, True), (0, False)):
-            isr = ISRMiddleware(Site(), files, workers=workers)
-            result = CliRunner().invoke(regenerate, obj=App(isr))
-            assert result.exit_code == 0
-            assert ("Warning: web workers render themselves" in result.output) is tells
-
-    def test_the_command_tells_of_a_store_that_cannot(self) -> None:
-        pytest.importorskip("pymemcache")
-        isr = ISRMiddleware(Site(), "memcached://localhost:9")
-        result = CliRunner().invoke(regenerate, obj=App(isr))
-        assert "this store cannot hand over pages: files and Redis can" in result.output
-        assert result.exit_code == 1

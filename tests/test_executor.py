@@ -20,16 +20,18 @@ from conftest import status_of
 from flasks import flask_app
 from flasks import flask_browser
 from steps import HOLD
+from steps import result
+from steps import start
 from steps import visit
 from steps import wait_until
 
-from wsgi_isr import executor as executor_module
 from wsgi_isr import ISRMiddleware
-from wsgi_isr.pool import QUEUE_LIMIT
+from wsgi_isr import threads as threads_module
+from wsgi_isr.flask import isr_page
 
 
-class Inline(Executor):
-    """Runs a job where it is submitted, as executors for tests do."""
+class Inline:
+    """Runs a job where it is submitted, as executors for tests do; anything with submit will do."""
 
     def submit(self, fn: t.Any, /, *args: t.Any, **kwargs: t.Any) -> Future[t.Any]:
         future: Future[t.Any] = Future()
@@ -104,7 +106,7 @@ class TestRenders:
     ) -> None:
         made = []
 
-        def executor() -> Executor:
+        def executor() -> Inline:
             made.append(os.getpid())
             return Inline()
 
@@ -120,17 +122,18 @@ class TestRenders:
             if site.renders("/") > 1:
                 began.set()
                 assert go_on.wait(10)
-            return ""
+            return f"render {site.renders('/')}"
 
         site.page("/", render, revalidate=10)
         with ThreadPoolExecutor(1) as executor:
             isr = make(executor=executor)
             stale(isr, clock)
             assert began.wait(10)
-            isr.close(0.01)
-            assert not isr._here().pool.wait(0.01)
+            closing = start(isr.close)
+            assert not closing.done()
             go_on.set()
-            assert isr._here().pool.wait(10)
+            result(closing)
+            assert visit(isr).text == "render 2"
 
     def test_that_fail_leave_the_executor_alone(self, site: Site, make: Make, clock: Clock) -> None:
         with ThreadPoolExecutor(1) as executor:
@@ -156,10 +159,9 @@ class TestAnExecutorThatIsOfNoUse:
         for render in (2, 3):
             clock.advance(11)
             visit(isr)
-            isr.close()
-            assert visit(isr).text == f"render {render}"
+            wait_until(lambda text=f"render {render}": visit(isr).text == text)
         (message,) = [record.getMessage() for record in caplog.records]
-        assert message.startswith("executor runs no jobs, threads of wsgi-isr take its place")
+        assert message.startswith("executor runs no jobs, threads of wsgi-isr replace it")
 
     def test_is_replaced_where_it_is_shut_down_before_its_jobs_run(
         self, make: Make, clock: Clock
@@ -186,7 +188,7 @@ class TestAnExecutorThatIsOfNoUse:
     def test_is_helped_out_by_visitors_where_its_jobs_hang(
         self, site: Site, make: Make, clock: Clock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(executor_module, "STALLED", 0.0)
+        monkeypatch.setattr(threads_module, "STALLED", 0.0)
         go_on = threading.Event()
         began = threading.Event()
 
@@ -234,17 +236,15 @@ class TestAnExecutorThatIsOfNoUse:
     def test_is_helped_out_by_visitors_where_it_runs_nothing(
         self, make: Make, clock: Clock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(executor_module, "STALLED", 0.0)
+        monkeypatch.setattr(threads_module, "STALLED", 0.0)
         isr = make(executor=Dropping())
         stale(isr, clock)
         assert visit(isr).text == "render 2"
 
-    def test_has_no_more_jobs_in_line_than_ours(self, make: Make) -> None:
-        pool = make(executor=Dropping())._here().pool
-        taken = [pool.submit(lambda: None) for _ in range(QUEUE_LIMIT + 10)]
-        assert (taken.count(True), taken.count(False)) == (QUEUE_LIMIT, 10)
-        for _ in range(QUEUE_LIMIT):
-            pool.run_one()
+
+def noted(names: list[str]) -> str:
+    names.append(threading.current_thread().name)
+    return "a page"
 
 
 class TestFlask:
@@ -253,8 +253,13 @@ class TestFlask:
             app = flask_app(tmp_path, name)
             if not options:
                 app.config["ISR_EXECUTOR"] = Inline
-            pool = flask_browser(app, **options).isr._here().pool
-            assert isinstance(pool, executor_module.ExecutorPool)
+            names: list[str] = []
+            app.get("/")(isr_page(revalidate=1)(lambda n=names: noted(n)))
+            isr = flask_browser(app, **options).isr
+            isr._clock = clock = Clock()
+            stale(isr, clock)
+            # Where the visitor was served.
+            assert names == [threading.current_thread().name] * 2
 
 
 class TestMistakes:
@@ -264,7 +269,7 @@ class TestMistakes:
                 ISRMiddleware(Site(), "memory://", executor=executor)
 
     def test_what_is_no_executor_is_refused(self) -> None:
-        with pytest.raises(TypeError, match="takes a concurrent.futures.Executor"):
+        with pytest.raises(TypeError, match="takes anything with submit"):
             ISRMiddleware(Site(), "memory://", executor=3)  # type: ignore[arg-type]
 
     def test_it_is_of_no_use_where_other_processes_render(self) -> None:

@@ -106,18 +106,6 @@ class TestKlaus:
         assert first.text == second.text == alone.text
         assert (status_of(first), status_of(second)) == (COLD, "isr; hit; ttl=60")
 
-    def test_a_commit_is_seen_after_the_window(
-        self, repository: Repository, browser: Browser, clock: Clock
-    ) -> None:
-        path = "/project/blob/master/code.py"
-        browser.get(path)
-        repository.commit("second", "print('two')\n")
-        assert "one" in browser.get(path).text
-        clock.advance(60)
-        assert "one" in browser.get(path).text
-        browser.isr.close()
-        assert "two" in browser.get(path).text
-
     def test_a_commit_is_seen_at_once_on_demand(
         self, repository: Repository, browser: Browser
     ) -> None:
@@ -140,11 +128,6 @@ class TestKlaus:
         answer = browser.get(f"/project/commit/{made}/")
         assert status_of(answer) == "isr; hit; ttl=60"
         assert "two" in answer.text
-
-    def test_what_it_does_not_have_is_a_404_that_is_stored(self, browser: Browser) -> None:
-        first, second = browser.get("/project/none"), browser.get("/project/none")
-        assert first.status_code == second.status_code == 404
-        assert status_of(second) == "isr; hit; ttl=60"
 
     def test_its_style_sheets_are_none(self, browser: Browser) -> None:
         answer = browser.get("/static/klaus.css")
@@ -205,7 +188,7 @@ class TestWsgiDav:
             answer = browser.get("/docs/")
             assert "a.html" in answer.text
             assert status_of(answer) == "isr; fwd=uri-miss; detail=cache-control"
-        assert caplog.text.count("http://localhost/docs/ is not stored (cache-control)") == 1
+        assert caplog.text.count("/docs/ is not stored (cache-control: private)") == 1
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
@@ -254,10 +237,3 @@ class TestFrameworks:
         browser.get("/blog/b")
         assert browser.post("/tag").text == "marked"
         assert {page.state for page in browser.isr.pages()} == {"stale"}
-
-    def test_on_a_page_with_a_cookie_the_cookie_does_not_count(
-        self, browser: Browser, texts: Texts
-    ) -> None:
-        browser.set_cookie("user", "ann")
-        assert status_of(browser.get("/blog/a")) == COLD
-        assert status_of(browser.get("/blog/a")) == "isr; hit; ttl=60"

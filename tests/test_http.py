@@ -67,6 +67,7 @@ class TestCacheStatus:
         assert fresh == ("isr; hit" if revalidate is False else "isr; hit; ttl=60")
         client.isr.revalidate_tag("a")
         assert status_of(client.get("/x")) == "isr; hit; ttl=0"
+        client.isr.close()
         client.isr.invalidate("/x", expire=True)
         assert status_of(client.get("/x")) == "isr; fwd=stale; stored"
 

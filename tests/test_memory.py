@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copyreg
 import gc
-import pickle
+import json
 import sys
 import tracemalloc
 import typing as t
@@ -19,8 +19,7 @@ from steps import visit
 from werkzeug.test import create_environ
 
 from wsgi_isr import ISRMiddleware
-from wsgi_isr import page_headers
-from wsgi_isr.state import Mark
+from wsgi_isr.freshness import Invalidated
 from wsgi_isr.store.memory import Entry
 from wsgi_isr.store.memory import MemoryLevel
 
@@ -29,13 +28,19 @@ SIZE = 20 * 1024
 
 
 def entry(path: str, body: bytes = b"", **fields: t.Any) -> Entry:
-    return Entry(make_page(path, body, **fields), Mark.NONE, 0, 0)
+    return Entry(make_page(path, body, **fields), Invalidated.NO)
+
+
+def put(memory: MemoryLevel, one: Entry) -> Entry:
+    kept = memory.put(one)
+    assert kept is not None
+    return kept
 
 
 def real_size(memory: MemoryLevel) -> int:
     """Bytes of all that the pages in it consist of, each object counted once."""
     seen: set[int] = set()
-    waiting: list[t.Any] = [memory._entries, memory.known]
+    waiting: list[t.Any] = [*memory, memory.hits]
     size = 0
     while waiting:
         thing = waiting.pop()
@@ -71,31 +76,24 @@ class TestBound:
         assert real_size(memory) <= DEFAULT
         assert taken <= DEFAULT
 
-    def test_holds_for_a_site_that_is_visited(self, site: Site, make: Make) -> None:
-        limit = 2**20
-        isr = make(memory_size=limit)
-        for number in range(200):
-            path = f"/{number}"
-            site.page(path, f"{number} ".ljust(SIZE, "x"))
-            visit(isr, path)
-            visit(isr, path, headers={"Accept-Encoding": "gzip"})
-        memory = isr._here().memory
-        assert 10 < len(memory) < 60
-        assert real_size(memory) <= limit
-
-    def test_holds_for_small_pages_too(self) -> None:
-        memory = MemoryLevel(2**20)
-        for number in range(5000):
-            memory.put(entry(f"/{number}", b"%d" % number, tags=(f"tag {number}",)))
-        assert 100 < len(memory) < 5000
-        assert real_size(memory) <= 2**20
+    def test_holds_for_small_pages_and_the_requests_that_find_them(
+        self, site: Site, make: Make
+    ) -> None:
+        isr = make(memory_size=2**20, query=["q"])
+        for number in range(1500):
+            site.page(f"/{number}", f"{number}", tags=[f"tag {number}"])
+            for query in ("", "?utm=1", "?q=" + "x" * 50):
+                visit(isr, f"/{number}{query}")
+        memory = isr._here().pages.memory
+        assert 100 < len(memory) < 1500
+        assert real_size(memory) <= 1.1 * 2**20
 
     def test_of_zero_keeps_nothing(self, site: Site, make: Make, files: str) -> None:
         site.page("/")
         isr = make(files, memory_size=0)
         assert status_of(visit(isr)) == "isr; fwd=uri-miss; stored"
         assert status_of(visit(isr)) == "isr; hit; ttl=60"
-        assert len(isr._here().memory) == isr._here().memory.size == 0
+        assert isr.stats()["memory_bytes"] == 0
 
     def test_keeps_no_page_that_is_larger_and_lets_the_others_stay(self) -> None:
         memory = MemoryLevel(100_000)
@@ -110,13 +108,13 @@ class TestBound:
         kept = memory.get(make_page("/same").key)
         assert kept is not None and memory.size == kept.size
         memory.discard(kept.page.key)
-        assert memory.size == len(memory) == len(memory.known) == 0
+        assert memory.size == len(memory) == len(memory.hits) == 0
 
 
 class TestEviction:
     def test_takes_what_was_not_visited_since(self) -> None:
         memory = MemoryLevel(10 * entry("/new/0", bytes(1000)).size)
-        entries = [memory.put(entry(f"/old/{number}", bytes(1000))) for number in range(10)]
+        entries = [put(memory, entry(f"/old/{number}", bytes(1000))) for number in range(10)]
         for visited in entries[:5]:
             visited.referenced = True
         for number in range(5):
@@ -127,39 +125,33 @@ class TestEviction:
     def test_ends_although_all_were_visited(self) -> None:
         memory = MemoryLevel(10 * entry("/00", bytes(1000)).size)
         for number in range(10, 60):
-            memory.put(entry(f"/{number}", bytes(1000))).referenced = True
+            put(memory, entry(f"/{number}", bytes(1000))).referenced = True
         assert len(memory) == 10
 
     def test_forgets_the_requests_that_led_to_the_page(self) -> None:
-        memory = MemoryLevel(entry("/0", bytes(1000)).size)
-        first = memory.put(entry("/0", bytes(1000)))
-        target = ("/0", "", "localhost", "http", "", None)
-        memory.let_hit(first, target, "an answer")
-        assert memory.known == {target: "an answer"}
+        first = entry("/0", bytes(1000))
+        memory = MemoryLevel(first.size + 500)
+        memory.put(first)
+        fingerprint = ("/0", "", "localhost", "http", "", None)
+        memory.add_hit(first, fingerprint, "an answer")
+        assert memory.hits == {fingerprint: "an answer"}
         memory.put(entry("/1", bytes(1000)))
-        assert memory.known == {}
-        memory.let_hit(first, target, "an answer")
-        assert memory.known == {}, "a page that is not kept is not found"
+        assert memory.hits == {}
+        memory.add_hit(first, fingerprint, "an answer")
+        assert memory.hits == {}, "a page that is not kept is not found"
 
 
 class TestPut:
-    def test_keeps_the_newer_page(self) -> None:
+    def test_keeps_the_newer_page_and_the_entry_of_one_that_is_read_again(self) -> None:
         memory = MemoryLevel(DEFAULT)
         newer, older = entry("/", sequence=6), entry("/", sequence=5)
         assert memory.put(newer) is newer
-        assert memory.put(older) is newer
+        assert memory.put(older) is memory.put(entry("/", sequence=6)) is newer
         assert memory.get(newer.page.key) is newer
 
-    def test_keeps_the_entry_of_a_page_that_is_read_again(self) -> None:
-        """With it stays what this process knows of the page."""
+    def test_discards_no_page_that_has_replaced_the_one_that_is_meant(self) -> None:
         memory = MemoryLevel(DEFAULT)
-        known = memory.put(entry("/"))
-        assert memory.put(entry("/")) is known
-
-    def test_discards_no_page_that_took_the_place_of_the_one_that_is_meant(self) -> None:
-        memory = MemoryLevel(DEFAULT)
-        old = memory.put(entry("/", sequence=5))
-        new = memory.put(entry("/", sequence=6))
+        old, new = put(memory, entry("/", sequence=5)), put(memory, entry("/", sequence=6))
         memory.discard(old.page.key, old)
         assert memory.get(old.page.key) is new
         memory.discard(old.page.key, new)
@@ -167,38 +159,30 @@ class TestPut:
 
 
 class TestAHit:
-    @pytest.fixture(params=["memory", "files"])
-    def isr(self, request: pytest.FixtureRequest, files: str) -> t.Iterator[ISRMiddleware]:
-        def app(environ: t.Any, start_response: t.Any) -> list[bytes]:
-            start_response("200 OK", [("Content-Type", "text/html"), *page_headers(60)])
-            return [bytes(SIZE)]
-
-        isr = ISRMiddleware(app, "memory://" if request.param == "memory" else files)
-        visit(isr)
-        yield isr
-        isr.close()
-
     @pytest.mark.parametrize("coding", ["identity", "gzip"])
-    def test_hands_out_the_very_bytes_that_are_stored(
-        self, isr: ISRMiddleware, coding: str
-    ) -> None:
-        (kept,) = isr._here().memory
-        for _ in range(3):
-            environ = create_environ(headers={"Accept-Encoding": coding})
-            (body,) = isr(environ, lambda status, headers: None)  # type: ignore[arg-type]
-            assert body is kept.page.bodies[coding]
-
-    def test_neither_pickles_nor_parses(
-        self, isr: ISRMiddleware, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize("cache", ["memory", "files"])
+    def test_hands_out_the_very_bytes_that_are_stored_and_parses_nothing(
+        self,
+        site: Site,
+        make: Make,
+        files: str,
+        monkeypatch: pytest.MonkeyPatch,
+        cache: str,
+        coding: str,
     ) -> None:
         def never(*args: object, **kwargs: object) -> t.Any:
             raise AssertionError("a hit has no need of it")
 
-        for name in ("dumps", "loads"):
-            monkeypatch.setattr(pickle, name, never)
-        monkeypatch.setattr("wsgi_isr.page._parse", never)
+        site.page("/", "x" * SIZE)
+        isr: ISRMiddleware = make("memory://" if cache == "memory" else files)
+        visit(isr)
+        (kept,) = isr._here().pages.memory
+        monkeypatch.setattr(json, "loads", never)
         monkeypatch.setattr("wsgi_isr.page.Codec.encode", never)
-        assert visit(isr).data == bytes(SIZE)
+        for _ in range(3):
+            environ = create_environ(headers={"Accept-Encoding": coding})
+            (body,) = isr(environ, lambda status, headers: None)  # type: ignore[arg-type]
+            assert body is kept.page.bodies[coding]
 
 
 class TestAPageThatIsNotKept:
@@ -215,16 +199,15 @@ class TestAPageThatIsNotKept:
         found = (thing for thing in gc.get_objects() if isinstance(thing, Entry))
         return sum(entry.page.key.path == path for entry in found)
 
-    def test_is_freed_when_it_was_served(self, site: Site, make: Make, files: str) -> None:
+    def test_is_freed_when_it_was_served_or_replaced(
+        self, site: Site, make: Make, files: str
+    ) -> None:
         site.page("/not-kept")
+        site.page("/replaced")
         isr = make(files, memory_size=0)
         for _ in range(5):
             status = status_of(visit(isr, "/not-kept"))
-        assert status == "isr; hit; ttl=60"
-        assert self.alive("/not-kept") == 0
-
-    def test_is_freed_when_a_newer_one_took_its_place(self, site: Site, make: Make) -> None:
-        site.page("/replaced")
+        assert (status, self.alive("/not-kept")) == ("isr; hit; ttl=60", 0)
         isr = make()
         for _ in range(5):
             visit(isr, "/replaced")

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from wsgi_isr import metadata
 from wsgi_isr import page_headers
 from wsgi_isr import Rule
-from wsgi_isr.metadata import InvalidMetadata
 from wsgi_isr.metadata import Metadata
 from wsgi_isr.metadata import read_metadata
 
@@ -110,6 +109,8 @@ BAD = [
         for value in ("0", "-1", "1.5", "abc", "true", "", "+60", "60s", "60, 90", "9" * 40)
     ),
     ([WINDOW, ("ISR-Revalidate", "90")], "60, 90"),
+    ([("isr-TAGS", "a")], "isr-tags without ISR-Revalidate"),
+    ([("ISR-Expire", "90")], "isr-expire without ISR-Revalidate"),
     ([WINDOW, ("ISR-Expire", "59")], "59"),
     ([WINDOW, ("ISR-Expire", "abc")], "abc"),
     ([WINDOW, ("ISR-Expire", "90"), ("ISR-Expire", "99")], "90, 99"),
@@ -162,16 +163,6 @@ class TestValuesThatDoNotParse:
         assert "soon" in next(client.isr.pages()).last_error
 
 
-@pytest.mark.parametrize("name", ["ISR-Tags", "ISR-Expire"])
-def test_tags_or_an_expiry_alone_are_an_error(site: t.Any, browse: t.Any, name: str) -> None:
-    with pytest.raises(InvalidMetadata, match="without ISR-Revalidate"):
-        read_metadata([(name, "90")])
-    site.answers["/x"] = answer((name, "90"))
-    client = browse(rules={"/x": Rule()})
-    assert client.get("/x").text == "an answer"
-    assert [page.state for page in client.isr.pages()] == ["failed"]
-
-
 class TestHeadersOnTheWay:
     @pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
     @pytest.mark.parametrize("enabled", [True, False])
@@ -184,12 +175,6 @@ class TestHeadersOnTheWay:
             response = client.open("/x", method=method)
             assert response.status_code == 200
             assert not [name for name, _ in response.headers if name.lower().startswith("isr-")]
-
-    def test_not_even_from_an_answer_that_is_no_page(self, site: t.Any, browse: t.Any) -> None:
-        site.answers["/"] = answer(("isr-TAGS", "a"), ("ISR-Expire", "90"))
-        client = browse()
-        for _ in range(3):
-            assert list(client.get("/").headers) == [("Content-Type", "text/plain")]
 
     def test_names_of_others_are_remembered_within_a_bound(
         self, monkeypatch: pytest.MonkeyPatch

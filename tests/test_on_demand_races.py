@@ -65,9 +65,7 @@ class TestARenderThatBeganBefore:
         isr.close()
         assert visit(isr).text == visit(editor).text == "render 3"
 
-    def test_on_a_cold_page_does_not_overwrite_and_those_who_wait_get_the_newer_page(
-        self, steps: Steps, pair: Pair
-    ) -> None:
+    def test_on_a_cold_page_does_not_overwrite(self, steps: Steps, pair: Pair) -> None:
         isr, editor = pair
         waiting = visitors(isr, 4)
         steps.wait(1)
@@ -75,7 +73,8 @@ class TestARenderThatBeganBefore:
         editor.revalidate(HOME)
         assert visit(isr).text == visit(editor).text == "render 2"
         steps.release(1)
-        assert {result(visitor).text for visitor in waiting} == {"render 2"}
+        # They came before the call: either is good.
+        assert {result(visitor).text for visitor in waiting} <= {"render 1", "render 2"}
         assert visit(isr).text == visit(editor).text == "render 2"
 
     @pytest.mark.parametrize("demanded", [False, True], ids=["by age", "on demand"])
@@ -97,7 +96,8 @@ class TestARenderThatBeganBefore:
         isr.revalidate(HOME)
         newest = number(visit(isr))
         steps.release()
-        result(late)
+        # For the call it took too long.
+        assert isinstance(late.exception(PATIENCE), RevalidationError) == demanded
         isr.close()
         assert number(visit(isr)) >= newest > hung
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import signal
+import threading
 import typing as t
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +26,6 @@ from wsgi_isr.store.opening import kind_of
 from wsgi_isr.store.opening import KINDS
 from wsgi_isr.store.opening import limits
 from wsgi_isr.store.opening import opener
-from wsgi_isr.store.opening import table
 from wsgi_isr.store.protocol import Store
 from wsgi_isr.store.protocol import StoreError
 from wsgi_isr.store.redis import RedisStore
@@ -57,6 +59,14 @@ def put(store: Store, name: str = "page") -> None:
 
 class ProcessCache(SimpleCache):
     isr_shared = "process"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+
+    def get(self, key: str) -> t.Any:
+        with self.lock:
+            return super().get(key)
 
 
 class NetworkCache(SimpleCache):
@@ -127,8 +137,6 @@ class TestKinds:
             "valkey",
         ]
         assert len(limits(KINDS["cachelib"])) == 1 + len(limits(KINDS["memcached"])) == 4
-        assert set(opening.EXAMPLES) == set(KINDS)
-        assert table().count("\n") == len(KINDS) + 1 and table().count("best effort") == 1
 
 
 class TestMistakes:
@@ -261,7 +269,7 @@ class TestCallables:
         store.probe()
         put(store)
         before = store.signal[0]
-        assert store.listen(0.05) is False
+        assert store.listen(0.01)
         store.invalidate(["tag:a"], True)
         assert store.signal[0] != before and store.kind.name == "local"
         assert answers == []
@@ -293,7 +301,7 @@ class TestSharing:
         assert stores(cache, "two").get("page") is None
 
     @pytest.mark.processes
-    @pytest.mark.parametrize("make", [SimpleCache, lambda: "memory://"])
+    @pytest.mark.parametrize("make", [ProcessCache, lambda: "memory://"])
     def test_a_child_goes_on_with_the_order_of_its_parent(self, make: t.Any, stores: t.Any) -> None:
         """Also where a thread of the parent had the locks at the moment of the fork."""
         cache = make()
@@ -301,9 +309,10 @@ class TestSharing:
         put(parent)
         at = parent.invalidate(["tag:a"], False)
         lease = parent.lease("page", 60, True)
-        with parent._lock:
+        with parent._entries.exclusive("clock"), getattr(cache, "lock", contextlib.nullcontext()):
             pid = os.fork()
             if pid == 0:
+                signal.alarm(20)
                 try:
                     os._exit(_go_on(opener(cache, "isr:", "app")(parent), at))
                 finally:

@@ -307,7 +307,7 @@ class TestExcInfo:
     def test_tells_nobody_that_it_is_a_page(self) -> None:
         isr = ISRMiddleware(self.app(self.ERROR, *page_headers(60)), "memory://")
         for _ in range(3):
-            # Nothing is known of it at first; later, that it is no page.
+            # At first nobody has heard of it; later it is remembered as no page.
             server = Server(isr)
             server.read()
             names = [name for _, headers in server.sent for name, _ in headers]
@@ -366,7 +366,7 @@ def test_a_render_beyond_its_time_is_stopped_between_two_blocks(make: t.Any, sit
     def app(environ: dict[str, t.Any], start_response: t.Any) -> Iterator[bytes]:
         start_response("200 OK", [PLAIN])
         try:
-            while True:
+            for _ in range(1000):
                 ended.wait(0.01)
                 yield b"x"
         finally:
@@ -376,6 +376,23 @@ def test_a_render_beyond_its_time_is_stopped_between_two_blocks(make: t.Any, sit
     (found,) = isr.prerender(["/x"])
     assert found.outcome == "failed" and "render_timeout" in str(found.error)
     assert ended.wait(PATIENCE)
+
+
+@BOTH
+def test_an_exception_of_our_own_is_logged_and_the_app_answers(
+    site: t.Any,
+    browse: t.Any,
+    rules: t.Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    site.page("/x", lambda environ: environ.get("wsgi_isr.reason", "own"))
+    client = browse(rules=rules)
+    monkeypatch.setattr("wsgi_isr.request.is_ambiguous", lambda *args: 1 / 0)
+    response = client.get("/x")
+    assert (response.text, status_of(response)) == ("own", "isr; fwd=bypass; detail=error")
+    assert response.headers["Cache-Control"] == "private, no-store"
+    assert "the request goes to the app" in caplog.text
 
 
 class TestClosing:

@@ -1,7 +1,7 @@
-"""Nobody can poison a page: known attacks over the wire to real servers, and made-up requests.
+"""Nobody can poison a page: attacks of record over the wire to real servers, and made-up requests.
 
 The site reflects all it can see. An attacker comes first to a cold page, or is the one who has a
-page rendered anew; then a clean visitor comes. What he gets is what he would have got without.
+page rendered anew; then a clean visitor comes. They get what they would have got without.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: t.Any) -> t.Iterato
 OF_THE_PAGE = ("content-type", "x-seen", "content-language", "link", "vary")
 
 
-def look(answer: Answer, path: str) -> t.Any:
-    """What a page looks like, whatever its path and however often it was rendered."""
+def essence(answer: Answer, path: str) -> t.Any:
+    """What a page is, whatever its path and however often it was rendered."""
     if answer.status != 200 or TOKEN in answer.raw.decode("latin-1"):
         return answer.raw
     headers = {name: answer.headers.get(name) for name in OF_THE_PAGE}
@@ -60,7 +60,7 @@ def prepare_cold(server: Program, path: str, attack: Attack) -> None:
 
 
 def prepare_stale(server: Program, path: str, attack: Attack) -> None:
-    """He gets the stale page, and has it rendered behind."""
+    """The attacker gets the stale page, and has it rendered behind."""
     server.get(path)
     server.get(f"/-/invalidate{path}", method="POST")
     server.attack(attack.to(path))
@@ -68,14 +68,14 @@ def prepare_stale(server: Program, path: str, attack: Attack) -> None:
 
 
 def prepare_expired(server: Program, path: str, attack: Attack) -> None:
-    """He waits for the new page."""
+    """The attacker waits for the new page."""
     server.get(path)
     server.get(f"/-/expire{path}", method="POST")
     server.attack(attack.to(path))
 
 
 def prepare_on_demand(server: Program, path: str, attack: Attack) -> None:
-    """His request is the one in which the app revalidates the page."""
+    """The attack is the request in which the app revalidates the page."""
     server.get(path)
     start = attack.start.replace("GET ", "POST ").replace("%s", f"/-/revalidate{path}")
     server.attack(attack._replace(start=start).to(path))
@@ -113,13 +113,15 @@ class TestKnownAttacks:
     )
     def test_leave_no_trace(self, server: Program, kind: str, way: str) -> None:
         path = f"/{kind}/{next(names)}"
-        clean = look(server.get(path), path)
+        clean = essence(server.get(path), path)
         answers = after_each(server, kind, way)
-        poisoned = [name for name, (path, answer) in answers.items() if look(answer, path) != clean]
+        poisoned = [
+            name for name, (path, answer) in answers.items() if essence(answer, path) != clean
+        ]
         assert poisoned == []
 
     def test_are_real(self, server: Program) -> None:
-        """A cache that stores the answer to a visitor's own request hands his poison on."""
+        """A cache that stores the answer to a visitor's own request hands the poison on."""
         answers = after_each(server, "naive", "cold")
         poisoned = [name for name, (_, answer) in answers.items() if TOKEN in answer.body]
         assert len(poisoned) >= REAL
@@ -197,13 +199,13 @@ requests = st.fixed_dictionaries(
 OF_THE_MOMENT = {"Cache-Control", "CDN-Cache-Control", "Cache-Status", "X-Render"}
 
 
-def look_of(sent: Sent) -> tuple[t.Any, ...]:
+def essence_of(sent: Sent) -> tuple[t.Any, ...]:
     headers = [item for item in sent.headers if item[0] not in OF_THE_MOMENT]
     return sent.status, headers, sent.body
 
 
 def clean(app: t.Any) -> tuple[t.Any, ...]:
-    return look_of(run(app, HTTP_HOST=HOST))
+    return essence_of(run(app, HTTP_HOST=HOST))
 
 
 UNPOISONED = clean(ISRMiddleware(mirror, "memory://"))

@@ -8,17 +8,14 @@ from collections.abc import Callable
 import pytest
 from conftest import Clock
 from conftest import Make
-from conftest import Site
-from conftest import status_of
 from entries import make_page
 from redis_server import Redis
-from steps import visit
 
 from wsgi_isr import ISRMiddleware
 from wsgi_isr.page import Codec
 from wsgi_isr.store.protocol import Record
 
-FEW, MANY = 10, 3_000
+MANY = 3_000
 
 Purge = Callable[[ISRMiddleware], None]
 
@@ -66,21 +63,3 @@ def test_a_server_does_nothing_for_each_page(
     assert 0 < max(found["calls"] for found in stats.values()) < MANY / 100
     assert "cmdstat_scan" not in stats
     assert states(isr) == {state: MANY}
-
-
-class TestNothingIsRendered:
-    @pytest.mark.parametrize("expire", [False, True])
-    def test_until_visitors_come(self, site: Site, make: Make, cache: str, expire: bool) -> None:
-        paths = [f"/blog/{index}" for index in range(FEW)]
-        isr = make(cache, base_url="http://localhost")
-        for path in paths:
-            site.page(path, tags=["posts"])
-            visit(isr, path)
-        isr.revalidate_tag("posts", expire=expire)
-        isr.close()
-        assert site.renders() == FEW
-        answer = visit(isr, paths[0])
-        forward = "isr; fwd=stale; stored" if expire else "isr; hit; ttl=0"
-        assert status_of(answer) == forward
-        isr.close()
-        assert site.renders() == FEW + 1

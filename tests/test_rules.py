@@ -1,4 +1,4 @@
-"""What is known of URLs before the app is asked: `Rule`, path patterns, callables, ``bypass``."""
+"""What a site says of URLs before the app is asked: `Rule`, path patterns, ``bypass``."""
 
 from __future__ import annotations
 
@@ -270,6 +270,15 @@ class TestBypass:
         assert client.get("/x").text == "own"
         assert "bypass" in caplog.text
 
+    def test_of_an_adapter_that_raises_is_for_its_visitor(self, site: t.Any, make: t.Any) -> None:
+        """Also where the page would be a hit."""
+        site.page("/x", lambda environ: environ.get("wsgi_isr.reason", "own"))
+        isr = make()
+        isr.set_bypass(lambda environ: None if environ["HTTP_COOKIE"] else "draft")
+        for _ in range(2):
+            assert run(isr, HTTP_COOKIE="a=1").body == b"miss"
+            assert run(isr).body == b"own"
+
     @pytest.mark.parametrize("wrong", ["sessionid", [5], [""]])
     def test_takes_names_or_a_callable(self, wrong: t.Any) -> None:
         with pytest.raises(TypeError, match="bypass"):
@@ -334,6 +343,7 @@ class TestVary:
             ("HX-Request", ["true", None], None, None),
             ("Accept-Language", [None, "de"], "fr", None),
             ("Accept-Language", ["en", None, "de"], "de", "de"),
+            ("Accept-Language", ["en", None, "de"], "fr", None),
         ],
     )
     def test_the_app_sees_one_of_the_listed_values(

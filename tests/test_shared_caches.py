@@ -104,13 +104,13 @@ class TestFreshness:
     def test_of_a_page_on_demand_ends_with_a_purge(
         self, site: t.Any, clock: Clock, purged: bool
     ) -> None:
-        """Only a site that purges its CDN lets it keep such a page, and is told when."""
+        """Only a site that purges its CDN lets it keep such a page, and hears when."""
         site.page("/x", "old", revalidate=False)
         cdn, isr = behind_a_cdn(site, clock, cdn_purged=purged, base_url="http://localhost")
-        told = []
+        purged_paths = []
 
         def purge(sender: object, paths: t.Iterable[str], **extra: object) -> None:
-            told.extend(paths)
+            purged_paths.extend(paths)
             if purged:
                 cdn.purge(*paths)
 
@@ -120,7 +120,7 @@ class TestFreshness:
             assert cdn.get("/x") == ("old", "fresh" if purged else "miss")
             site.page("/x", "new", revalidate=False)
             isr.revalidate("/x")
-            assert told == ["/x"]
+            assert purged_paths == ["/x"]
             assert cdn.get("/x") == ("new", "miss")
 
 

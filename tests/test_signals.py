@@ -1,4 +1,4 @@
-"""Signals: what they tell, and that a receiver which raises harms nobody."""
+"""Signals: what they say, and that a receiver which raises harms nobody."""
 
 from __future__ import annotations
 
@@ -19,31 +19,33 @@ from wsgi_isr import RevalidationError
 from wsgi_isr import signals
 
 Browse = Callable[..., Browser]
-Told = list[tuple[str, t.Any, dict[str, t.Any]]]
+Heard = list[tuple[str, t.Any, dict[str, t.Any]]]
 
 HOME = "http://localhost/"
 NAMES = (
     "page_stored",
     "page_rejected",
     "regeneration_failed",
+    "page_withdrawn",
     "page_revalidated",
+    "invalidated",
     "store_failed",
 )
 
 
 @pytest.fixture
-def told() -> t.Iterator[Told]:
-    """What receivers of all signals are told."""
-    heard: Told = []
+def heard() -> t.Iterator[Heard]:
+    """What receivers of all signals get."""
+    found: Heard = []
 
     def listener(name: str) -> Callable[..., None]:
-        return lambda sender, **extra: heard.append((name, sender, extra))
+        return lambda sender, **extra: found.append((name, sender, extra))
 
     with ExitStack() as stack:
         for name in NAMES:
             receiver = listener(name)
             stack.enter_context(getattr(signals, name).connected_to(receiver))
-        yield heard
+        yield found
 
 
 @pytest.fixture
@@ -59,24 +61,24 @@ def raising() -> t.Iterator[None]:
         yield
 
 
-def test_a_stored_page_is_told(site: Site, browse: Browse, told: Told) -> None:
+def test_a_stored_page_is_sent(site: Site, browse: Browse, heard: Heard) -> None:
     site.page("/", "body")
     browser = browse()
     browser.get("/")
-    assert told == [("page_stored", browser.isr, {"url": HOME, "status": 200, "reason": "miss"})]
+    assert heard == [("page_stored", browser.isr, {"url": HOME, "status": 200, "reason": "miss"})]
 
 
-def test_a_hit_tells_nothing(site: Site, browse: Browse, told: Told) -> None:
+def test_a_hit_sends_nothing(site: Site, browse: Browse, heard: Heard) -> None:
     site.page("/", "body")
     browser = browse()
     browser.get("/")
-    told.clear()
+    heard.clear()
     browser.get("/")
-    assert told == []
+    assert heard == []
 
 
-def test_a_regeneration_is_told_with_its_reason(
-    site: Site, browse: Browse, clock: Clock, told: Told
+def test_a_regeneration_is_sent_with_its_reason(
+    site: Site, browse: Browse, clock: Clock, heard: Heard
 ) -> None:
     site.page("/", "body", revalidate=10)
     browser = browse()
@@ -84,84 +86,114 @@ def test_a_regeneration_is_told_with_its_reason(
     clock.advance(10)
     browser.get("/")
     browser.isr.close()
-    assert [extra["reason"] for _, _, extra in told] == ["miss", "stale"]
+    assert [extra["reason"] for _, _, extra in heard] == ["miss", "stale"]
 
 
-def test_a_refusal_is_told_with_its_reason(site: Site, browse: Browse, told: Told) -> None:
+def test_a_refusal_is_sent_with_its_reason(site: Site, browse: Browse, heard: Heard) -> None:
     site.page("/", "body", headers=[("Set-Cookie", "a=b")])
     browser = browse(rules={"/": 60})
     browser.get("/")
-    assert told == [("page_rejected", browser.isr, {"url": HOME, "reason": "set-cookie"})]
+    assert heard == [("page_rejected", browser.isr, {"url": HOME, "reason": "set-cookie"})]
 
 
-def test_failures_are_told_and_counted(
-    site: Site, browse: Browse, clock: Clock, told: Told
+def test_failures_are_sent_and_counted(
+    site: Site, browse: Browse, clock: Clock, heard: Heard
 ) -> None:
     site.page("/", "body", revalidate=10)
     browser = browse()
     browser.get("/")
     clock.advance(10)
     site.fail("/")
-    told.clear()
+    heard.clear()
     for _ in range(2):
         browser.get("/")
         browser.isr.close()
-    assert [(name, extra["url"], extra["failures"]) for name, _, extra in told] == [
+    assert [(name, extra["url"], extra["failures"]) for name, _, extra in heard] == [
         ("regeneration_failed", HOME, 1),
         ("regeneration_failed", HOME, 2),
     ]
-    assert all(isinstance(extra["error"], ZeroDivisionError) for _, _, extra in told)
+    assert all(isinstance(extra["error"], ZeroDivisionError) for _, _, extra in heard)
 
 
-def test_a_page_revalidated_on_demand_is_told(site: Site, browse: Browse, told: Told) -> None:
+def test_a_page_revalidated_on_demand_is_sent(site: Site, browse: Browse, heard: Heard) -> None:
     site.page("/", "body")
     isr = browse().isr
     isr.revalidate(HOME)
-    assert told == [
+    assert heard == [
+        ("invalidated", isr, {"paths": ("/",), "tags": (), "patterns": (), "expire": False}),
         ("page_stored", isr, {"url": HOME, "status": 200, "reason": "revalidate"}),
         ("page_revalidated", isr, {"url": HOME, "status": 200}),
     ]
 
 
-def test_one_that_failed_on_demand_is_not_told_as_revalidated(
-    site: Site, browse: Browse, told: Told
+def test_an_invalidation_is_sent_with_what_a_cdn_has_to_purge(
+    make: Make, site: Site, heard: Heard
+) -> None:
+    isr = make(base_url="http://localhost/app")
+    isr.revalidate_tag("a", "b", expire=True)
+    isr.invalidate("/app/blog/*", "/**")
+    assert heard == [
+        ("invalidated", isr, {"paths": (), "tags": ("a", "b"), "patterns": (), "expire": True}),
+        (
+            "invalidated",
+            isr,
+            {"paths": (), "tags": (), "patterns": ("/app/blog/*", "/**"), "expire": False},
+        ),
+    ]
+
+
+def test_an_invalidation_that_was_not_taken_is_not_sent(
+    make: Make, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: t.Any) -> t.Any:
+        raise OSError("the disk is full")
+
+    isr = make()
+    monkeypatch.setattr(isr.store, "invalidate", refuse)
+    with pytest.raises(RevalidationError):
+        isr.revalidate_tag("a")
+    assert [name for name, _, _ in heard] == ["store_failed"]
+
+
+def test_one_that_failed_on_demand_is_not_sent_as_revalidated(
+    site: Site, browse: Browse, heard: Heard
 ) -> None:
     site.fail("/")
     with pytest.raises(RevalidationError):
         browse().isr.revalidate(HOME)
-    assert [name for name, _, _ in told] == ["regeneration_failed"]
+    assert [name for name, _, _ in heard] == ["invalidated", "regeneration_failed"]
 
 
-def test_a_store_that_fails_is_told(
-    site: Site, make: Make, told: Told, monkeypatch: pytest.MonkeyPatch
+def test_a_store_that_fails_is_sent(
+    site: Site, make: Make, heard: Heard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*args: t.Any) -> t.Any:
         raise OSError("the disk is full")
 
     site.page("/", "body")
     isr = make()
-    monkeypatch.setattr(isr._here().store.storage, "set", refuse)
+    monkeypatch.setattr(isr.store, "put", refuse)
     assert visit(isr).text == "body"
-    ((name, sender, extra),) = [item for item in told if item[0] == "store_failed"]
-    assert (sender, extra["operation"], str(extra["error"])) == (isr, "set", "the disk is full")
+    ((name, sender, extra),) = [item for item in heard if item[0] == "store_failed"]
+    assert (sender, extra["operation"], str(extra["error"])) == (isr, "put", "the disk is full")
 
 
 def test_receivers_may_listen_to_one_middleware_only(site: Site, make: Make) -> None:
     site.page("/", "body")
     one, other = make(), make()
-    heard: list[ISRMiddleware] = []
+    senders: list[ISRMiddleware] = []
 
     def receiver(sender: ISRMiddleware, **extra: t.Any) -> None:
-        heard.append(sender)
+        senders.append(sender)
 
     with signals.page_stored.connected_to(receiver, sender=one):
         visit(one)
         visit(other)
-    assert heard == [one]
+    assert senders == [one]
 
 
 class TestAReceiverThatRaises:
-    def test_costs_no_visitor_his_page(
+    def test_costs_no_visitor_their_page(
         self,
         site: Site,
         browse: Browse,
@@ -187,12 +219,12 @@ class TestAReceiverThatRaises:
         site.page("/", "body")
         assert len(browse().isr.revalidate(HOME)) == 1
 
-    def test_does_not_keep_the_others_from_being_told(
-        self, site: Site, browse: Browse, raising: None, told: Told
+    def test_does_not_keep_the_others_from_hearing_it(
+        self, site: Site, browse: Browse, raising: None, heard: Heard
     ) -> None:
         site.page("/", "body")
         browse().get("/")
-        assert [name for name, _, _ in told] == ["page_stored"]
+        assert [name for name, _, _ in heard] == ["page_stored"]
 
     def test_does_not_keep_the_old_page_from_staying(
         self, site: Site, browse: Browse, clock: Clock, raising: None

@@ -213,11 +213,15 @@ class TestProcesses:
 
     # Python 3.12 and newer warn of any fork of a process with threads.
     @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-    def test_a_forked_child_counts_its_own(self, site: Site, browse: Browse, files: str) -> None:
+    def test_a_forked_child_counts_its_own(
+        self, site: Site, browse: Browse, files: str, clock: Clock
+    ) -> None:
         site.page("/")
         browser = browse(files)
         browser.get("/")
         browser.get("/")
+        # What is kept ready for a second is the parent's.
+        clock.advance(2)
         child = os.fork()
         if not child:
             browser.get("/")

@@ -13,9 +13,11 @@ from cachelib import SimpleCache
 from redis_server import Memcached
 from redis_server import Redis
 
+from wsgi_isr.freshness import Invalidated
 from wsgi_isr.store.cachelib import CachelibStore
 from wsgi_isr.store.cachelib import MEMCACHED
 from wsgi_isr.store.local import LocalStore
+from wsgi_isr.store.protocol import MAX_LABELS
 from wsgi_isr.store.protocol import Store
 from wsgi_isr.testing import StoreContract
 
@@ -62,6 +64,16 @@ class TestSimpleCache(StoreContract):
     def open_store(self) -> Open:
         store = LocalStore(SimpleCache(threshold=10_000), "a")
         return lambda: store
+
+    def test_forgets_labels_without_making_other_pages_stale(self, store: Store) -> None:
+        """It makes all earlier pages stale, because it cannot list them."""
+        self.put(store, "early")
+        for start in range(0, MAX_LABELS + 2000, 1000):
+            store.invalidate([f"tag:{number}" for number in range(start, start + 1000)], False)
+            if start == 50_000:
+                self.put(store, "late")
+        assert self.state(store, "early") is Invalidated.STALE
+        assert self.state(store, "late") is Invalidated.NO
 
 
 class TestFileSystemCache(StoreContract):

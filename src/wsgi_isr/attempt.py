@@ -87,14 +87,12 @@ class Attempts:
         rule: Rule | None,
         previous: Entry | None,
         number: Number,
-        is_outdated: Callable[[], bool] = lambda: False,
     ) -> Outcome:
         """Render a page and store it if it may be.
 
         :param previous: what is stored. It stays unless a good render replaces it, or the app
             withdraws it.
         :param number: of this render, taken before it begins.
-        :param is_outdated: whether the path was revalidated since: the page is not kept then.
         """
         began = self._clock()
         started = time.perf_counter()
@@ -123,8 +121,6 @@ class Attempts:
         made.generated_at, made.reason, made.seconds = began, reason, seconds
         made.sequence, made.lineage = number.sequence, number.lineage
         logger.debug("rendered %s: %s in %.0f ms (%s)", key.url, made.code, 1000 * seconds, reason)
-        if is_outdated():
-            return Outcome(Kind.UNSTORED, Entry(made, 0), "outdated", status=made.code)  # type: ignore[arg-type]
         return self._store(made, previous, reason)
 
     # Judging.

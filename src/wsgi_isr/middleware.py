@@ -310,7 +310,8 @@ class ISRMiddleware:
         if executor is None:
             return None
         try:
-            if hasattr(executor, "submit"):
+            # A class that has it makes one.
+            if hasattr(executor, "submit") and not isinstance(executor, type):
                 if self._made_in != os.getpid():
                     raise RuntimeError("it was made before the fork: hand over a callable")
                 return executor

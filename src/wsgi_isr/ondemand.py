@@ -27,6 +27,7 @@ from .page import page_label
 from .process import Process
 from .render import current_origin
 from .render import RenderError
+from .render import rendering
 from .rules import Excluded
 from .rules import Rule
 from .store.protocol import Number
@@ -160,9 +161,13 @@ class OnDemand:
         requested = [each for each in requested if each.pages or not only_generated]
         if not requested:
             return
-        labels = [each.label for each in requested]
+        # A page that calls this in its own render is an error below, and stays as it is.
+        own = rendering.get()
+        changed = [each for each in requested if not any(key in own for key in each.pages)]
+        labels = [each.label for each in changed]
         try:
-            number = self._pages.invalidate(labels, False)
+            pages = self._pages
+            number = pages.invalidate(labels, False) if labels else pages.number()
             # Listed after that, so that nothing stored before it is overlooked.
             others = [page_label(key.name) for each in requested for key in self._others(each)]
             if others:
@@ -170,7 +175,8 @@ class OnDemand:
         except StoreError as error:
             failed = [Result(k.url, None, error, "failed") for r in requested for k in r.pages]
             raise RevalidationError({r.path: error for r in requested}, failed) from error
-        self._announce(False, paths=[each.full_path for each in requested])
+        if changed:
+            self._announce(False, paths=[each.full_path for each in changed])
         if not render:
             return
         jobs = ((r.path, key, rule, number) for r in requested for key, rule in r.pages.items())
@@ -398,8 +404,6 @@ def _result(key: PageKey, outcome: Outcome, demanded: bool = False) -> Result:
         return Result(key.url, code, None, "skipped" if skipped else "gone" if gone else "rendered")
     if outcome.withdrawn:
         return Result(key.url, outcome.status, None, "withdrawn")
-    if outcome.entry is not None and outcome.detail == "outdated":
-        return Result(key.url, outcome.entry.page.code)
     if outcome.kind is Kind.NOT_A_PAGE and outcome.status in (404, 410):
         return Result(key.url, outcome.status, None, "gone")
     error = outcome.error or StoreError(f"not stored: {outcome.detail}")

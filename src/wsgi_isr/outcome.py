@@ -61,8 +61,8 @@ class Outcome(t.NamedTuple):
         if self.kind is not Kind.FAILED:
             return self
         # Not ``rest``: whoever rendered it may have read it to its end by now.
-        if response is not None and not response.detail:
-            if len(response.body) <= MAX_SHARED_ERROR:
+        if response is not None and (not response.detail or response.code >= 400):
+            if not response.detail and len(response.body) <= MAX_SHARED_ERROR:
                 return self
             headers = [("Content-Type", "text/plain; charset=utf-8")]
             body = f"{response.status}\n".encode("latin-1", "replace")

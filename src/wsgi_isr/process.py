@@ -27,6 +27,7 @@ from .metrics import Counters
 from .page import Codec
 from .render import Renderer
 from .renders import Renders
+from .rules import Rule
 from .store.memory import Fingerprint
 from .store.memory import is_long
 from .store.opening import Opener
@@ -91,6 +92,7 @@ class Process:
             self.clock,
             codec.seal,
             codec.unseal,
+            self.add_no_page,
         )
         self.not_pages = NotPages(self.pages, self.local_clock)
         self._renewing = threading.Lock()
@@ -118,7 +120,7 @@ class Process:
         return self.pid == os.getpid() and not self.is_closed
 
     def local_clock(self) -> float:
-        return t.cast("Callable[[], float]", self.config.clock)()
+        return self.config.clock()
 
     def clock(self) -> float:
         """Seconds since 1970 by the clock that all who share the store agree on."""
@@ -135,6 +137,14 @@ class Process:
 
     def _changed(self, changes: Changes) -> None:
         self.renders.invalidated(changes)
+
+    def add_no_page(self, key: PageKey, rule: Rule | None, detail: str) -> bool:
+        """Remember that a URL is no page, unless it may be so for one visitor alone."""
+        if not self.config.rules.by_url and self.config.rule_of(key) != rule:
+            # What one visitor's headers made of the rules says nothing of others.
+            return False
+        self.not_pages.add(key, detail)
+        return True
 
     # What a visitor's thread does once a second for a page.
 

@@ -66,9 +66,8 @@ class Flight:
         #: Whether it has taken a number, or is about to.
         self.is_numbered = False
         self.number: Number | None = None
-        #: The sequence of the last invalidation that may be about its page, and of the last one of
-        #: its very path, as by `revalidate`.
-        self.invalidated = self.revalidated = 0.0
+        #: The sequence of the last invalidation that may be about its page.
+        self.invalidated = 0.0
         self.outcome: Outcome | None = None
         self.done = threading.Event()
 
@@ -76,11 +75,6 @@ class Flight:
     def is_outdated(self) -> bool:
         """Whether something was invalidated since it began that may be about its page."""
         return self.invalidated > (0 if self.number is None else self.number.sequence)
-
-    @property
-    def is_superseded(self) -> bool:
-        """Whether that was the path itself: the page is not to be stored."""
-        return self.revalidated > (0 if self.number is None else self.number.sequence)
 
 
 class Renders:
@@ -95,6 +89,7 @@ class Renders:
         clock: Callable[[], float],
         seal: Callable[[bytes], bytes],
         unseal: Callable[[bytes | None], bytes | None],
+        on_no_page: Callable[[PageKey, Rule | None, str], object],
     ) -> None:
         self._config = config
         self._pages = pages
@@ -102,6 +97,7 @@ class Renders:
         self._background = background
         self._clock = clock
         self._seal, self._unseal = seal, unseal
+        self._on_no_page = on_no_page
         self._timeout = config.render_timeout
         self._flights: dict[PageKey, Flight] = {}
         #: Requests that wait for a render.
@@ -118,9 +114,7 @@ class Renders:
         """Let flights know that something was invalidated."""
         for key, flight in list(self._flights.items()):
             if flight.is_numbered:
-                invalidated, revalidated = _concerns(changes, key)
-                flight.invalidated = max(flight.invalidated, invalidated)
-                flight.revalidated = max(flight.revalidated, revalidated)
+                flight.invalidated = max(flight.invalidated, _last_about(changes, key))
 
     # Somebody waits.
 
@@ -226,16 +220,14 @@ class Renders:
             lease, outcome = self._lease(key, accept, demanded, waits)
             if outcome is None and not isinstance(lease, Busy):
                 # Another process may have stored it before the lease was ours.
-                previous = self._pages.newest(key)
+                previous = self._pages.newest(key) or self._pages.borrow(key)
                 if previous is not None and accept(previous):
                     outcome = Outcome(Kind.FOUND, previous, status=previous.page.code)
                 else:
                     # First: what is invalidated from now on has a later number.
                     flight.is_numbered = True
                     flight.number = number = self._pages.number()
-                    outcome = self._attempt(
-                        key, reason, rule, previous, number, lambda: flight.is_superseded
-                    )
+                    outcome = self._attempt(key, reason, rule, previous, number)
             return outcome
         finally:
             # Even a SystemExit lets the others go on.
@@ -380,6 +372,9 @@ class Renders:
         )
         if outcome is not None:
             outcome.discard()
+            if outcome.kind is Kind.NOT_A_PAGE or outcome.detail == "too-large":
+                # Otherwise a visitor who gets a shell would get it again and again.
+                self._on_no_page(key, rule, outcome.detail)
         elif entry is not None:
             entry.retry_at = self._clock() + ELSEWHERE
 
@@ -401,24 +396,20 @@ def _is_after(number: Number, after: Number) -> bool:
     return number.lineage == after.lineage and number.sequence > after.sequence
 
 
-def _concerns(changes: Changes, key: PageKey) -> tuple[float, float]:
-    """The sequence of the last invalidation that may be about a page, and of one of its path.
+def _last_about(changes: Changes, key: PageKey) -> float:
+    """The sequence of the last invalidation that may be about a page; 0 for none.
 
     A page that is being rendered: its tags are in its answer, which is not there yet.
     """
     if not changes.complete:
-        return math.inf, 0
+        return math.inf
     path = key.full_path or "/"
-    own = (key.path_label, key.host_label)
-    invalidated = revalidated = 0
+    own = (key.path_label, key.host_label, f"page:{key.name}")
+    last = 0
     for label, sequence, _ in changes.invalidations:
         kind, _, name = label.partition(":")
-        if label in own:
-            revalidated = max(revalidated, sequence)
-        elif (
-            kind == "tag"
-            or label == f"page:{key.name}"
-            or (kind == "pattern" and compile_pattern(name).fullmatch(path))
-        ):
-            invalidated = max(invalidated, sequence)
-    return max(invalidated, revalidated), revalidated
+        if kind == "tag" or label in own:
+            last = max(last, sequence)
+        elif kind == "pattern" and compile_pattern(name).fullmatch(path):
+            last = max(last, sequence)
+    return last

@@ -298,10 +298,8 @@ class Request:
 
     def _remember_no_page(self, detail: str = "") -> None:
         rule = self._rule
-        if not self._config.rules.by_url and self._config.rule_of(self._key) != rule:
-            # What one visitor's headers made of the rules says nothing of others.
+        if not self._process.add_no_page(self._key, rule, detail):
             return
-        self._process.not_pages.add(self._key, detail)
         if not detail and self._fingerprint is not None and self._config.rules.by_url:
             if rule is None or rule.undeclared != "pass":
                 self._process.not_pages.add_fingerprint(self._fingerprint, self._key)

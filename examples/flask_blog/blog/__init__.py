@@ -20,8 +20,7 @@ from . import database
 from . import editor
 from . import pages
 
-#: Nothing but the blog's own style sheet, and pictures: no script ever runs on a page,
-#: whatever somebody writes into a post.
+#: Only the blog's own style sheet, and pictures. No script runs on a page, whatever a post says.
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; style-src 'self'; img-src 'self' https: data:;"
     " form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -29,9 +28,9 @@ CONTENT_SECURITY_POLICY = (
 
 
 class SlugConverter(BaseConverter):
-    """What may stand in the address of a post or a tag.
+    """The address of a post or a tag.
 
-    Anything else is no page at all, so that nobody fills the page store with nonsense.
+    Anything else is no page, so that nobody fills the store with made-up addresses.
     """
 
     regex = r"[a-z0-9_][a-z0-9._-]{0,79}"
@@ -40,7 +39,7 @@ class SlugConverter(BaseConverter):
 def create_app(config: t.Mapping[str, t.Any] | None = None) -> Flask:
     """Build the blog. At its first start it writes the posts, which takes seconds.
 
-    :param config: goes over the defaults below and over the environment:
+    :param config: overrides the defaults below and the environment:
         ``BLOG_DATABASE`` is the path of the SQLite file, ``BLOG_SECRET`` the token of
         ``/api/revalidate``, ``BLOG_SHELL=1`` shows a shell while a post is rendered for the
         first time, and ``FLASK_…`` is every other key (``FLASK_ISR_CACHE``).
@@ -68,9 +67,9 @@ def create_app(config: t.Mapping[str, t.Any] | None = None) -> Flask:
 
 
 def rendered() -> dict[str, t.Any]:
-    """When, why and by whom the page at hand is rendered: for the foot of each page.
+    """When, why and by which worker a page is rendered, for its footer.
 
-    The library says why; without a word from it, the page is for this visitor alone.
+    The library gives the reason; without one, the page is for this visitor alone.
     """
     return {
         "rendered_at": datetime.now().isoformat(" ", "milliseconds"),
@@ -81,7 +80,7 @@ def rendered() -> dict[str, t.Any]:
 
 
 def error_page(error: HTTPException) -> ResponseReturnValue:
-    """Show an error in the dress of the blog. A page that is a 404 is stored too."""
+    """Show an error in the blog's layout. A 404 of a page is stored, too."""
     response = error.get_response(request.environ)
     if error.response is None:
         response.set_data(render_template("error.html", error=error))

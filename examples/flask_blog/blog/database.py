@@ -1,4 +1,4 @@
-"""The SQLite file: one connection for each request, and how the file comes to be."""
+"""The SQLite file: how it is made, and one connection for each request."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CREATE TABLE post_tags (
 CREATE INDEX tags_by_post ON post_tags (slug);
 """
 
-#: What editors have typed and visitors must not see yet.
+#: What editors have typed and not published.
 DRAFTS = """
 CREATE TABLE drafts (
     slug TEXT PRIMARY KEY REFERENCES posts ON DELETE CASCADE,
@@ -49,7 +49,7 @@ CREATE TABLE drafts (
 #: Of the schema, in the file.
 VERSION = 2
 
-#: How long a worker waits at its start for the one that fills the database.
+#: Seconds that a worker waits at its start for the one that fills the database.
 SETUP_TIMEOUT = 60.0
 
 
@@ -83,11 +83,10 @@ def connect(path: str | Path, timeout: float = 5.0) -> sqlite3.Connection:
 
 
 def get_db() -> sqlite3.Connection:
-    """Give the connection of this request.
+    """The connection of this request.
 
-    A page is never rendered within a visitor's own request context, so a render started
-    by :func:`~wsgi_isr.flask.revalidate` has a connection of its own, and sees what is
-    committed, nothing else.
+    A page is rendered in a request context of its own, so a render that `revalidate` starts
+    has another connection, and sees only what is committed.
     """
     if "db" not in g:
         g.db = connect(current_app.config["DATABASE"])
@@ -115,9 +114,9 @@ def transaction(connection: sqlite3.Connection) -> t.Iterator[None]:
 def set_up(connection: sqlite3.Connection) -> None:
     """Create the tables and write the posts, in exactly one of the workers.
 
-    Whoever gets SQLite's write lock does it, in a single transaction; the others wait
-    for the lock and find it done. If that worker is killed, nothing has happened, and
-    the next one begins anew.
+    The worker that gets SQLite's write lock does it, in one transaction. The others wait for
+    the lock and find it done. If that worker is killed, nothing has happened, and the next
+    one begins anew.
     """
     switch_to_wal(connection)
     if version(connection) == VERSION:
@@ -156,8 +155,8 @@ def fill(connection: sqlite3.Connection) -> None:
 def switch_to_wal(connection: sqlite3.Connection) -> None:
     """Let readers and a writer work at the same time. The file remembers it.
 
-    SQLite's own waiting does not cover this switch: of several workers that try at
-    once, all but one are refused.
+    SQLite's own waiting does not cover this switch: of several workers that try at once,
+    SQLite refuses all but one.
     """
     deadline = time.monotonic() + SETUP_TIMEOUT
     while True:

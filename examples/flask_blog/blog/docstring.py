@@ -1,4 +1,4 @@
-"""Plain text, as it stands in docstrings, to reStructuredText."""
+"""The plain text of docstrings, turned into reStructuredText."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .rest import complaints
 _BULLET = re.compile(r" *(?:[-*+•]|\d+[.)]) +\S")
 _HEADING = re.compile(r"(?:([=~^*#-])\1+\n)?(\S.*)\n([=~^*#-])\3{2,} *$")
 _TABLE_RULE = re.compile(r"^ *\+?[=-]{2,}[ +=-]*$", re.MULTILINE)
-#: Prose has no columns, no lines that are set in, no arrows.
+#: Prose has no columns, no indented lines, no arrows.
 _LAYOUT = re.compile(r"[^.?!:\s]\s{3,}\S|\n |--+[>|]|\S +-- .*\n.*\S +-- ")
 #: Lines of code or of a shell.
 _CODE = re.compile(
@@ -24,8 +24,8 @@ _MARKUP = re.compile(r"[*`|\\]|_\b|_\W|^[.:>+=-]")
 def to_rest(text: str) -> str:
     """Turn a docstring into reStructuredText without errors.
 
-    Most docstrings nearly are. What would not survive as a paragraph, a list or a
-    heading, such as columns and drawings, is kept as it is typed, in a literal block.
+    Most docstrings nearly are. Columns, drawings and the like, which are no paragraph, list
+    or heading, become literal blocks.
     """
     parts: list[str] = []
     in_literal = False
@@ -56,7 +56,7 @@ def to_line(text: str) -> str:
 
 
 def escape(text: str) -> str:
-    """Take its meaning from markup, but for ````code````."""
+    """Escape markup, except ````code````."""
     pieces = re.split(r"(``[^`\n]+``)", text)
     pieces[::2] = [re.sub(r"[\\*`|]|_(?!\w)", r"\\\g<0>", piece) for piece in pieces[::2]]
     return "".join(pieces)
@@ -105,7 +105,7 @@ def _convert(block: str) -> str:
 
 
 def _list(block: str) -> str:
-    """Set the lines of a list in as far as reStructuredText wants them."""
+    """Indent the lines of a list as reStructuredText wants it."""
     lines: list[str] = []
     items = [(-1, 0)]  # the items we are in: where the bullet was, where the text goes
     for line in textwrap.dedent(block).splitlines():
@@ -130,7 +130,7 @@ def _list(block: str) -> str:
 
 
 def _announce_literal(parts: list[str]) -> None:
-    """Say that a literal block follows: with the colon at hand, if there is one."""
+    """Say that a literal block follows, with the colon of the last line if it has one."""
     if parts and re.search(r"[^:\s]:$", parts[-1]):
         parts[-1] += ":"
     else:

@@ -1,4 +1,4 @@
-"""Writing, publishing and deleting posts, and telling the pages that it happened.
+"""Writing, publishing and deleting posts, and bringing these changes to the pages.
 
 Everybody may edit in this example. A real site puts a login in front of the blueprint.
 """
@@ -42,18 +42,18 @@ _NO_TITLE = "A post needs a title, and an address of letters or digits."
 def renew(post: Post, tags: t.Iterable[str], message: str) -> ResponseReturnValue:
     """Bring a change, already committed, to every page that shows the post.
 
-    The lists expire, so that whoever opens one next, the editor for instance, waits for
-    a single render and sees the change; without ``expire`` he would be given the old
-    list once more. The post's own page is rendered here and now, and nobody waits.
+    The lists expire: the next visitor of each, perhaps the editor, waits for its render and
+    sees the change. Without ``expire`` they would get the old list once more. The post's own
+    page is rendered now, so nobody waits for it.
 
     :param tags: the tags of the post, before and after the change.
-    :param message: what to tell the editor, who is sent back to the form.
+    :param message: for the editor, who returns to the form.
     """
     try:
         revalidate_tag("posts", *sorted({f"tag:{tag}" for tag in tags}), expire=True)
         revalidate(url_for("blog.post", slug=post.slug))
     except RevalidationError:
-        # Nothing is lost: the old page stays, its next visitor starts a new attempt.
+        # Nothing is lost: the old page stays, and its next visitor starts a new attempt.
         flash(_NOT_RENDERED, "error")
     else:
         flash(message, "ok")
@@ -62,9 +62,9 @@ def renew(post: Post, tags: t.Iterable[str], message: str) -> ResponseReturnValu
 
 @bp.before_request
 def same_origin() -> None:
-    """Refuse forms that another site sends (CSRF): browsers tell where they come from.
+    """Refuse forms that another site sends (CSRF): browsers say where a form comes from.
 
-    Behind a proxy, ``ProxyFix`` has to set the host that visitors see.
+    Behind a proxy you need ``ProxyFix``, which sets the public host.
     """
     if request.method in {"GET", "HEAD", "OPTIONS"}:
         return

@@ -1,7 +1,7 @@
-"""The public pages. Each says how long it is fresh and by which tags it is found.
+"""The public pages. Each says how long it is fresh, and which tags it has.
 
-A page is rendered once for all visitors, so nothing here looks at a cookie, the session
-or a flashed message.
+A page is rendered once for all visitors, so nothing here reads a cookie, the session or a
+flashed message.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def post_pages() -> t.Iterator[dict[str, str]]:
 
 
 def shell(slug: str) -> str:
-    """What a browser gets at once while a post is rendered for the first time."""
+    """A browser gets this at once while a post is rendered for the first time."""
     return render_template("shell.html", slug=slug)
 
 
@@ -57,7 +57,7 @@ def post(slug: str) -> str:
     elif found is not None and found.published is None:
         found = None
     if found is None:
-        # A 404 is a page too: stored, and replaced when somebody publishes the post.
+        # A 404 is a page, too. It is replaced when somebody publishes the post.
         abort(404, "There is no such post (yet).")
     found = draft or found
     return render_template("post.html", post=found, body=render(found.body))
@@ -65,7 +65,7 @@ def post(slug: str) -> str:
 
 @bp.record
 def add_posts(state: BlueprintSetupState) -> None:
-    """Declare the posts' pages as the app's config wants them."""
+    """Declare the pages of posts, with the fallback that the app's config names."""
     declare = isr_page(
         revalidate=300,
         tags=lambda slug: (f"post:{slug}",),
@@ -98,7 +98,7 @@ def tag(tag: str) -> str:
 
 
 def page_number() -> int:
-    """Read the page a visitor asks for: 1, 2, 3 … and nothing else."""
+    """The number of the page in a request: 1, 2, 3 … and nothing else."""
     page = request.args.get("page", "1")
     if not (page.isascii() and page.isdigit() and len(page) < 7 and page[0] != "0"):
         abort(404)

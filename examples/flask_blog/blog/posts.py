@@ -1,4 +1,4 @@
-"""Posts: what is asked of the database, and what is written to it."""
+"""Posts: how they are read from the database, and written to it."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def list_posts(db: sqlite3.Connection, page: int, tag: str | None = None) -> Lis
 
 
 def find_posts(db: sqlite3.Connection, page: int, words: str) -> Listing | None:
-    """List the posts an editor looks for, published or not, the last edited first."""
+    """List the posts that an editor searches for, published or not, the last edited first."""
     where, values = "1", []
     for word in words.split():
         where += " AND instr(lower(title || ' ' || summary), ?)"
@@ -83,7 +83,7 @@ def list_slugs(db: sqlite3.Connection) -> list[str]:
 
 
 def page_count(total: int) -> int:
-    """Of a list of posts."""
+    """The number of pages of a list of posts."""
     return -(-total // PER_PAGE) or 1
 
 
@@ -101,7 +101,7 @@ def add_post(db: sqlite3.Connection, post: Post, published: bool = True) -> bool
 
 
 def save_post(db: sqlite3.Connection, post: Post) -> Post | None:
-    """Write a post anew, and give the one that it replaces. None: there was none."""
+    """Write a post, and return the one that it replaces. None: there was none."""
     with transaction(db):
         old = get_post(db, post.slug)
         db.execute(
@@ -116,7 +116,7 @@ def save_post(db: sqlite3.Connection, post: Post) -> Post | None:
 
 
 def get_draft(db: sqlite3.Connection, slug: str) -> Post | None:
-    """What an editor has typed of a post and not saved for all yet."""
+    """What an editor has typed of a post, and not saved yet."""
     row = db.execute(
         "SELECT drafts.*, published FROM drafts JOIN posts USING (slug) WHERE slug = ?", [slug]
     ).fetchone()
@@ -124,7 +124,7 @@ def get_draft(db: sqlite3.Connection, slug: str) -> Post | None:
 
 
 def save_draft(db: sqlite3.Connection, post: Post) -> None:
-    """Keep what an editor has typed, out of the sight of visitors."""
+    """Keep what an editor has typed, where visitors do not see it."""
     row = [post.slug, post.title, post.summary, post.body, " ".join(post.tags), time.time()]
     db.execute("INSERT OR REPLACE INTO drafts VALUES (?, ?, ?, ?, ?, ?)", row)
 
@@ -145,7 +145,7 @@ def publish_post(db: sqlite3.Connection, slug: str, published: bool) -> Post | N
 
 
 def slugify(text: str) -> str:
-    """Make what may stand in an address: ``"Élan & Co."`` becomes ``elan-co``."""
+    """Make an address: ``"Élan & Co."`` becomes ``elan-co``."""
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     return re.sub(r"[^a-z0-9._]+", "-", plain.lower()).strip(".-")[:80]
 

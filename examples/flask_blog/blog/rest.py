@@ -1,7 +1,7 @@
 """reStructuredText to HTML, with docutils.
 
-Posts are written by whoever opens the editor, so docutils may neither pass raw HTML on
-nor read files, and only harmless links are kept.
+Anybody can open the editor. So docutils passes no raw HTML and reads no files, and only
+harmless links stay.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from docutils.parsers.rst import roles
 from docutils.writers.html5_polyglot import Writer
 from markupsafe import Markup
 
-#: How bad docutils finds something.
+#: Levels of what docutils complains about.
 _WARNING = 2
 _ERROR = 3
 
@@ -36,7 +36,7 @@ _SETTINGS: dict[str, t.Any] = {
 }
 _SAFE_LINK = re.compile(r"(?:https?|ftp|mailto):|[#/]", re.IGNORECASE)
 
-#: docutils keeps state in its modules, and several pages may be rendered at once.
+#: docutils keeps state in its modules, and several threads render pages.
 _lock = threading.Lock()
 
 # The roles of Sphinx that the documentation of Python is full of.
@@ -60,7 +60,7 @@ def render(text: str) -> Markup:
 
 
 def complaints(text: str) -> list[str]:
-    """Say what is wrong with a text, the warnings too."""
+    """What is wrong with a text, warnings included."""
     with _lock:
         messages = _messages(_parse(text), _WARNING)
     return [f"line {m.get('line', '?')}: {m.children[0].astext()}" for m in messages]
@@ -75,7 +75,7 @@ def _messages(document: nodes.document, level: int) -> list[nodes.system_message
 
 
 def _tidy(document: nodes.document) -> None:
-    """Take out the warnings, which are for the editor, and links that may run code."""
+    """Remove the warnings, which are for the editor, and links that may run code."""
     for message in _messages(document, 0):
         message.parent.remove(message)
     for problem in list(document.findall(nodes.problematic)):

@@ -1,4 +1,4 @@
-"""The first posts: what the modules of Python's standard library say of themselves.
+"""The first posts: docstrings of the modules of Python's standard library.
 
 Sources are parsed, never imported: some modules do things when they are imported.
 """
@@ -36,7 +36,7 @@ _SKIPPED = {
 #: Modules without a source file, which every interpreter has loaded anyway.
 _BUILTIN = ("builtins", "errno", "gc", "itertools", "marshal", "sys", "time")
 
-#: Tags for what a module is about, much as in the contents of the library reference.
+#: Tags for what a module is about, as in the contents of the library reference.
 _SUBJECTS = {
     "compression": "bz2 compression gzip lzma tarfile zipfile zlib",
     "concurrency": """
@@ -113,7 +113,7 @@ def documented_modules() -> t.Iterator[Module]:
 
 
 def tags(name: str, is_package: bool = False) -> tuple[str, ...]:
-    """Name the package that a module belongs to, and what the package is about."""
+    """The package that a module belongs to, and what the package is about."""
     top, dot, _ = name.partition(".")
     found = {subject for subject, modules in _SUBJECTS.items() if top in modules.split()}
     if dot or is_package:
@@ -156,7 +156,7 @@ def _module(name: str, docstring: str, contents: str = "", is_package: bool = Fa
 
 
 def _contents(tree: ast.Module) -> str:
-    """List the public classes and functions of a module, with what they say."""
+    """List the public classes and functions of a module, with their docstrings."""
     names = _exported(tree)
     found: dict[str, list[str]] = {"Classes": [], "Functions": []}
     for node in tree.body:

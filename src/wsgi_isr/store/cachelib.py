@@ -1,8 +1,7 @@
-"""Stores over any cachelib cache: `CachelibStore` for one that processes share, memcached above
-all, and `LocalCacheStore` for one in a process.
+"""`CachelibStore`: any cachelib cache that processes share, memcached above all; best effort.
 
 All there is to build on is ``get``, ``set``, ``delete`` and ``add``; where ``add`` is atomic, as on
-memcached, it makes a lock. Two entries of a shared cache carry the order of events:
+memcached, it makes a lock. Two entries carry the order of events:
 
 ``clock``   lineage, the last number given, the number of the last invalidation
 ``epochs``  the last invalidation of each label
@@ -11,48 +10,41 @@ A server may evict either. Then a new lineage begins. Labels are bounded by the 
 when the oldest are forgotten, all pages from before them count as stale.
 
 Nothing compares the clocks of two machines: an entry of a process that lives changes every second,
-and whoever sees one unchanged for longer takes its owner for dead.
+and one that stays unchanged for longer is that of a dead process.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
-import hashlib
 import json
 import logging
-import math
-import os
-import pickle
-import pickletools
 import secrets
-import struct
 import threading
 import time
 import typing as t
-import zlib
+from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 
 from cachelib import BaseCache
-from cachelib import MemcachedCache
-from cachelib import SimpleCache
 
 from ..threads import start
 from . import protocol
+from .entries import BRIEF
+from .entries import Entries
+from .entries import frame
+from .entries import WEEK
 from .epochs import Epochs
 from .epochs import replaces
-from .local import KIND as MEMORY
-from .local import Lease
-from .local import LocalStore
-from .local import Plain
 from .protocol import Busy
+from .protocol import Changes
+from .protocol import Failure
 from .protocol import Invalidation
 from .protocol import Number
 from .protocol import Record
 from .protocol import Stored
-from .protocol import StoreError
 from .protocol import TooLarge
 from .protocol import Validity
 
@@ -60,215 +52,16 @@ logger = logging.getLogger("wsgi_isr")
 
 KIND = protocol.Kind("cachelib", "network", False, False, False, False, True)
 MEMCACHED = KIND._replace(name="memcached", one_render=True)
-LOCAL = MEMORY._replace(name="local", exact=False, lists=False)
 
-_MAGIC = b"isr2"
-#: cachelib takes a timeout of 0 for "evict first", and some servers a date of 32 bits: ten years.
-RETENTION = 10 * 365 * 24 * 3600
-#: Seconds for which locks, leases and outcomes are kept; they end by other means.
-BRIEF = 3600
-#: Bytes of an entry at most, by the name of the cache's class, and what a server adds to it.
-LIMITS = {"MemcachedCache": 2**20, "DynamoDbCache": 400 * 1024, "MongoDbCache": 16 * 2**20}
-OVERHEAD = 512
-#: Bytes of an entry that every cache takes; one that refuses larger ones alone has a limit.
-SMALL = 1024
 #: Bytes of the invalidations, written and read as a whole.
 MAX_EPOCHS = 256 * 1024
-#: Seconds for which a lock, and a lease, may stay unchanged before its owner counts as dead.
-LOCK, TERM = 2.0, 3.0
-#: Longest wait for a lock.
-LOCK_TIMEOUT = 0.5
-#: Entries whose age is observed.
-MAX_SEEN = 1000
+#: Seconds for which a lease may stay unchanged before its owner counts as dead.
+TERM = 3.0
 #: Seconds between two heartbeats, and from which a process that reports nothing counts as gone.
 BEAT, SILENT = 1.0, 60.0
 #: Seconds between two reads of the clock, and after which the invalidations are read again, so
 #: that the server keeps them.
 POLL, REFRESH = 0.5, 30.0
-
-
-class RawSerializer:
-    """Bytes as they are, for cachelib: its own serializers execute what they read (pickle)."""
-
-    def dumps(self, value: object) -> bytes:
-        # FileSystemCache keeps the number of its files through the serializer, too.
-        return value if isinstance(value, bytes) else pickle.dumps(value)
-
-    def loads(self, data: object) -> object:
-        if not isinstance(data, bytes) or data.startswith(_MAGIC):
-            return data
-        # That number, read and not executed.
-        with contextlib.suppress(ValueError):
-            for code, value, _ in pickletools.genops(data):
-                if code.name.startswith(("BININT", "LONG1")):
-                    return value
-        return 0
-
-    def dump(self, value: object, file: t.BinaryIO) -> None:
-        file.write(self.dumps(value))
-
-    def load(self, file: t.BinaryIO) -> object:
-        return self.loads(file.read())
-
-
-def frame(record: Record) -> bytes:
-    """A page as one value."""
-    fields = json.dumps([*record[:6], len(record.head)]).encode()
-    head = struct.pack(">II", len(fields), zlib.crc32(fields))
-    return b"".join((head, fields, record.head, record.body))
-
-
-def unframe(data: bytes | None, name: str) -> Record | None:
-    """The page of a value; ``None`` for what is damaged, foreign or another page's."""
-    data = data or b""
-    try:
-        size, check = struct.unpack_from(">II", data)
-        fields, rest = data[8 : 8 + size], data[8 + size :]
-        found, labels, number, build, path, gone, length = json.loads(fields)
-        number = Number(*number)
-    except (struct.error, ValueError, TypeError):
-        return None
-    if found != name or zlib.crc32(fields) != check:
-        return None
-    return Record(name, tuple(labels), number, build, path, gone, rest[:length], rest[length:])
-
-
-class Entries:
-    """Bytes under names in a cache; what the app keeps in it stays readable for the app."""
-
-    def __init__(self, cache: BaseCache, prefix: str) -> None:
-        self._cache = cache
-        if hasattr(cache, "serializer"):
-            # A copy has the same data.
-            self._cache = copy.copy(cache)
-            t.cast(t.Any, self._cache).serializer = RawSerializer()
-        self._prefix = prefix
-        names = (kind.__name__ for kind in type(cache).__mro__)
-        self._limit = next((LIMITS[name] for name in names if name in LIMITS), None)
-        #: Whether one of all callers succeeds with ``add``.
-        self._is_atomic = self._ask = isinstance(cache, MemcachedCache)
-        #: When an entry was first seen as it is.
-        self._seen: dict[str, tuple[object, float]] = {}
-        self._lock = threading.Lock()
-
-    def _key(self, name: str) -> str:
-        # Any prefix and name fit into any cache, and no two share a key.
-        return hashlib.sha256(json.dumps([self._prefix, name]).encode()).hexdigest()
-
-    @property
-    def limit(self) -> float:
-        """Bytes of an entry at most, as far as that is said."""
-        if self._ask:
-            client = next((v for v in vars(self._cache).values() if hasattr(v, "stats")), None)
-            size = client and client.stats("settings").get(b"item_size_max")
-            self._limit, self._ask = size if isinstance(size, int) else self._limit, False
-        return math.inf if self._limit is None else self._limit - OVERHEAD
-
-    def get(self, name: str) -> bytes | None:
-        data = self._cache.get(self._key(name))
-        ours = isinstance(data, bytes) and data.startswith(_MAGIC)
-        return bytes(data[len(_MAGIC) :]) if ours else None
-
-    def set(self, name: str, data: bytes, seconds: int = RETENTION) -> None:
-        if len(data) > self.limit:
-            raise TooLarge(f"{len(data)} bytes are more than the {self.limit} that the cache takes")
-        # Some caches answer None or False instead of raising.
-        if not self._cache.set(self._key(name), _MAGIC + data, seconds):
-            small = self._cache.set(self._key("probe"), _MAGIC, BRIEF)
-            if len(data) > SMALL and small:
-                raise TooLarge(f"the cache takes entries, but not one of {len(data)} bytes")
-            raise StoreError(f"{type(self._cache).__name__} does not take an entry")
-
-    def add(self, name: str, data: bytes) -> bool:
-        return bool(self._cache.add(self._key(name), _MAGIC + data, BRIEF))
-
-    def delete(self, name: str) -> None:
-        self._cache.delete(self._key(name))
-
-    def page(self, name: str) -> Record | None:
-        return unframe(self.get(f"page:{name}"), name)
-
-    def read(self, name: str, length: int) -> list[t.Any] | None:
-        """A list of so many items, unless the entry is something else."""
-        try:
-            value = json.loads(self.get(name) or b"null")
-        except ValueError:
-            return None
-        return value if isinstance(value, list) and len(value) == length else None
-
-    def write(self, name: str, value: Sequence[t.Any], seconds: int = RETENTION) -> None:
-        self.set(name, json.dumps(value).encode(), seconds)
-
-    def is_dead(self, name: str, entry: object, seconds: float) -> bool:
-        """Whether an entry has been the same for so long."""
-        now = time.monotonic()
-        with self._lock:
-            seen = self._seen.pop(name, None)
-            if seen is None or seen[0] != entry:
-                seen = entry, now
-            self._seen[name] = seen
-            if len(self._seen) > MAX_SEEN:
-                del self._seen[next(iter(self._seen))]
-            return now - seen[1] > seconds
-
-    @contextlib.contextmanager
-    def exclusive(self, name: str) -> Iterator[None]:
-        """A lock over processes. A process that stops for longer than `LOCK` may lose it."""
-        key, token = f"lock:{name}", secrets.token_hex(8).encode()
-        deadline, pause = time.monotonic() + LOCK_TIMEOUT, 0.001
-        # Where `add` is not atomic, the last of two writers has it.
-        while not (self.add(key, token) and (self._is_atomic or self.get(key) == token)):
-            owner = self.get(key)
-            # FileSystemCache refuses to add where an expired entry lies.
-            if not self._is_atomic if owner is None else self.is_dead(key, owner, LOCK):
-                self.delete(key)
-            if time.monotonic() > deadline:
-                raise StoreError("another process has the lock, or the cache takes no entry")
-            time.sleep(pause)
-            pause = min(2 * pause, 0.02)
-        try:
-            yield
-        finally:
-            if self.get(key) == token:
-                self.delete(key)
-
-
-class LocalCacheStore(LocalStore):
-    """The order in memory, and pages in a cache, of one process.
-
-    A child goes on in a new cache: that of its parent may have locks that nobody gives back there.
-    """
-
-    kind = LOCAL
-
-    def __init__(self, cache: BaseCache, prefix: str) -> None:
-        super().__init__()
-        self._prefix, self._entries = prefix, Entries(cache, prefix)
-
-    def after_fork(self) -> None:
-        if self._pid != os.getpid():
-            self._entries = Entries(SimpleCache(), self._prefix)
-        super().after_fork()
-
-    records, prune = Plain.records, Plain.prune
-
-    def get(self, name: str) -> Stored | None:
-        with self._lock:
-            record = self._entries.page(name)
-            return None if record is None else Stored(record, self._validity(record))
-
-    def put(self, record: Record) -> Validity | None:
-        with self._lock:
-            old = self._entries.page(record.name)
-            if old and not replaces(record.number, old.number, self._epochs.lineage):
-                return None
-            self._entries.set(f"page:{record.name}", frame(record))
-            return super().put(record)
-
-    def delete(self, name: str) -> None:
-        with self._lock:
-            self._entries.delete(f"page:{name}")
-            super().delete(name)
 
 
 class Clock(t.NamedTuple):
@@ -278,13 +71,31 @@ class Clock(t.NamedTuple):
     changed: int
 
 
-class CachelibStore(Plain):
+class Lease:
+    """The right to render a page; ``end`` takes it back."""
+
+    def __init__(
+        self, end: Callable[[Lease, bytes | None], None], name: str, seconds: float, demanded: bool
+    ) -> None:
+        self.token = secrets.token_hex(8)
+        self.name, self.demanded = name, demanded
+        self.deadline = time.monotonic() + seconds
+        self._end = end
+
+    def release(self, outcome: bytes | None = None) -> None:
+        # What cannot be said lapses by itself.
+        with contextlib.suppress(Exception):
+            self._end(self, outcome)
+
+
+class CachelibStore:
     """Pages and their order in a cache that processes share."""
 
     def __init__(self, cache: BaseCache, prefix: str, kind: protocol.Kind = KIND) -> None:
-        super().__init__()
         self.kind = kind
-        self._entries = Entries(cache, prefix)
+        self._entries = self._pages = Entries(cache, prefix)
+        # Not from 0: what a process had in memory before a fork has the parent's numbers.
+        self.signal = [secrets.randbits(62), secrets.randbits(62)]
         self._epochs = Epochs("")
         self._refreshed = 0.0
         self._leases: dict[str, Lease] = {}
@@ -299,33 +110,31 @@ class CachelibStore(Plain):
         record = self._entries.read("clock", 3)
         return None if record is None else Clock(*record)
 
-    def _begin(self) -> Clock:
-        """Begin a lineage: all pages count as stale from now on."""
-        clock = Clock(secrets.token_hex(8), 0, 0)
-        self._save(Epochs(clock.lineage))
-        self._entries.write("clock", clock)
-        return clock
+    def _order(self) -> tuple[Clock, Epochs]:
+        """The clock and the invalidations; under the lock, because it begins a lineage if need be.
 
-    def _save(self, epochs: Epochs) -> None:
+        All pages count as stale then.
+        """
+        clock, record = self._clock(), self._entries.read("epochs", 4)
+        if clock and record and record[0] == clock.lineage and record[1] >= clock.changed:
+            epochs = Epochs(clock.lineage)
+            _, epochs.changed, epochs.floor, invalidations = record
+            for invalidation in invalidations:
+                epochs.apply(Invalidation(*invalidation))
+            return clock, epochs
+        clock = Clock(secrets.token_hex(8), 0, 0)
+        return self._save(clock, Epochs(clock.lineage))
+
+    def _save(self, clock: Clock, epochs: Epochs) -> tuple[Clock, Epochs]:
         while True:
             record = [epochs.lineage, epochs.changed, epochs.floor, epochs.since(0)]
-            size = len(json.dumps(record))
-            if size <= min(MAX_EPOCHS, self._entries.limit):
-                return self._entries.write("epochs", record)
+            if len(json.dumps(record)) <= min(MAX_EPOCHS, self._entries.limit):
+                break
             epochs.forget_oldest(len(epochs.labels) // 2)
-
-    def _load(self, clock: Clock | None) -> Epochs | None:
-        """The invalidations up to a time, unless some of them were lost."""
-        record = None if clock is None else self._entries.read("epochs", 4)
-        if clock is None or record is None:
-            return None
-        epochs = Epochs(clock.lineage)
-        lineage, epochs.changed, epochs.floor, invalidations = record
-        if lineage != clock.lineage or epochs.changed < clock.changed:
-            return None
-        for invalidation in invalidations:
-            epochs.apply(Invalidation(*invalidation))
-        return epochs
+        # In this order: who finds the number finds the invalidation.
+        self._entries.write("epochs", record)
+        self._entries.write("clock", clock)
+        return clock, epochs
 
     def _adopt(self, epochs: Epochs) -> Epochs:
         with self._lock:
@@ -345,43 +154,33 @@ class CachelibStore(Plain):
     def _sync(self) -> Epochs:
         """The invalidations up to now."""
         mine, clock = self._epochs, self._clock()
-        late = time.monotonic() - self._refreshed > REFRESH
-        if clock is not None and not late and clock == (mine.lineage, clock[1], mine.changed):
-            return mine
-        epochs = self._load(clock)
-        if epochs is None:
-            with self._entries.exclusive("clock"):
-                epochs = self._load(self._clock()) or Epochs(self._begin().lineage)
-        return self._adopt(epochs)
+        if clock and (clock.lineage, clock.changed) == (mine.lineage, mine.changed):
+            if time.monotonic() - self._refreshed < REFRESH:
+                return mine
+        with self._entries.exclusive("clock"):
+            return self._adopt(self._order()[1])
 
     def number(self) -> Number:
         with self._entries.exclusive("clock"):
-            clock = self._clock() or self._begin()
+            clock = self._clock() or self._order()[0]
             self._entries.write("clock", clock._replace(sequence=clock.sequence + 1))
         return Number(clock.lineage, clock.sequence + 1)
 
     def invalidate(self, labels: Sequence[str], expire: bool) -> Number:
         with self._entries.exclusive("clock"):
-            clock = self._clock()
-            epochs = self._load(clock)
-            if clock is None or epochs is None:
-                clock = self._begin()
-                epochs = Epochs(clock.lineage)
-            number = clock.sequence + 1
+            clock, epochs = self._order()
+            epochs.changed = number = clock.sequence + 1
             for label in labels:
                 epochs.apply(Invalidation(label, number, expire))
-            epochs.changed = number
-            # In this order: who finds the number finds the invalidation.
-            self._save(epochs)
-            self._entries.write("clock", clock._replace(sequence=number, changed=number))
-        self._adopt(epochs)
+            self._save(Clock(clock.lineage, number, number), epochs)
+            self._adopt(epochs)
         return Number(clock.lineage, number)
 
-    def changes(self, since: Number) -> protocol.Changes:
+    def changes(self, since: Number) -> Changes:
         epochs = self._sync()
         at = Number(epochs.lineage, epochs.changed)
         complete = since.lineage == at.lineage and since.sequence >= epochs.floor
-        return protocol.Changes(at, complete, epochs.since(since.sequence) if complete else ())
+        return Changes(at, complete, epochs.since(since.sequence) if complete else ())
 
     # Pages.
 
@@ -391,26 +190,40 @@ class CachelibStore(Plain):
         return Validity(found, Number(epochs.lineage, epochs.changed))
 
     def get(self, name: str) -> Stored | None:
-        record = self._entries.page(name)
+        record = self._pages.page(name)
         return None if record is None else Stored(record, self._validity(record))
 
     def put(self, record: Record) -> Validity | None:
         with self._entries.exclusive(f"page:{record.name}"):
-            old, lineage = self._entries.page(record.name), self._sync().lineage
+            old, lineage = self._pages.page(record.name), self._sync().lineage
             if old and not replaces(record.number, old.number, lineage):
                 return None
-            self._entries.set(f"page:{record.name}", frame(record))
-        self.signal[1] += 1
+            self._pages.set(f"page:{record.name}", frame(record))
+            self.signal[1] += 1
         return self._validity(record)
 
     def delete(self, name: str) -> None:
         with self._entries.exclusive(f"page:{name}"):
-            self._entries.delete(f"page:{name}")
-        self.signal[1] += 1
+            self._pages.delete(f"page:{name}")
+            self.signal[1] += 1
+
+    def stored(self, name: str) -> object:
+        return self.signal[1]
+
+    def used(self, names: Iterable[str]) -> None:
+        """The cache itself sees what is read."""
+
+    def records(self, **where: t.Any) -> t.Any:
+        raise NotImplementedError(
+            f"a store of the kind {self.kind.name} cannot list what it has; SQLite (a file:// URL) "
+            "and Redis can"
+        )
+
+    failures = prune = records
 
     # Renders.
 
-    def lease(self, name: str, seconds: float, demanded: bool) -> protocol.Lease | Busy:
+    def lease(self, name: str, seconds: float, demanded: bool) -> Lease | Busy:
         lease = Lease(self._end, name, seconds, demanded)
         # First without the lock: many may ask.
         if (busy := self._busy(lease)) is None:
@@ -424,7 +237,11 @@ class CachelibStore(Plain):
         record = self._entries.read(entry := f"lease:{lease.name}", 4)
         if record is None or (lease.demanded and not record[2]):
             return None
-        return None if self._entries.is_dead(entry, record, record[3]) else Busy(record[0])
+        if own := self._leases.get(record[0]):
+            dead = time.monotonic() >= own.deadline
+        else:
+            dead = self._entries.is_dead(entry, record, record[3])
+        return None if dead else Busy(record[0])
 
     def _write(self, lease: Lease, beats: bool) -> None:
         left = max(0.0, lease.deadline - time.monotonic())
@@ -463,29 +280,40 @@ class CachelibStore(Plain):
         return record is not None and record[0] == lease.token
 
     def _end(self, lease: Lease, outcome: bytes | None) -> None:
-        self._leases.pop(lease.token, None)
-        with self._entries.exclusive(f"lease:{lease.name}"):
-            # Unless another has taken it over.
-            if self._is_own(lease):
-                if outcome is not None:
-                    with contextlib.suppress(TooLarge):
-                        self._entries.set(f"outcome:{lease.token}", outcome, BRIEF)
-                self._entries.delete(f"lease:{lease.name}")
+        try:
+            with self._entries.exclusive(f"lease:{lease.name}"):
+                # Unless another has taken it over.
+                if self._is_own(lease):
+                    if outcome is not None:
+                        with contextlib.suppress(TooLarge):
+                            self._entries.set(f"outcome:{lease.token}", outcome, BRIEF)
+                    self._entries.delete(f"lease:{lease.name}")
+        finally:
+            self._leases.pop(lease.token, None)
 
     def outcome(self, token: str) -> bytes | None:
         return self._entries.get(f"outcome:{token}")
 
-    def failure(self, name: str) -> protocol.Failure | None:
+    def failure(self, name: str) -> Failure | None:
         record = self._entries.read(f"failure:{name}", 5)
-        return None if record is None else protocol.Failure(*record)
+        return None if record is None else Failure(*record)
 
-    def set_failure(self, name: str, failure: protocol.Failure | None) -> None:
+    def set_failure(self, name: str, failure: Failure | None) -> None:
         if failure is None:
             self._entries.delete(f"failure:{name}")
         else:
-            self._entries.write(f"failure:{name}", failure)
+            self._entries.write(f"failure:{name}", failure, WEEK)
 
-    # What exists, and what was counted.
+    def want(self, build: str, wanted: protocol.Wanted) -> bool:
+        return False
+
+    def take(self, build: str, seconds: float) -> protocol.Wanted | None:
+        return None
+
+    def done(self, build: str, name: str) -> None:
+        """Nothing was taken."""
+
+    # What exists, what was counted, how much there is.
 
     def list_path(self, path: str) -> None:
         self._entries.set(f"path:{path}", b"")
@@ -508,7 +336,7 @@ class CachelibStore(Plain):
         builds: list[str] = self._value("builds", [])
         if build not in builds:
             with self._change("builds", []) as builds:
-                builds.append(build)
+                builds += [build] if build not in builds else []
                 del builds[: -protocol.MAX_BUILDS]
         return builds[: builds.index(build)][::-1]
 
@@ -521,17 +349,23 @@ class CachelibStore(Plain):
         return dict(self._value("totals", {}))
 
     def report(self, process: Mapping[str, t.Any] | None) -> None:
-        if process is None and self._id not in self._value("processes", {}):
-            return
-        with self._change("processes", {}) as reports:
-            reports[self._id] = [time.time(), process]
-            for key in [key for key, item in reports.items() if not _is_running(*item)]:
-                del reports[key]
+        if process is not None or self._id in self._value("processes", {}):
+            with self._change("processes", {}) as reports:
+                reports[self._id] = [time.time(), process]
+                for key in [key for key, item in reports.items() if not _is_running(*item)]:
+                    del reports[key]
 
     def processes(self) -> list[dict[str, t.Any]]:
-        return [item[1] for item in self._value("processes", {}).values() if _is_running(*item)]
+        reports = list(self._value("processes", {}).values())
+        return [process for at, process in reports if _is_running(at, process)]
+
+    def sizes(self) -> protocol.Sizes:
+        return protocol.Sizes(None, None)
 
     # The process.
+
+    def time(self) -> float:
+        return time.time()
 
     def listen(self, seconds: float) -> bool:
         """Ask twice a second: nothing is announced."""

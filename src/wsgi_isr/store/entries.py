@@ -7,6 +7,7 @@ import copy
 import hashlib
 import json
 import math
+import pickle
 import pickletools
 import secrets
 import struct
@@ -14,7 +15,6 @@ import threading
 import time
 import typing as t
 import zlib
-from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
 
@@ -25,13 +25,12 @@ from .protocol import Number
 from .protocol import Record
 from .protocol import StoreError
 from .protocol import TooLarge
-from .protocol import Wanted
 
 _MAGIC = b"isr2"
 #: cachelib takes a timeout of 0 for "evict first", and some servers a date of 32 bits: ten years.
 RETENTION = 10 * 365 * 24 * 3600
-#: Seconds for which locks, leases and outcomes are kept; they end by other means.
-BRIEF = 3600
+#: Seconds for which locks, leases and outcomes are kept, which end by other means; and failures.
+BRIEF, WEEK = 3600, 7 * 24 * 3600
 #: Bytes of an entry at most, by the name of the cache's class, and what a server adds to it.
 LIMITS = {"MemcachedCache": 2**20, "DynamoDbCache": 400 * 1024, "MongoDbCache": 16 * 2**20}
 OVERHEAD = 512
@@ -45,38 +44,17 @@ LOCK_TIMEOUT = 0.5
 MAX_SEEN = 1000
 
 
-class Plain:
-    """What stores without an engine have in common."""
-
-    def used(self, names: Iterable[str]) -> None:
-        """The cache itself sees what is read."""
-
-    def want(self, build: str, wanted: Wanted) -> bool:
-        return False
-
-    def take(self, build: str, seconds: float) -> Wanted | None:
-        return None
-
-    def done(self, build: str, name: str) -> None:
-        """Nothing was taken."""
-
-    def time(self) -> float:
-        return time.time()
-
-
 class RawSerializer:
     """Bytes as they are, for cachelib: its own serializers execute what they read (pickle)."""
 
     def dumps(self, value: object) -> bytes:
         # FileSystemCache keeps the number of its files through the serializer, too.
-        return value if isinstance(value, bytes) else b"%d" % t.cast(int, value)
+        return value if isinstance(value, bytes) else pickle.dumps(value)
 
     def loads(self, data: object) -> object:
         if not isinstance(data, bytes) or data.startswith(_MAGIC):
             return data
-        if data.isdigit() and len(data) < 10:
-            return int(data)
-        # That number as another process left it: read, not executed.
+        # That number, read and not executed.
         with contextlib.suppress(ValueError):
             for code, value, _ in pickletools.genops(data):
                 if code.name.startswith(("BININT", "LONG1")):
@@ -99,9 +77,10 @@ def frame(record: Record) -> bytes:
 
 def unframe(data: bytes | None, name: str) -> Record | None:
     """The page of a value; ``None`` for what is damaged, foreign or another page's."""
+    data = data or b""
     try:
-        size, check = struct.unpack_from(">II", data or b"")
-        fields, rest = t.cast(bytes, data)[8 : 8 + size], t.cast(bytes, data)[8 + size :]
+        size, check = struct.unpack_from(">II", data)
+        fields, rest = data[8 : 8 + size], data[8 + size :]
         found, labels, number, build, path, gone, length = json.loads(fields)
         number = Number(*number)
     except (struct.error, ValueError, TypeError):
@@ -124,8 +103,7 @@ class Entries:
         names = (kind.__name__ for kind in type(cache).__mro__)
         self._limit = next((LIMITS[name] for name in names if name in LIMITS), None)
         #: Whether one of all callers succeeds with ``add``.
-        self._is_atomic = isinstance(cache, MemcachedCache)
-        self._ask = self._is_atomic
+        self._is_atomic = self._ask = isinstance(cache, MemcachedCache)
         #: When an entry was first seen as it is.
         self._seen: dict[str, tuple[object, float]] = {}
         self._lock = threading.Lock()
@@ -135,25 +113,24 @@ class Entries:
         return hashlib.sha256(json.dumps([self._prefix, name]).encode()).hexdigest()
 
     @property
-    def limit(self) -> int | None:
+    def limit(self) -> float:
         """Bytes of an entry at most, as far as that is said."""
         if self._ask:
             client = next((v for v in vars(self._cache).values() if hasattr(v, "stats")), None)
             size = client and client.stats("settings").get(b"item_size_max")
             self._limit, self._ask = size if isinstance(size, int) else self._limit, False
-        return None if self._limit is None else self._limit - OVERHEAD
+        return math.inf if self._limit is None else self._limit - OVERHEAD
 
     def get(self, name: str) -> bytes | None:
         data = self._cache.get(self._key(name))
         ours = isinstance(data, bytes) and data.startswith(_MAGIC)
         return bytes(data[len(_MAGIC) :]) if ours else None
 
-    def set(self, name: str, data: bytes, seconds: float = RETENTION) -> None:
-        limit = self.limit
-        if limit is not None and len(data) > limit:
-            raise TooLarge(f"{len(data)} bytes are more than the {limit} that the cache takes")
+    def set(self, name: str, data: bytes, seconds: int = RETENTION) -> None:
+        if len(data) > self.limit:
+            raise TooLarge(f"{len(data)} bytes are more than the {self.limit} that the cache takes")
         # Some caches answer None or False instead of raising.
-        if not self._cache.set(self._key(name), _MAGIC + data, math.ceil(seconds)):
+        if not self._cache.set(self._key(name), _MAGIC + data, seconds):
             small = self._cache.set(self._key("probe"), _MAGIC, BRIEF)
             if len(data) > SMALL and small:
                 raise TooLarge(f"the cache takes entries, but not one of {len(data)} bytes")
@@ -165,6 +142,9 @@ class Entries:
     def delete(self, name: str) -> None:
         self._cache.delete(self._key(name))
 
+    def page(self, name: str) -> Record | None:
+        return unframe(self.get(f"page:{name}"), name)
+
     def read(self, name: str, length: int) -> list[t.Any] | None:
         """A list of so many items, unless the entry is something else."""
         try:
@@ -173,33 +153,31 @@ class Entries:
             return None
         return value if isinstance(value, list) and len(value) == length else None
 
-    def write(self, name: str, value: Sequence[t.Any], seconds: float = RETENTION) -> None:
+    def write(self, name: str, value: Sequence[t.Any], seconds: int = RETENTION) -> None:
         self.set(name, json.dumps(value).encode(), seconds)
 
     def is_dead(self, name: str, entry: object, seconds: float) -> bool:
         """Whether an entry has been the same for so long."""
         now = time.monotonic()
         with self._lock:
-            seen = self._seen.get(name)
-            if seen is not None and seen[0] == entry:
-                return now - seen[1] > seconds
-            self._seen.pop(name, None)
-            self._seen[name] = (entry, now)
+            seen = self._seen.pop(name, None)
+            if seen is None or seen[0] != entry:
+                seen = entry, now
+            self._seen[name] = seen
             if len(self._seen) > MAX_SEEN:
                 del self._seen[next(iter(self._seen))]
-        return False
+            return now - seen[1] > seconds
 
     @contextlib.contextmanager
     def exclusive(self, name: str) -> Iterator[None]:
         """A lock over processes. A process that stops for longer than `LOCK` may lose it."""
         key, token = f"lock:{name}", secrets.token_hex(8).encode()
-        deadline = time.monotonic() + LOCK_TIMEOUT
-        pause = 0.001
-        while not self._add_lock(key, token):
+        deadline, pause = time.monotonic() + LOCK_TIMEOUT, 0.001
+        # Where `add` is not atomic, the last of two writers has it.
+        while not (self.add(key, token) and (self._is_atomic or self.get(key) == token)):
             owner = self.get(key)
             # FileSystemCache refuses to add where an expired entry lies.
-            lapsed = owner is None and not self._is_atomic
-            if lapsed or (owner is not None and self.is_dead(key, owner, LOCK)):
+            if not self._is_atomic if owner is None else self.is_dead(key, owner, LOCK):
                 self.delete(key)
             if time.monotonic() > deadline:
                 raise StoreError("another process has the lock, or the cache takes no entry")
@@ -210,8 +188,3 @@ class Entries:
         finally:
             if self.get(key) == token:
                 self.delete(key)
-
-    def _add_lock(self, key: str, token: bytes) -> bool:
-        # Where `add` is not atomic, the last of two writers has it.
-        added = self.add(key, token)
-        return added and (self._is_atomic or self.get(key) == token)

@@ -1,265 +1,170 @@
-"""`LocalStore`: the order of events in the memory of one process.
-
-The memory level keeps the pages of ``memory://``, so there is no second copy of them here.
-"""
+"""`LocalStore`: the order of events in the memory of one process."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import secrets
 import threading
-import time
 import typing as t
 from collections import deque
-from collections.abc import Callable
-from collections.abc import Iterable
 from collections.abc import Iterator
-from collections.abc import Mapping
 from collections.abc import Sequence
 
-from . import protocol
+from cachelib import BaseCache
+from cachelib import NullCache
+from cachelib import SimpleCache
+
+from .cachelib import CachelibStore
+from .cachelib import Clock
+from .cachelib import Lease
+from .entries import Entries
+from .entries import RETENTION
 from .epochs import Epochs
-from .protocol import Busy
 from .protocol import Changes
 from .protocol import Failure
 from .protocol import Invalidation
+from .protocol import Kind
+from .protocol import MAX_HISTORY
+from .protocol import MAX_LABELS
 from .protocol import Number
 from .protocol import Record
-from .protocol import Stored
 from .protocol import Validity
 
-KIND = protocol.Kind("memory", "process", True, True, True, False, False)
-#: Outcomes that are kept for those who wait for a render.
-MAX_OUTCOMES = 1000
-
-_Value = t.TypeVar("_Value")
-
-
-class Plain:
-    """What stores without an engine have in common: what they cannot do."""
-
-    kind: protocol.Kind
-
-    def __init__(self) -> None:
-        # Not from 0: what a process had in memory before a fork has the parent's numbers.
-        self.signal = [secrets.randbits(62), secrets.randbits(62)]
-
-    def records(self, *, build: str | None = None, path: str | None = None) -> Iterator[Stored]:
-        raise self._unlisted()
-
-    def failures(self) -> Iterator[tuple[str, Failure]]:
-        raise self._unlisted()
-
-    def prune(self, **bounds: t.Any) -> int:
-        raise self._unlisted()
-
-    def _unlisted(self) -> NotImplementedError:
-        return NotImplementedError(
-            f"a store of the kind {self.kind.name} cannot list what it has; SQLite (a file:// URL) "
-            "and Redis can"
-        )
-
-    def used(self, names: Iterable[str]) -> None:
-        """A cache itself sees what is read."""
-
-    def stored(self, name: str) -> object:
-        return self.signal[1]
-
-    def want(self, build: str, wanted: protocol.Wanted) -> bool:
-        return False
-
-    def take(self, build: str, seconds: float) -> protocol.Wanted | None:
-        return None
-
-    def done(self, build: str, name: str) -> None:
-        """Nothing was taken."""
-
-    def sizes(self) -> protocol.Sizes:
-        return protocol.Sizes(None, None)
-
-    def time(self) -> float:
-        return time.time()
+MEMORY = Kind("memory", "process", True, True, True, False, False)
+#: That of a store with a cache, whose pages it cannot list. When it forgets the oldest labels, all
+#: pages from before them count as stale.
+LOCAL = MEMORY._replace(name="local", lists=False)
+#: Entries that are kept of those that `CachelibStore` keeps for a week or less.
+MAX_BRIEF = 20_000
 
 
-class Lease:
-    """The right to render a page; ``end`` takes it back."""
-
-    def __init__(
-        self, end: Callable[[Lease, bytes | None], None], name: str, seconds: float, demanded: bool
-    ) -> None:
-        self.token = secrets.token_hex(8)
-        self.name, self.demanded = name, demanded
-        self.deadline = time.monotonic() + seconds
-        self._end = end
-
-    def release(self, outcome: bytes | None = None) -> None:
-        # What cannot be said lapses by itself.
-        with contextlib.suppress(Exception):
-            self._end(self, outcome)
-
-
-class LocalStore(Plain):
-    """The order of events for the threads of one process; it takes all pages, and keeps none."""
-
-    kind = KIND
+class MemoryEntries(Entries):
+    """The same in the memory of one process: nothing is encoded, and all locks are one."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self._pid = os.getpid()
-        self._sequence = 0
-        self._epochs = Epochs(secrets.token_hex(8))
-        self._history: deque[Invalidation] = deque(maxlen=protocol.MAX_HISTORY)
-        self._leases: dict[str, Lease] = {}
-        self._outcomes: dict[str, bytes] = {}
-        self._failures: dict[str, Failure] = {}
-        self._paths: set[str] = set()
-        self._builds: list[str] = []
-        self._totals: dict[str, float] = {}
-        self._report: dict[str, t.Any] | None = None
-        self._lock = threading.RLock()
+        super().__init__(NullCache(), "")
+        self._lasting: dict[str, t.Any] = {}
+        self._brief: dict[str, t.Any] = {}
+        self._mutex = threading.RLock()
 
     def after_fork(self) -> None:
-        """Go on in a child, without what a thread of the parent may have."""
-        if self._pid != os.getpid():
-            self._pid, self._lock, self._leases = os.getpid(), threading.RLock(), {}
+        # A thread of the parent may have the other one.
+        self._mutex = threading.RLock()
 
-    # Pages.
+    def __iter__(self) -> Iterator[str]:
+        return iter([*self._lasting, *self._brief])
 
-    def get(self, name: str) -> Stored | None:
-        return None
+    def get(self, name: str) -> t.Any:
+        return self._lasting.get(name, self._brief.get(name))
 
-    def put(self, record: Record) -> Validity | None:
-        with self._lock:
-            self.signal[1] += 1
-            return self._validity(record)
+    def read(self, name: str, length: int) -> t.Any:
+        return self.get(name)
+
+    def set(self, name: str, data: t.Any, seconds: int = RETENTION) -> None:
+        with self._mutex:
+            (self._lasting if seconds == RETENTION else self._brief)[name] = data
+            if len(self._brief) > MAX_BRIEF:
+                del self._brief[next(iter(self._brief))]
+
+    def write(self, name: str, value: t.Any, seconds: int = RETENTION) -> None:
+        self.set(name, value, seconds)
 
     def delete(self, name: str) -> None:
-        with self._lock:
-            self.signal[1] += 1
+        self._lasting.pop(name, None)
+        self._brief.pop(name, None)
 
-    def records(self, *, build: str | None = None, path: str | None = None) -> Iterator[Stored]:
-        return iter(())
+    def is_dead(self, name: str, entry: object, seconds: float) -> bool:
+        """What nobody in this process has is its parent's."""
+        return True
 
-    def prune(self, **bounds: t.Any) -> int:
-        return 0
+    @contextlib.contextmanager
+    def exclusive(self, name: str) -> Iterator[None]:
+        with self._mutex:
+            yield
 
-    # The order.
 
-    def _at(self) -> Number:
-        return Number(self._epochs.lineage, self._epochs.changed)
+class LocalStore(CachelibStore):
+    """The order of events in the memory of one process, and its pages in a cache, if it has one.
 
-    def _validity(self, record: Record) -> Validity:
-        made = self._epochs.validity(record.labels, record.path, record.number)
-        return Validity(made, self._at())
+    Without a cache it takes all pages and keeps none: the memory level keeps those of
+    ``memory://``. Several middlewares may share it, and a child goes on with what its parent had,
+    but with new pages in a new cache: the other may have locks that nobody gives back there.
+    """
 
-    def number(self) -> Number:
-        with self._lock:
-            self._sequence += 1
-            return Number(self._epochs.lineage, self._sequence)
+    def __init__(self, cache: BaseCache | None = None, prefix: str = "") -> None:
+        kind = MEMORY if cache is None else LOCAL
+        super().__init__(NullCache() if cache is None else cache, prefix, kind)
+        self._prefix, self._pid = prefix, os.getpid()
+        self._entries: MemoryEntries = MemoryEntries()
+        clock = Clock(secrets.token_hex(8), 0, 0)
+        self._epochs = self._save(clock, Epochs(clock.lineage))[1]
+        self._history: deque[Invalidation] = deque(maxlen=MAX_HISTORY)
+
+    def after_fork(self) -> None:
+        if self._pid != os.getpid():
+            self._pid, self._leases = os.getpid(), {}
+            self._entries.after_fork()
+            if self.kind == LOCAL:
+                self._pages = Entries(SimpleCache(), self._prefix)
+
+    def _sync(self) -> Epochs:
+        return self._epochs
+
+    def _order(self) -> tuple[Clock, Epochs]:
+        return Clock(*self._entries.get("clock")), self._epochs
+
+    def _save(self, clock: Clock, epochs: Epochs) -> tuple[Clock, Epochs]:
+        if len(epochs.labels) > MAX_LABELS:
+            # A tenth at a time, for it takes a while.
+            epochs.forget_oldest(MAX_LABELS * 9 // 10)
+        self._entries.set("clock", clock)
+        return clock, epochs
+
+    def _adopt(self, epochs: Epochs) -> Epochs:
+        self.signal[0] += 1
+        return epochs
 
     def invalidate(self, labels: Sequence[str], expire: bool) -> Number:
-        with self._lock:
-            self._sequence += 1
-            for label in labels:
-                invalidation = Invalidation(label, self._sequence, expire)
-                self._epochs.apply(invalidation)
-                self._history.append(invalidation)
-            self._epochs.changed = self._sequence
-            if len(self._epochs.labels) > protocol.MAX_LABELS:
-                # A tenth at a time, for it takes a while.
-                self._epochs.forget_oldest(protocol.MAX_LABELS * 9 // 10)
-            self.signal[0] += 1
-            return self._at()
+        with self._entries.exclusive("clock"):
+            number = super().invalidate(labels, expire)
+            self._history += [Invalidation(label, number.sequence, expire) for label in labels]
+            return number
 
     def changes(self, since: Number) -> Changes:
-        with self._lock:
-            at, history = self._at(), self._history
-            is_full = len(history) == history.maxlen
-            lost = is_full and since.sequence < history[0].sequence
-            if since.lineage != at.lineage or lost:
+        with self._entries.exclusive("clock"):
+            at, history = Number(self._epochs.lineage, self._epochs.changed), self._history
+            full = len(history) == history.maxlen
+            if since.lineage != at.lineage or (full and since.sequence < history[0].sequence):
                 return Changes(at, False, ())
-            return Changes(at, True, tuple(one for one in history if one[1] > since.sequence))
+            newer = itertools.takewhile(lambda one: one[1] > since.sequence, reversed(history))
+            return Changes(at, True, tuple(newer)[::-1])
 
-    # Renders.
+    def _validity(self, record: Record) -> Validity:
+        with self._entries.exclusive("clock"):
+            return super()._validity(record)
 
-    def lease(self, name: str, seconds: float, demanded: bool) -> Lease | Busy:
-        with self._lock:
-            found = self._leases.get(name)
-            if found is not None and time.monotonic() < found.deadline:
-                if found.demanded or not demanded:
-                    return Busy(found.token)
-            lease = self._leases[name] = Lease(self._end, name, seconds, demanded)
-            return lease
+    def _keep(self, lease: Lease) -> bool:
+        self._leases[lease.token] = lease
+        return False
 
-    def _end(self, lease: Lease, outcome: bytes | None) -> None:
-        with self._lock:
-            # Unless another has taken it over.
-            if self._leases.get(lease.name) is lease:
-                del self._leases[lease.name]
-                if outcome is not None:
-                    _keep(self._outcomes, lease.token, outcome, MAX_OUTCOMES)
+    def records(self, **where: t.Any) -> t.Any:
+        return iter(()) if self.kind.lists else super().records()
 
-    def outcome(self, token: str) -> bytes | None:
-        return self._outcomes.get(token)
+    def prune(self, **bounds: t.Any) -> t.Any:
+        return 0 if self.kind.lists else super().prune()
 
-    def failure(self, name: str) -> Failure | None:
-        return self._failures.get(name)
-
-    def set_failure(self, name: str, failure: Failure | None) -> None:
-        with self._lock:
-            self._failures.pop(name, None)
-            if failure is not None:
-                _keep(self._failures, name, failure, protocol.MAX_FAILURES)
-
-    def failures(self) -> Iterator[tuple[str, Failure]]:
-        with self._lock:
-            return iter(list(self._failures.items()))
-
-    # What exists, and what was counted.
-
-    def list_path(self, path: str) -> None:
-        self._paths.add(path)
+    def failures(self, **where: t.Any) -> Iterator[tuple[str, Failure]]:
+        names = [name[8:] for name in self._entries if name.startswith("failure:")]
+        found = ((name, self.failure(name)) for name in names)
+        return ((name, failure) for name, failure in found if failure is not None)
 
     def has_path(self, path: str) -> bool:
-        return path in self._paths
-
-    def builds(self, build: str) -> list[str]:
-        with self._lock:
-            if build not in self._builds:
-                self._builds.append(build)
-                del self._builds[: -protocol.MAX_BUILDS]
-            return self._builds[: self._builds.index(build)][::-1]
-
-    def add(self, counts: Mapping[str, float]) -> None:
-        with self._lock:
-            for name, count in counts.items():
-                self._totals[name] = self._totals.get(name, 0) + count
-
-    def totals(self) -> dict[str, float]:
-        with self._lock:
-            return dict(self._totals)
-
-    def report(self, process: Mapping[str, t.Any] | None) -> None:
-        self._report = None if process is None else dict(process)
-
-    def processes(self) -> list[dict[str, t.Any]]:
-        report = self._report
-        return [] if report is None else [dict(report)]
-
-    # The process.
+        return bool(super().has_path(path))
 
     def listen(self, seconds: float) -> bool:
         return False
 
-    def probe(self) -> None:
-        """Memory reads and writes."""
-
     def close(self) -> None:
         """Others in this process may share it, and there is nothing to give back."""
-
-
-def _keep(table: dict[str, _Value], name: str, value: _Value, most: int) -> None:
-    table[name] = value
-    if len(table) > most:
-        del table[next(iter(table))]

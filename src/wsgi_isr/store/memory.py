@@ -45,6 +45,7 @@ class Entry:
         "fingerprints",
         "hits",
         "in_store",
+        "newest_at",
         "page",
         "referenced",
         "retry_at",
@@ -62,6 +63,8 @@ class Entry:
         self.confirmed: tuple[object, Invalidated] = (None, invalidated)
         #: `Store.stored` when the store had nothing newer.
         self.stored = stored
+        #: `Store.signal`, and its second number when nothing newer was there.
+        self.newest_at: tuple[t.Any, int] = (None, 0)
         #: Whether the store has had the page.
         self.in_store = in_store
         #: Seconds since 1970 before which no regeneration is started.

@@ -139,7 +139,15 @@ class Pages:
 
     def is_newest(self, entry: Entry) -> bool:
         """Whether the store has nothing newer, as far as can be said without reading it."""
-        return entry.stored == self._stored(entry.page.name)
+        signal = self.store.signal
+        # Read before it is asked: a page that is stored later shows as another number.
+        now = signal[1]
+        if entry.newest_at[0] is signal and entry.newest_at[1] == now != 0:
+            return True
+        if entry.stored != self._stored(entry.page.name):
+            return False
+        entry.newest_at = (signal, now)
+        return True
 
     def _stored(self, name: str) -> object:
         return self.guard.ask("stored", lambda: self.store.stored(name))
@@ -253,7 +261,10 @@ class Pages:
         self.catch_up()
         seen = set()
         build = self._build_id if path is None else None
-        for found in self.store.records(build=build, path=path):
+        kind = self.store.kind
+        # Of a process alone, memory lists what it has.
+        alone = kind.shared == "process" and not kind.lists
+        for found in () if alone else self.store.records(build=build, path=path):
             head = self._codec.decode_head(found.record.head)
             if head is not None and _is_sound(found, head[0]):
                 seen.add(head[0].name)
@@ -333,7 +344,9 @@ class Pages:
 
     def withdraw(self, key: PageKey) -> None:
         """Remove a page for all processes, before anybody is served it again."""
-        labels = [page_label(key.name)]
+        # Earlier builds do not lend it any more.
+        lenders = self.earlier_builds()[: self._previous_builds]
+        labels = [page_label(key._replace(build=build).name) for build in (key.build, *lenders)]
         self.memory.discard(key)
         self.guard.ask("withdraw", lambda: self.store.invalidate(labels, True), write=True)
         self.guard.ask("withdraw", lambda: self.store.delete(key.name), write=True)

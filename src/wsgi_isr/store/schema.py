@@ -110,6 +110,8 @@ def unseal(data: t.Any, salt: int = 0) -> t.Any:
     return None if content is None else json.loads(content.decode())
 
 
+# Most reads find the state that the one before them found.
+@functools.lru_cache(8)
 def load_state(data: t.Any) -> State:
     """
     :raises Damage: for what is none.
