@@ -1,4 +1,7 @@
-"""Counts the source and the tests, and fails where they are over budget.
+"""Counts the source and the tests. It prints how far they are from the aim, and fails on growth.
+
+What may not grow any further is written below: a smaller number is written there as soon as it is
+reached.
 
 python .ci/budgets.py [ROOT]
 """
@@ -10,9 +13,12 @@ import sys
 import tokenize
 from pathlib import Path
 
-MAX_LINES = 6_500
-MAX_FILES = 40
-MAX_LINES_OF_A_FILE = 400
+AIM_LINES = 6_500
+AIM_FILES = 40
+
+MAX_LINES = 14_300
+MAX_FILES = 58
+MAX_LINES_OF_A_FILE = 520
 MAX_TESTS = 2.0  # times the lines of the source
 
 # Of src/wsgi_isr: what is shipped beside the library, and does not count.
@@ -77,6 +83,7 @@ def main(root: str = ".") -> int:
         print(f"{what}: {count:,} of at most {bound:,}")
         if count > bound:
             over.append(f"{what}: {count - bound:,} too many")
+    print(f"the aim: {AIM_LINES:,} lines in {AIM_FILES} files")
     print(f"lines of code: {sum(map(code_lines, source)):,}")
     print(f"longest file: {longest.relative_to(package)}, {source[longest]} lines")
     print(f"apart: {sum(map(lines, every)) - total:,} lines, {len(every) - len(source)} files")

@@ -67,7 +67,7 @@ def memcached() -> Iterator[Memcached]:
 
 @pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr("wsgi_isr.store.opening._told", set())
+    monkeypatch.setattr("wsgi_isr.store.opening._warned", set())
     return str(request.param)
 
 

@@ -175,6 +175,14 @@ class TestPagesByRule:
 class TestExcluded:
     """``None`` in a mapping: the URL is no page, and passes untouched."""
 
+    def test_has_no_page_on_demand_either(self) -> None:
+        isr = ISRMiddleware(plain, "memory://", base_url="http://a", rules={"/x": None, "/**": 60})
+        with pytest.raises(ValueError, match="a rule of None excludes it"):
+            isr.revalidate("/x")
+        (result,) = isr.prerender(["/x"])
+        assert isinstance(result.error, ValueError) and result.outcome == "failed"
+        isr.close()
+
     def test_urls_pass_untouched(self, site: t.Any, browse: t.Any) -> None:
         site.answers["/admin/x"] = site.answers["/x"] = page(("Set-Cookie", "a=1"))
         client = browse(rules={"/admin/**": None, "/**": 60})

@@ -22,6 +22,7 @@ from wsgi_isr.store.protocol import Record
 from wsgi_isr.store.protocol import StoreError
 from wsgi_isr.store.protocol import TooLarge
 from wsgi_isr.store.protocol import Wanted
+from wsgi_isr.store.schema import State
 from wsgi_isr.store.sqlite import SQLiteStore
 
 NOTHING = Number("", 0)
@@ -151,7 +152,7 @@ class TestOrder:
         put(store, "other")
         for n in range(250):
             store.invalidate([f"tag:p{n}"], n % 2 == 0)
-        assert store.database.read(labels_of.read_state).labels <= 100
+        assert store.database.read(State.read).labels <= 100
         for n in range(250):
             assert state(store, f"p{n}") is (STALE if n % 2 else EXPIRED), n
         assert {state(store, f"p{n}") for n in range(250, 300)} == {NO}
@@ -313,7 +314,7 @@ class TestWanted:
         assert store.take("build", 9) is None
         assert store.want("build", Wanted("a", b"data"))
         store.database.write(
-            lambda connection: connection.execute("UPDATE wanted SET data = x'0011223344'").rowcount
+            lambda connection: connection.execute("UPDATE notes SET value = x'00' WHERE kind LIKE 'wanted%'").rowcount
         )
         assert store.take("build", 9) is None
         assert store.want("build", Wanted("a", b"data"))

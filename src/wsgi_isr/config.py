@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import re
+import time
 import typing as t
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ class Config:
     caching: Caching
     previous_builds: int = 0
     memory_size: int = 0
-    clock: Callable[[], float] | None = None
+    clock: Callable[[], float] = time.time
     bypass: Callable[[WSGIEnvironment], str | None] | None = None
 
     def parameters(self, rule: Rule | None) -> tuple[str, ...]:
@@ -74,13 +75,16 @@ class Config:
         found = self.rules.resolve(key.to_environ("stale", self.middleware))
         return None if isinstance(found, Excluded) else found
 
-    def describe(self, origin: Origin, path: str, query_string: str) -> tuple[PageKey, Rule | None]:
-        """The key and the rule of a page that is named, not visited."""
+    def describe(
+        self, origin: Origin, path: str, query_string: str
+    ) -> tuple[PageKey, Rule | None, bool]:
+        """The key and the rule of a page that is named, not visited; whether it is excluded."""
         environ = PageKey(*origin, path).to_environ("revalidate", self.middleware)
         environ["QUERY_STRING"] = query_string
         found = self.rules.resolve(environ)
+        excluded = isinstance(found, Excluded)
         rule = None if isinstance(found, Excluded) else found
-        return self.key(origin, environ, rule), rule
+        return self.key(origin, environ, rule), rule, excluded
 
     def is_canonical(self, key: PageKey) -> bool:
         """Whether a key may have a page, and is the key of its own canonical request.

@@ -28,7 +28,6 @@ from .process import Process
 from .render import current_origin
 from .render import RenderError
 from .render import rendering
-from .rules import Excluded
 from .rules import Rule
 from .store.protocol import Number
 from .store.protocol import StoreError
@@ -227,9 +226,10 @@ class OnDemand:
         pages: dict[PageKey, Rule | None] = {}
         if place is not None:
             place = mounted(place, full_path, stored)
-            key, rule = self._config.describe(
-                place, full_path.removeprefix(place.mount), query_string
-            )
+            local = full_path.removeprefix(place.mount)
+            key, rule, excluded = self._config.describe(place, local, query_string)
+            if excluded:
+                raise ValueError(f"{path!r} has no page: a rule of None excludes it")
             if not only_generated or self._pages.find(key, self._clock()) is not None:
                 pages[key] = rule
                 if rule is not None:
@@ -241,7 +241,7 @@ class OnDemand:
             if self._config.origins.trust(known.scheme, known.host) is None:
                 continue
             here = Origin(known.scheme, known.host, known.mount)
-            key, rule = self._config.describe(here, known.path, query_string)
+            key, rule, _ = self._config.describe(here, known.path, query_string)
             if known.query == key.query and _is_declared(known, rule):
                 pages[known] = rule
         if not pages and place is None and not only_generated:
@@ -315,13 +315,15 @@ class OnDemand:
             place, full_path, query_string = parse(self._config.origins, path, origin)
             if place is None:
                 raise ValueError(f"no host is known for {path!r}: set base_url")
+            if origin is None and not place.mount:
+                place = mounted(place, full_path, self._stored(full_path))
+            local = full_path.removeprefix(place.mount)
+            key, rule, excluded = self._config.describe(place, local, query_string)
+            if excluded:
+                raise ValueError(f"{path!r} has no page: a rule of None excludes it")
         except ValueError as error:
             yield str(path), None, error
             return
-        if origin is None and not place.mount:
-            place = mounted(place, full_path, self._stored(full_path))
-        local = full_path.removeprefix(place.mount)
-        key, rule = self._config.describe(place, local, query_string)
         yield key.url, key, rule
         if rule is not None:
             for vary in itertools.islice(rule.all_variants(), MAX_VARIANTS):
@@ -345,9 +347,7 @@ class OnDemand:
             place = Origin(stored[0].scheme, stored[0].host, stored[0].mount)
         place = mounted(place, full_path, stored)
         local = full_path.removeprefix(place.mount)
-        environ = PageKey(*place, local).to_environ("revalidate", self._config.middleware)
-        excluded = isinstance(self._config.rules.resolve(environ), Excluded)
-        key, rule = self._config.describe(place, local, query_string)
+        key, rule, excluded = self._config.describe(place, local, query_string)
         return explain_key(self._process, key, rule, excluded)
 
 

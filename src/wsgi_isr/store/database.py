@@ -9,6 +9,7 @@ file is at the path.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import secrets
@@ -17,27 +18,12 @@ import threading
 import typing as t
 import weakref
 from collections.abc import Callable
-from collections.abc import Iterator
 
+from . import schema
+from . import signal
 from .protocol import ReadOnly
 from .protocol import StoreError
-from .schema import code_of
-from .schema import connect
-from .schema import create
-from .schema import Damage
-from .schema import FAULTS
-from .schema import is_damage
-from .schema import open_both
-from .schema import read_state
-from .schema import remove
-from .schema import translate
-from .schema import unwritable
-from .schema import write_state
-from .signal import Counters
-from .signal import Lock
-from .signal import LOCK_TIMEOUT
-from .signal import pauses
-from .signal import Presence
+from .schema import State
 
 logger = logging.getLogger("wsgi_isr")
 
@@ -73,35 +59,35 @@ class Database:
     def __init__(self, folder: str) -> None:
         self.folder = os.path.abspath(folder)
         self.path = os.path.join(self.folder, "pages.sqlite3")
-        self.counters = Counters(self.folder)
-        self.presence = Presence(self.folder)
+        self.counters = signal.Counters(self.folder)
+        self.presence = signal.Presence(self.folder)
         self._opened: Opened | None = None
         # Taken in this order.
-        self._lock = Lock(os.path.join(self.folder, "lock"))
+        self.lock = signal.Lock(self.folder)
         self._reading = threading.RLock()
         _databases.add(self)
 
     def read(self, step: Callable[[sqlite3.Connection], T]) -> T:
-        """Run a step on the connection for reads.
+        """Run a step that sees one state of the database.
 
         :raises StoreError: if the database cannot be read.
         """
         for _ in range(3):
+            fault: Exception | None = None
             with self._reading:
-                opened = self._opened
-                try:
-                    if opened is not None:
+                if (opened := self._opened) is not None:
+                    try:
+                        opened.reader.execute("BEGIN")
                         return step(opened.reader)
-                except FAULTS as error:
-                    fault = error
-                    with contextlib.suppress(sqlite3.Error):
-                        if opened.reader.in_transaction:
-                            opened.reader.execute("ROLLBACK")
-            if opened is None:
-                self.check()
-                continue
+                    except schema.FAULTS as error:
+                        fault = error
+                    finally:
+                        opened.reader.rollback()
             try:
-                self._recover(opened, fault)
+                if opened is None or fault is None:
+                    self.check()
+                else:
+                    self._recover(opened, fault)
             finally:
                 # It refers to this frame: what both have would stay until it is collected.
                 del fault
@@ -115,34 +101,33 @@ class Database:
         :raises StoreError: if the transaction failed; it changed nothing.
         """
         for _ in range(3):
-            with self.exclusive():
+            with self.lock:
                 opened = self._current()
                 if opened.writer is None:
                     raise ReadOnly(f"{self.path} can only be read")
                 try:
                     return self._transact(opened.writer, step, bump)
-                except FAULTS as error:
+                except schema.FAULTS as error:
                     self._recover(opened, error)
         raise StoreError(f"{self.path} is damaged")
 
     def _transact(
         self, writer: sqlite3.Connection, step: Callable[[sqlite3.Connection], T], bump: int | None
     ) -> T:
-        waits = pauses()
-        while True:
+        waits = signal.pauses()
+        while not writer.in_transaction:
             try:
                 writer.execute("BEGIN IMMEDIATE")
-                break
             except sqlite3.OperationalError as error:
                 # Somebody who does not know our lock.
-                if code_of(error) != sqlite3.SQLITE_BUSY or not next(waits, False):
+                if schema.code_of(error) != sqlite3.SQLITE_BUSY or not next(waits, False):
                     raise
         try:
             result = step(writer)
             writer.execute("COMMIT")
         except BaseException:
             with contextlib.suppress(sqlite3.Error):
-                writer.execute("ROLLBACK")
+                writer.rollback()
             raise
         if bump is not None:
             self.counters.bump(bump)
@@ -150,43 +135,22 @@ class Database:
 
     def vacuum(self, pages: int) -> int:
         """Give so many free pages back to the file system; gives how many are left."""
-        with self.exclusive():
-            opened = self._current()
-            if opened.writer is None:
-                return 0
-            try:
+        with contextlib.suppress(*schema.FAULTS), self.lock:
+            if (writer := self._current().writer) is not None:
                 # A script runs to its end; `execute` would stop after one page.
-                opened.writer.executescript(f"PRAGMA incremental_vacuum({pages})")
-                return int(opened.writer.execute("PRAGMA freelist_count").fetchone()[0])
-            except FAULTS as error:
-                self._recover(opened, error)
+                writer.executescript(f"PRAGMA incremental_vacuum({pages})")
+                return int(writer.execute("PRAGMA freelist_count").fetchone()[0])
         return 0
 
     def checkpoint(self, mode: t.Literal["PASSIVE", "TRUNCATE"]) -> None:
         """Move the log into the file; nobody waits for ``PASSIVE``, which syncs."""
-        with contextlib.suppress(*FAULTS), contextlib.ExitStack() as stack:
+        with contextlib.suppress(*schema.FAULTS), contextlib.ExitStack() as stack:
             if mode == "TRUNCATE":
-                stack.enter_context(self.exclusive())
-            connection = stack.enter_context(contextlib.closing(connect(self.path, "mode=rw")))
+                stack.enter_context(self.lock)
+            connection = stack.enter_context(
+                contextlib.closing(schema.connect(self.path, "mode=rw"))
+            )
             connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
-
-    @contextlib.contextmanager
-    def exclusive(self) -> Iterator[None]:
-        """The lock of all writers.
-
-        :raises ReadOnly: if the folder cannot be written.
-        :raises StoreError: if the lock is not to be had in time.
-        """
-        # A folder in whose file this process writes was found good when that was opened.
-        opened = self._opened
-        good = opened is not None and opened.writer is not None and os.path.isdir(self.folder)
-        if not good and (reason := unwritable(self.folder)):
-            raise ReadOnly(f"{self.folder}: {reason}")
-        try:
-            with self._lock.exclusive():
-                yield
-        except OSError as error:
-            raise translate(error) from error
 
     # The file at the path.
 
@@ -197,56 +161,35 @@ class Database:
         """
         opened = self._opened
         if opened is None or self._identity(opened.immutable) != opened.identity:
-            with self._lock.threads:
+            with self.lock.threads:
                 self._current()
 
-    def _identity(self, immutable: bool) -> object:
+    def _identity(self, immutable: bool = False) -> list[t.Any]:
         """What differs for another file, or another log beside it."""
-        found: list[object] = []
-        for path in (self.path, f"{self.path}-wal"):
-            try:
+        found: list[t.Any] = [None, None]
+        for place, path in enumerate((self.path, f"{self.path}-wal")):
+            with contextlib.suppress(OSError):
                 status = os.stat(path)
-                found += [status.st_dev, status.st_ino]
                 # Somebody else may write to what nobody here can.
-                found += [status.st_size, status.st_mtime_ns] if immutable else []
-            except OSError:
-                found.append(None)
+                times = (status.st_size, status.st_mtime_ns) if immutable else ()
+                found[place] = (status.st_dev, status.st_ino, *times)
         return found
-
-    def _file(self) -> tuple[int, int] | None:
-        try:
-            status = os.stat(self.path)
-        except OSError:
-            return None
-        return status.st_dev, status.st_ino
 
     def _current(self) -> Opened:
         opened = self._opened
         if opened is not None and self._identity(opened.immutable) == opened.identity:
-            if opened.writer is not None or not self._lock.taken:
+            if opened.writer is not None or not self.lock.taken:
                 return opened
         with self._reading:
             self._drop()
             self._opened = new = self._open()
-        if opened is not None and opened.writer is not None and opened.lineage == new.lineage:
-            self._begin_lineage(new)
-        return self._opened
-
-    def _begin_lineage(self, opened: Opened) -> None:
-        """Somebody put another copy in place while we run: what is later is not as it was."""
-        if opened.writer is None:
-            return
-        with self.exclusive():
-
-            def step(connection: sqlite3.Connection) -> str:
-                state = read_state(connection)
-                if state.lineage == opened.lineage:
-                    state = state._replace(lineage=secrets.token_hex(8))
-                    write_state(connection, state)
-                return state.lineage
-
-            lineage = self._transact(opened.writer, step, 0)
-            self._opened = opened._replace(lineage=lineage)
+        if opened is not None and opened.writer and new.writer and opened.lineage == new.lineage:
+            # Somebody put another copy in place while we run: what is later is not as it was.
+            with self.lock:
+                step = functools.partial(_begin_lineage, lineage=new.lineage)
+                lineage = self._transact(new.writer, step, 0)
+            self._opened = new = new._replace(lineage=lineage)
+        return new
 
     def _drop(self) -> None:
         opened, self._opened = self._opened, None
@@ -254,95 +197,98 @@ class Database:
             opened.close()
 
     def _open(self) -> Opened:
-        reason = unwritable(self.folder)
+        reason = schema.unwritable(self.folder)
         for _ in range(3):
-            before = self._file()
-            if before is None:
-                if reason:
-                    raise StoreError(f"{self.folder}: {reason}")
-                with self.exclusive():
-                    if self._file() is None:
-                        self._create(lost=False)
-                continue
+            before, damage = self._identity()[0], None
             try:
-                opened = self._connect(reason)
-                if self._file() == before:
-                    return opened
-                opened.close()
-            except Damage as error:
-                if reason:
-                    raise StoreError(f"{self.path}: {error}") from error
-                with self.exclusive():
-                    # Once: the others find the new one.
-                    if self._file() == before:
-                        self._replace(error)
+                if before is not None:
+                    opened = self._connect(reason is None)
+                    if self._identity()[0] == before:
+                        return opened
+                    opened.close()
+                    continue
+            except schema.Damage as error:
+                damage = error
             except sqlite3.Error as error:
-                raise translate(error) from error
+                raise schema.translate(error) from error
+            if reason:
+                raise StoreError(f"{self.folder}: {damage or reason}") from damage
+            with self.lock:
+                # Once: the others find the new one.
+                if self._identity()[0] == before:
+                    self._begin(damage)
         raise StoreError(f"{self.path} is replaced again and again")
 
-    def _connect(self, reason: str | None) -> Opened:
-        for options in ["mode=rw"] if reason is None else ["mode=ro", "immutable=1"]:
+    def _connect(self, writes: bool) -> Opened:
+        """
+        :raises schema.Damage: for a file that is not ours.
+        """
+        for options in ["mode=rw"] if writes else ["mode=ro", "immutable=1"]:
+            immutable, writer = options == "immutable=1", None
             try:
-                reader, writer, state = open_both(
-                    self.path, options, reason is None, LOCK_TIMEOUT / 2
-                )
-            except sqlite3.Error:
+                with contextlib.ExitStack() as stack:
+                    reader = schema.connect(self.path, options, signal.LOCK_TIMEOUT / 2)
+                    stack.callback(reader.close)
+                    state = schema.validate(reader)
+                    if writes:
+                        reader.execute("PRAGMA query_only = ON")
+                        writer = schema.connect(self.path, options)
+                        stack.callback(writer.close)
+                        writer.executescript(
+                            "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;"
+                            f"PRAGMA journal_size_limit = {4 * 2**20}"
+                        )
+                    stack.pop_all()
+                identity = self._identity(immutable)
+                return Opened(reader, writer, immutable, identity, state.lineage)
+            except schema.FAULTS as error:
+                if schema.is_damage(error):
+                    raise schema.Damage(str(error)) from error
                 # A log is there, or can be made, for whoever may write.
-                if options == "mode=ro" and not os.path.exists(f"{self.path}-wal"):
-                    continue
-                raise
-            immutable = options == "immutable=1"
-            return Opened(reader, writer, immutable, self._identity(immutable), state.lineage)
+                if options != "mode=ro" or os.path.exists(f"{self.path}-wal"):
+                    raise
         raise StoreError(f"{self.path} cannot be opened")
 
-    def _create(self, lost: bool) -> None:
-        """Make a new database, which nobody sees half made."""
-        temporary = f"{self.path}.new"
-        remove(temporary)
+    def _begin(self, damage: Exception | None) -> None:
+        """Make a new database, which nobody sees half made, in place of a damaged one."""
+        new, aside = f"{self.path}.new", f"{self.path}.damaged-1"
+        schema.remove(new)
         try:
-            create(temporary, lost)
-            if lost:
-                self._put_aside()
-            os.rename(temporary, self.path)
-        except sqlite3.Error as error:
-            raise translate(error) from error
+            schema.create(new, lost=damage is not None)
+            if damage is not None:
+                logger.warning("%s is put aside, and a new one begins: %s", self.path, damage)
+                schema.remove(aside)
+                # Its log first: it must not be taken for that of the new one.
+                for suffix in ("-wal", ""):
+                    with contextlib.suppress(FileNotFoundError):
+                        os.rename(f"{self.path}{suffix}", f"{aside}{suffix}")
+                schema.remove(self.path)
+            os.rename(new, self.path)
+        except (OSError, sqlite3.Error) as error:
+            raise schema.translate(error) from error
         finally:
-            remove(temporary)
+            schema.remove(new)
         self.counters.bump(0)
-
-    def _replace(self, error: Exception) -> None:
-        logger.warning("%s is put aside, and a new one begins: %s", self.path, error)
-        remove(f"{self.path}.damaged-1")
-        self._create(lost=True)
-
-    def _put_aside(self) -> None:
-        # Its log first: it must not be taken for that of the new one.
-        for suffix in ("-wal", ""):
-            with contextlib.suppress(FileNotFoundError):
-                os.rename(f"{self.path}{suffix}", f"{self.path}.damaged-1{suffix}")
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(f"{self.path}-shm")
 
     def _recover(self, opened: Opened, error: Exception) -> None:
         """Heal, so that the caller may try again.
 
         :raises StoreError: if that does not help.
         """
-        if not is_damage(error):
-            code = code_of(error)
+        if not schema.is_damage(error):
+            code = schema.code_of(error)
             if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
                 # Opened again by the next call.
-                with self._lock.threads, self._reading:
+                with self.lock.threads, self._reading:
                     if self._opened is opened:
                         self._drop()
-            raise translate(error) from error
-        with self.exclusive(), self._reading:
-            if self._opened is not opened:
-                return
-            identity = self._identity(opened.immutable)
-            self._drop()
-            if identity == opened.identity:
-                self._replace(error)
+            raise schema.translate(error) from error
+        with self.lock, self._reading:
+            if self._opened is opened:
+                same = self._identity(opened.immutable) == opened.identity
+                self._drop()
+                if same:
+                    self._begin(error)
 
     # The process.
 
@@ -351,21 +297,23 @@ class Database:
         with contextlib.suppress(Exception):
             self.presence.close()
             self.counters.close()
-        with contextlib.ExitStack() as stack:
+        with self.lock.threads, contextlib.ExitStack() as stack:
             with contextlib.suppress(Exception):
                 # The last one to close removes the log: not while another process begins anew.
-                stack.enter_context(self.exclusive())
-            stack.enter_context(self._reading)
-            self._drop()
+                stack.enter_context(self.lock)
+            with self._reading:
+                self._drop()
+            stack.close()
+            self.lock.close()
 
     def before_fork(self) -> None:
         """SQLite's locks of a process do not follow it into its children: none is to be open."""
-        if self._lock.threads.acquire(timeout=LOCK_TIMEOUT):
+        if self.lock.threads.acquire(timeout=signal.LOCK_TIMEOUT):
             self._reading.acquire()
             self._drop()
 
     def after_fork_in_parent(self) -> None:
-        for lock in (self._reading, self._lock.threads):
+        for lock in (self._reading, self.lock.threads):
             # Not ours, if it was not to be had in time.
             with contextlib.suppress(RuntimeError):
                 lock.release()
@@ -376,8 +324,16 @@ class Database:
             _abandoned.append(self._opened)
             self._opened = None
         self.presence.after_fork()
-        self._lock.after_fork()
+        self.lock.after_fork()
         self._reading = threading.RLock()
+
+
+def _begin_lineage(connection: sqlite3.Connection, lineage: str) -> str:
+    state = State.read(connection)
+    if state.lineage == lineage:
+        state.lineage = secrets.token_hex(8)
+        state.write(connection)
+    return state.lineage
 
 
 _databases: weakref.WeakSet[Database] = weakref.WeakSet()

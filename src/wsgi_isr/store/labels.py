@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Sequence
 
 from ..rules import compile_pattern
+from . import schema
 from .database import Database
 from .epochs import Epochs
 from .epochs import Last
@@ -26,14 +27,7 @@ from .protocol import Invalidation
 from .protocol import MAX_HISTORY
 from .protocol import MAX_LABELS
 from .protocol import Number
-from .schema import LABEL_BUCKETS
-from .schema import PATH_BUCKETS
-from .schema import read_state
-from .schema import seal
 from .schema import State
-from .schema import unpack
-from .schema import unseal
-from .schema import write_state
 
 #: Patterns with the same literal beginning; each costs every page below it a match.
 MAX_ALIKE = 20
@@ -47,8 +41,10 @@ _PATTERN, _BEGIN, _ALL = "pattern:", "begin:", "*"
 
 _compiled = functools.lru_cache(4096)(compile_pattern)
 
-#: Of a label: its `Last`. Of a literal beginning: a floor, and the `Last` of each pattern.
+#: Of a label: its `Last`. Of a literal beginning: the `Last` of each pattern.
 Entries: t.TypeAlias = dict[str, t.Any]
+#: The path and the row of a page, in the order of both.
+Place: t.TypeAlias = tuple[t.Any, int] | None
 
 
 class Page(t.NamedTuple):
@@ -71,7 +67,7 @@ class Page(t.NamedTuple):
 
     @classmethod
     def of(cls, meta: t.Any) -> Page | None:
-        values = unseal(meta, 2)
+        values = schema.unseal(meta, 2)
         return None if values is None else cls(*values)
 
     @property
@@ -83,67 +79,56 @@ class Page(t.NamedTuple):
         return Last(self.stale, self.expired)
 
 
-def _bucket_of(key: str) -> int:
-    return zlib.crc32(key.encode("utf-8", "surrogatepass")) % LABEL_BUCKETS
+def _row_of(key: str, first: int = 0, rows: int = schema.LABEL_BUCKETS) -> int:
+    return first + zlib.crc32(key.encode("utf-8", "surrogatepass")) % rows
+
+
+def _place_of(label: str) -> tuple[int, str, str | None]:
+    """The row of a label, its key there, and the pattern under that, if it is one."""
+    pattern = label.removeprefix(_PATTERN) if label.startswith(_PATTERN) else None
+    key = label if pattern is None else _BEGIN + prefix_of(pattern)
+    return _row_of(key), key, pattern
 
 
 def _read(connection: sqlite3.Connection, number: int) -> Entries | None:
     row = connection.execute("SELECT data FROM buckets WHERE id = ?", (number,)).fetchone()
-    return t.cast("Entries | None", unseal(row and row[0], number))
+    return t.cast("Entries | None", schema.unseal(row and row[0], number))
 
 
 def _write(connection: sqlite3.Connection, number: int, entries: Entries) -> None:
-    connection.execute("REPLACE INTO buckets VALUES (?, ?)", (number, seal(entries, number)))
+    connection.execute("REPLACE INTO buckets VALUES (?, ?)", (number, schema.seal(entries, number)))
 
 
-def last_of(
-    connection: sqlite3.Connection,
-    state: State,
-    page: Page,
-    damaged: set[int],
-    floors: bool = False,
-) -> Last:
+def last_of(connection: sqlite3.Connection, state: State, page: Page, damaged: set[int]) -> Last:
     """The last invalidations of a page, in one step with what else the transaction reads.
 
     :param damaged: to which the numbers of rows that are damaged are added.
-    :param floors: whether the page is put now, so that it may be from before what was forgotten.
     """
     path = page.path or "/"
+    beginnings = [_BEGIN + path[:length] for length in state.lengths if length <= len(path)]
     rows: dict[int, list[str]] = {}
-    for label in page.labels:
-        rows.setdefault(_bucket_of(label), []).append(label)
-    for length in state.lengths:
-        if length <= len(path):
-            key = _BEGIN + path[:length]
-            rows.setdefault(_bucket_of(key), []).append(key)
-    places = ",".join("?" * len(rows))
-    found = dict(
-        connection.execute(f"SELECT id, data FROM buckets WHERE id IN ({places})", tuple(rows))
-    )
-    last = Last(state.floor if floors else 0)
+    for key in (*page.labels, *beginnings):
+        rows.setdefault(_row_of(key), [_ALL]).append(key)
+    select = f"SELECT id, data FROM buckets WHERE id IN ({','.join('?' * len(rows))})"
+    found = dict(connection.execute(select, tuple(rows)))
+    last = page.last
     for number, keys in rows.items():
-        content = unpack(found.get(number), number)
+        content = schema.unpack(found.get(number), number)
         if content is None:
             damaged.add(number)
             last = last.later(Last(state.changed, state.changed))
-        elif len(content) > 2:
-            # Most rows have other labels, and need not be parsed.
-            keys = [key for key in (*keys, _ALL) if json.dumps(key).encode() in content]
-            entries: Entries = json.loads(content) if keys else {}
-            for key in keys:
-                if (entry := entries.get(key)) is not None:
-                    last = last.later(_matching(key, entry, path, floors))
-    return last
-
-
-def _matching(key: str, entry: t.Any, path: str, floors: bool) -> Last:
-    if not key.startswith(_BEGIN):
-        return Last(*entry)
-    floor, patterns = entry
-    last = Last(floor if floors else 0)
-    for pattern, each in patterns.items():
-        if _compiled(pattern).fullmatch(path):
-            last = last.later(Last(*each))
+            continue
+        # Most rows have other labels, and need not be parsed.
+        keys = [key for key in keys if len(content) > 2 and schema.dump(key) in content]
+        entries: Entries = json.loads(content.decode("utf-8", "surrogatepass")) if keys else {}
+        for key in keys:
+            entry = entries.get(key, (0, 0))
+            if not isinstance(entry, dict):
+                last = last.later(Last(*entry))
+                continue
+            for pattern, each in entry.items():
+                if _compiled(pattern).fullmatch(path):
+                    last = last.later(Last(*each))
     return last
 
 
@@ -154,245 +139,182 @@ def mend(connection: sqlite3.Connection, state: State, damaged: set[int]) -> Non
             _write(connection, number, {_ALL: (state.changed, state.changed)})
 
 
-def _add(connection: sqlite3.Connection, state: State, label: str, expire: bool) -> State:
-    """Note the invalidation ``state.changed`` of a label; gives the state after it."""
-    number = state.changed
-    pattern = label.removeprefix(_PATTERN) if label.startswith(_PATTERN) else None
-    beginning = None if pattern is None else prefix_of(pattern)
-    key = label if beginning is None else _BEGIN + beginning
-    bucket = _bucket_of(key)
-    entries = _read(connection, bucket)
-    if entries is None:
-        entries = {_ALL: (number, number)}
-    place = entries
-    if beginning is not None:
-        place, key = entries.setdefault(key, [0, {}])[1], t.cast(str, pattern)
-        if len(beginning) not in state.lengths:
-            state = state._replace(lengths=[*state.lengths, len(beginning)])
-    # The latest stands last.
-    before = place.pop(key, None)
-    place[key] = (number, number if expire else before[1] if before else 0)
-    _write(connection, bucket, entries)
-    return state if before else state._replace(labels=state.labels + 1)
-
-
-def note(connection: sqlite3.Connection, labels: Sequence[str], expire: bool) -> Number:
-    """Invalidate labels."""
-    state = read_state(connection)
-    number, event = state.sequence + 1, state.events + 1
-    state = state._replace(sequence=number, changed=number, events=event)
+def note(
+    connection: sqlite3.Connection, labels: Sequence[str], expire: bool
+) -> tuple[Number, set[str]]:
+    """Invalidate labels; gives what there are too many of now, for `forget`."""
+    state, crowded = State.read(connection), set[str]()
+    state.sequence = state.changed = number = state.sequence + 1
+    state.events += 1
     for label in labels:
-        state = _add(connection, state, label, expire)
-    row = (event, seal([number, expire, labels], event))
+        bucket, key, pattern = _place_of(label)
+        entries = _read(connection, bucket)
+        if entries is None:
+            entries = {_ALL: (number, number)}
+        place = entries
+        if pattern is not None:
+            place, length = entries.setdefault(key, {}), len(key) - len(_BEGIN)
+            if length not in state.lengths:
+                state.lengths.append(length)
+        before = place.get(pattern or key)
+        place[pattern or key] = (number, number if expire else before[1] if before else 0)
+        state.labels += before is None
+        if pattern is not None and len(place) > MAX_ALIKE:
+            crowded.add(key)
+        _write(connection, bucket, entries)
+    row = (state.events, schema.seal([number, expire, labels], state.events))
     connection.execute("REPLACE INTO history VALUES (?, ?)", row)
-    connection.execute("DELETE FROM history WHERE id <= ?", (event - MAX_HISTORY,))
-    write_state(connection, state)
-    return state.at
+    connection.execute("DELETE FROM history WHERE id <= ?", (state.events - MAX_HISTORY,))
+    now = time.monotonic()
+    if state.labels > MAX_LABELS and not now < state.forgetting < now + FORGETTING:
+        state.forgetting = now + FORGETTING
+        crowded.add(_ALL)
+    state.write(connection)
+    return state.at, crowded
 
 
 def changes(connection: sqlite3.Connection, since: Number) -> Changes:
     """What was invalidated since a number, as far as an unbroken chain of rows says it."""
-    connection.execute("BEGIN")
-    try:
-        state, found = read_state(connection), list[Invalidation]()
-        complete = since.lineage == state.lineage and since.sequence <= state.sequence
-        if complete and since.sequence < state.changed:
-            rows = connection.execute("SELECT data FROM history ORDER BY id DESC")
-            for expected in range(state.events, 0, -1):
-                (data,) = rows.fetchone() or (None,)
-                # Sealed with its place: a missing row shows.
-                content = unseal(data, expected)
-                if content is None:
-                    complete, found = False, []
-                    break
-                sequence, expire, labels = content
-                if sequence <= since.sequence:
-                    break
-                found += (Invalidation(label, sequence, expire) for label in reversed(labels))
-            rows.close()
-    finally:
-        connection.execute("COMMIT")
+    state, found = State.read(connection), list[Invalidation]()
+    complete = since.lineage == state.lineage and since.sequence <= state.sequence
+    if complete and since.sequence < state.changed:
+        rows = connection.execute("SELECT data FROM history ORDER BY id DESC")
+        for expected in range(state.events, 0, -1):
+            (data,) = rows.fetchone() or (None,)
+            # Sealed with its place: a missing row shows.
+            content = schema.unseal(data, expected)
+            if content is None:
+                complete, found = False, []
+                break
+            sequence, expire, labels = content
+            if sequence <= since.sequence:
+                break
+            found += (Invalidation(label, sequence, expire) for label in reversed(labels))
+        rows.close()
     return Changes(state.at, complete, tuple(reversed(found)))
 
 
 # Forgetting.
 
 
-def bound(database: Database, labels: Sequence[str]) -> None:
-    """Forget the oldest labels where there are too many, after applying them to their pages.
+def forget(database: Database, crowded: str) -> None:
+    """Forget the oldest labels after applying them to their pages, in small steps.
 
-    :param labels: that were invalidated just now.
+    :param crowded: a literal beginning that too many patterns have, or all labels.
     """
-    for beginning in {
-        prefix_of(label.removeprefix(_PATTERN)) for label in labels if label.startswith(_PATTERN)
-    }:
-        while _bound_alike(database, beginning):
-            pass
+    whole, labels = crowded == _ALL, dict[str, Last]()
 
-    def claim(connection: sqlite3.Connection) -> bool:
-        state, now = read_state(connection), time.monotonic()
-        if state.labels <= MAX_LABELS or now < state.forgetting < now + FORGETTING:
-            return False
-        write_state(connection, state._replace(forgetting=now + FORGETTING))
-        return True
+    def gather(connection: sqlite3.Connection, numbers: Sequence[int]) -> None:
+        for number in numbers:
+            for key, entry in (_read(connection, number) or {}).items():
+                if key.startswith(_BEGIN) and (whole or key == crowded):
+                    labels.update((_PATTERN + name, Last(*each)) for name, each in entry.items())
+                elif whole and key != _ALL:
+                    labels[key] = Last(*entry)
 
-    if database.read(read_state).labels > MAX_LABELS and database.write(claim):
-        _forget_half(database)
+    _in_steps(database.read, gather, range(schema.LABEL_BUCKETS) if whole else [_row_of(crowded)])
+    ordered = sorted(labels.items(), key=lambda item: item[1].any)
+    ordered = ordered[: len(ordered) // 2 if whole else -MAX_ALIKE // 2]
+    step = len(ordered) if whole else ALIKE_AT_ONCE
+    for start in range(0, len(ordered), step or 1):
+        oldest = dict(ordered[start : start + step])
+        _forget(database, oldest, "" if whole else crowded.removeprefix(_BEGIN))
 
 
-def _bound_alike(database: Database, beginning: str) -> bool:
-    key = _BEGIN + beginning
-    bucket = _bucket_of(key)
-    entries = database.read(lambda connection: _read(connection, bucket)) or {}
-    if key not in entries or len(entries[key][1]) <= MAX_ALIKE:
-        return False
-    ordered = sorted(entries[key][1].items(), key=lambda item: item[1][0])[: -MAX_ALIKE // 2]
-    oldest = {pattern: Last(*last) for pattern, last in ordered[:ALIKE_AT_ONCE]}
-    floor = max(last.any for last in oldest.values())
+def _forget(database: Database, oldest: dict[str, Last], beginning: str) -> None:
+    rows: dict[int, list[str]] = {}
+    for label in oldest:
+        rows.setdefault(_place_of(label)[0], []).append(label)
 
     def raise_floor(connection: sqlite3.Connection) -> str:
-        current = _read(connection, bucket) or {}
-        if key in current:
-            current[key][0] = max(current[key][0], floor)
-            _write(connection, bucket, current)
-        return read_state(connection).lineage
+        state = State.read(connection)
+        state.floor = max(state.floor, *(last.any for last in oldest.values()))
+        state.write(connection)
+        return state.lineage
 
-    def forget(connection: sqlite3.Connection) -> None:
-        current = _read(connection, bucket)
-        if current is None or key not in current:
-            return
-        patterns, state = current[key][1], read_state(connection)
-        gone = [name for name, last in oldest.items() if patterns.get(name) == [*last]]
-        for name in gone:
-            del patterns[name]
-        _write(connection, bucket, current)
-        write_state(connection, state._replace(labels=state.labels - len(gone)))
+    def drop(connection: sqlite3.Connection, numbers: Sequence[int]) -> None:
+        state = State.read(connection)
+        for number in numbers:
+            entries = _read(connection, number)
+            if entries is None:
+                continue
+            for label in rows[number]:
+                _, key, pattern = _place_of(label)
+                place = entries if pattern is None else entries.get(key, {})
+                # Not one that was invalidated again meanwhile.
+                if place.get(pattern or key) == [*oldest[label]]:
+                    del place[pattern or key]
+                    state.labels -= 1
+                    if not place and pattern is not None:
+                        del entries[key]
+            _write(connection, number, entries)
+        state.forgetting = 0.0
+        state.write(connection)
 
     # A page that is put from now on with a number from before is stale; the others are found.
     lineage = database.write(raise_floor)
-    _apply(database, lineage, {_PATTERN + name: last for name, last in oldest.items()}, beginning)
-    database.write(forget)
-    return len(ordered) > ALIKE_AT_ONCE
+    _apply(database, lineage, oldest, beginning)
+    _in_steps(database.write, drop, list(rows))
 
 
-def _forget_half(database: Database) -> None:
-    numbers = range(0, LABEL_BUCKETS, BATCH)
-    labels: dict[str, Last] = {}
-    for start in numbers:
-        for entries in database.read(lambda connection, start=start: _some(connection, start)):
-            for key, entry in (entries[1] or {}).items():
-                if key.startswith(_BEGIN):
-                    labels.update((_PATTERN + name, Last(*each)) for name, each in entry[1].items())
-                elif key != _ALL:
-                    labels[key] = Last(*entry)
-    if not labels:
-        return
-    floor = sorted(last.any for last in labels.values())[len(labels) // 2]
-    oldest = {label: last for label, last in labels.items() if last.any <= floor}
-
-    def raise_floor(connection: sqlite3.Connection) -> str:
-        state = read_state(connection)
-        write_state(connection, state._replace(floor=max(state.floor, floor)))
-        return state.lineage
-
-    def forget(connection: sqlite3.Connection, start: int) -> None:
-        gone = 0
-        for number, entries in _some(connection, start):
-            if not entries:
-                continue
-            kept: Entries = {}
-            for key, entry in entries.items():
-                if key.startswith(_BEGIN):
-                    patterns = {name: each for name, each in entry[1].items() if each[0] > floor}
-                    gone += len(entry[1]) - len(patterns)
-                    if patterns or entry[0] > floor:
-                        kept[key] = [entry[0], patterns]
-                elif key == _ALL or entry[0] > floor:
-                    kept[key] = entry
-                else:
-                    gone += 1
-            if kept != entries:
-                _write(connection, number, kept)
-        state = read_state(connection)
-        write_state(connection, state._replace(labels=max(0, state.labels - gone)))
-
-    lineage = database.write(raise_floor)
-    _apply(database, lineage, oldest, "")
-    for start in numbers:
-        database.write(lambda connection, start=start: forget(connection, start))
-    database.write(
-        lambda connection: write_state(connection, read_state(connection)._replace(forgetting=0.0))
-    )
-
-
-def _some(connection: sqlite3.Connection, start: int) -> list[tuple[int, Entries | None]]:
-    rows = connection.execute(
-        "SELECT id, data FROM buckets WHERE id >= ? AND id < ?",
-        (start, min(start + BATCH, LABEL_BUCKETS)),
-    )
-    return [(number, unseal(data, number)) for number, data in rows.fetchall()]
+def _in_steps(call: t.Any, step: t.Any, numbers: Sequence[int]) -> None:
+    for start in range(0, len(numbers), BATCH):
+        call(functools.partial(step, numbers=numbers[start : start + BATCH]))
 
 
 def _apply(database: Database, lineage: str, labels: dict[str, Last], beginning: str) -> None:
-    """Note on the pages below a path that they were invalidated, in small steps."""
+    """Note on the pages below a path that they were invalidated."""
     epochs = Epochs(lineage)
     for label, last in labels.items():
         epochs.apply(Invalidation(label, last.any, False))
         if last.expire:
             epochs.apply(Invalidation(label, last.expire, True))
-
-    def judge(meta: t.Any) -> Page | None:
-        page = Page.of(meta)
-        if page is None:
-            return None
-        found = int(epochs.validity(page.labels, page.path, page.number))
-        return page._replace(
-            stale=max(page.stale, epochs.changed if found else 0),
-            expired=max(page.expired, epochs.changed if found == 2 else 0),
-        )
-
-    def note(connection: sqlite3.Connection, rows: list[int]) -> None:
-        for row in rows:
-            (meta,) = connection.execute("SELECT meta FROM pages WHERE id = ?", (row,)).fetchone()
-            if (page := judge(meta)) is not None:
-                connection.execute("UPDATE pages SET meta = ? WHERE id = ?", (seal(page, 2), row))
-
     select = (
         "SELECT path, id, meta FROM pages WHERE path >= ? AND path < ? AND (path, id) > (?, ?) "
         f"ORDER BY path, id LIMIT {BATCH}"
     )
-    place: tuple[t.Any, int] = (beginning, -(2**63))
-    while True:
-        found = database.read(
-            lambda connection: connection.execute(
-                select,
-                (beginning, beginning + "\U0010ffff", *place),  # noqa: B023
-            ).fetchall()
-        )
-        if not found:
-            return
-        place = found[-1][0], found[-1][1]
-        changed = [row for _, row, meta in found if (page := judge(meta)) and page != Page.of(meta)]
+
+    def step(connection: sqlite3.Connection, after: Place, update: bool) -> tuple[Place, bool]:
+        place, changed = None, False
+        values = (beginning, beginning + "\U0010ffff", *(after or ()))
+        for path, row, meta in connection.execute(select, values).fetchall():
+            place, page = (path, row), Page.of(meta)
+            found = page and int(epochs.validity(page.labels, page.path, page.number))
+            if page is None or not found:
+                continue
+            last = page.last.later(Last(epochs.changed, epochs.changed if found == 2 else 0))
+            if last != page.last:
+                changed = True
+                if update:
+                    sealed = schema.seal(page._replace(stale=last.any, expired=last.expire), 2)
+                    connection.execute("UPDATE pages SET meta = ? WHERE id = ?", (sealed, row))
+        return place, changed
+
+    place: Place = (beginning, -(2**63))
+    while place is not None:
+        after, changed = database.read(functools.partial(step, after=place, update=False))
         if changed:
-            database.write(lambda connection: note(connection, changed))  # noqa: B023
+            after, _ = database.write(functools.partial(step, after=place, update=True))
+        place = after
 
 
 # Paths that exist: a list that says where it is damaged.
 
 
-def _path_bucket(path: str) -> int:
-    return LABEL_BUCKETS + zlib.crc32(path.encode("utf-8", "surrogatepass")) % PATH_BUCKETS
+def _row_of_path(path: str) -> int:
+    return _row_of(path, schema.LABEL_BUCKETS, schema.PATH_BUCKETS)
 
 
 def list_path(connection: sqlite3.Connection, path: str) -> None:
-    bucket = _path_bucket(path)
-    entries = _read(connection, bucket)
-    _write(connection, bucket, {**({_ALL: 0} if entries is None else entries), path: 1})
+    entries = _read(connection, _row_of_path(path))
+    entries = {_ALL: 0} if entries is None else entries
+    _write(connection, _row_of_path(path), {**entries, path: 1})
 
 
 def has_path(connection: sqlite3.Connection, path: str) -> bool | None:
     """Whether a path was listed; ``None`` where nobody can say."""
-    entries = _read(connection, _path_bucket(path))
+    entries = _read(connection, _row_of_path(path))
     if entries is not None and path in entries and path != _ALL:
         return True
-    return None if entries is None or _ALL in entries or read_state(connection).lost else False
+    unsure = entries is None or _ALL in entries or State.read(connection).lost
+    return None if unsure else False

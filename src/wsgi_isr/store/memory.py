@@ -116,7 +116,7 @@ class MemoryLevel:
         self._base = 0
         self._entries: dict[PageKey, Entry] = {}
         #: The same by full path.
-        self._paths: dict[str, dict[PageKey, Entry]] = {}
+        self._paths: dict[str, list[Entry]] = {}
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -131,7 +131,7 @@ class MemoryLevel:
     def of_path(self, path: str) -> list[Entry]:
         """The pages of a full path."""
         with self._lock:
-            return list(self._paths.get(path, {}).values())
+            return list(self._paths.get(path, ()))
 
     # Invalidations.
 
@@ -275,14 +275,14 @@ class MemoryLevel:
                 self._evict()
             key = entry.page.key
             self._entries[key] = entry
-            self._paths.setdefault(key.full_path or "/", {})[key] = entry
+            self._paths.setdefault(key.full_path or "/", []).append(entry)
             self.size += entry.size
 
     def _remove(self, entry: Entry) -> None:
         key = entry.page.key
         del self._entries[key]
         path = key.full_path or "/"
-        del self._paths[path][key]
+        self._paths[path].remove(entry)
         if not self._paths[path]:
             del self._paths[path]
         self.size -= entry.size

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import functools
 import json
 import os
 import secrets
 import sqlite3
+import struct
 import typing as t
 import zlib
+from array import array
 from urllib.parse import quote
 
 from .protocol import Number
@@ -31,20 +34,10 @@ CREATE INDEX pages_used ON pages (gone DESC, used);
 CREATE TABLE bodies (id INTEGER PRIMARY KEY, body BLOB);
 CREATE TABLE buckets (id INTEGER PRIMARY KEY, data BLOB);
 CREATE TABLE history (id INTEGER PRIMARY KEY, data BLOB);
-CREATE TABLE leases (name TEXT PRIMARY KEY, token TEXT, holder TEXT, data BLOB);
-CREATE TABLE outcomes (token TEXT PRIMARY KEY, at REAL, data BLOB);
-CREATE TABLE failures (id INTEGER PRIMARY KEY, name TEXT UNIQUE, data BLOB);
-CREATE TABLE wanted (id INTEGER PRIMARY KEY, build TEXT, name TEXT, claim BLOB, data BLOB);
-CREATE UNIQUE INDEX wanted_name ON wanted (build, name);
-CREATE TABLE takers (build TEXT PRIMARY KEY, data BLOB);
-CREATE TABLE builds (id INTEGER PRIMARY KEY, build TEXT UNIQUE);
-CREATE TABLE totals (name TEXT PRIMARY KEY, value REAL);
-CREATE TABLE reports (holder TEXT PRIMARY KEY, data BLOB);
+CREATE TABLE notes (id INTEGER PRIMARY KEY, kind TEXT, name TEXT, value BLOB);
+CREATE UNIQUE INDEX notes_name ON notes (kind, name);
 CREATE TABLE items (id INTEGER PRIMARY KEY, key TEXT UNIQUE, expires REAL, value BLOB);
 """
-
-
-_encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class Damage(Exception):
@@ -52,38 +45,7 @@ class Damage(Exception):
 
 
 # An error whose message quotes damaged text cannot be decoded.
-FAULTS = (sqlite3.Error, Damage, UnicodeDecodeError)
-
-
-class State(t.NamedTuple):
-    """The one row that says where the order is.
-
-    :param sequence: the number given last.
-    :param changed: that of the last invalidation.
-    :param floor: labels up to here were forgotten; a page put with a lower number is stale.
-    :param pages: how many there are, and their ``bytes``.
-    :param labels: how many are remembered, and how many invalidations there were: ``events``.
-    :param lengths: those of literal beginnings of patterns.
-    :param forgetting: until when a process is forgetting labels, by the monotonic clock.
-    :param lost: the list of paths was lost with a damaged file.
-    """
-
-    lineage: str
-    sequence: int = 0
-    changed: int = 0
-    floor: int = 0
-    pages: int = 0
-    bytes: int = 0
-    labels: int = 0
-    events: int = 0
-    lengths: t.Sequence[int] = ()
-    forgetting: float = 0.0
-    lost: bool = False
-
-    @property
-    def at(self) -> Number:
-        """The number of the last invalidation."""
-        return Number(self.lineage, self.changed)
+FAULTS = (sqlite3.Error, OSError, Damage, UnicodeDecodeError)
 
 
 # Values that a flipped bit must not change.
@@ -101,34 +63,80 @@ def unpack(data: t.Any, salt: int = 0) -> bytes | None:
     return data[4:]
 
 
+_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+
+
+def dump(value: t.Any) -> bytes:
+    return _encode(value).encode("utf-8", "surrogatepass")
+
+
 def seal(value: t.Any, salt: int = 0) -> bytes:
-    return pack(_encode(value).encode(), salt)
+    return pack(dump(value), salt)
 
 
 def unseal(data: t.Any, salt: int = 0) -> t.Any:
     content = unpack(data, salt)
-    return None if content is None else json.loads(content.decode())
+    return None if content is None else json.loads(content.decode("utf-8", "surrogatepass"))
 
 
-# Most reads find the state that the one before them found.
-@functools.lru_cache(8)
-def load_state(data: t.Any) -> State:
+_STATE, _STATE_SALT = struct.Struct("=16s7qd?"), 1
+
+
+@dataclasses.dataclass(slots=True)
+class State:
+    """The one row that says where the order is.
+
+    :param sequence: the number given last.
+    :param changed: that of the last invalidation.
+    :param floor: labels up to here were forgotten; a page put with a lower number is stale.
+    :param pages: how many there are, and their ``bytes``.
+    :param labels: how many are remembered, and how many invalidations there were: ``events``.
+    :param forgetting: until when a process is forgetting labels, by the monotonic clock.
+    :param lost: the list of paths was lost with a damaged file.
+    :param lengths: those of literal beginnings of patterns.
     """
-    :raises Damage: for what is none.
-    """
-    values = unseal(data, 1)
-    if values is None:
-        raise Damage("the state is damaged")
-    return State(*values)
+
+    lineage: str
+    sequence: int = 0
+    changed: int = 0
+    floor: int = 0
+    pages: int = 0
+    bytes: int = 0
+    labels: int = 0
+    events: int = 0
+    forgetting: float = 0.0
+    lost: bool = False
+    lengths: array[int] = dataclasses.field(default_factory=lambda: array("I"))
+
+    @classmethod
+    def of(cls, data: t.Any) -> State:
+        """
+        :raises Damage: for what is none.
+        """
+        content = unpack(data, _STATE_SALT)
+        if content is None:
+            raise Damage("the state is damaged")
+        lineage, *numbers = _STATE.unpack_from(content)
+        return cls(lineage.decode(), *numbers, lengths=array("I", content[_STATE.size :]))
+
+    @classmethod
+    def read(cls, connection: sqlite3.Connection) -> State:
+        row = connection.execute("SELECT data FROM state WHERE id = 1").fetchone()
+        return cls.of(row and row[0])
+
+    def write(self, connection: sqlite3.Connection) -> None:
+        numbers = (self.sequence, self.changed, self.floor, self.pages, self.bytes, self.labels)
+        rest = (self.events, self.forgetting, self.lost)
+        content = _STATE.pack(self.lineage.encode(), *numbers, *rest) + self.lengths.tobytes()
+        connection.execute("REPLACE INTO state VALUES (1, ?)", (pack(content, _STATE_SALT),))
+
+    @property
+    def at(self) -> Number:
+        """The number of the last invalidation."""
+        return Number(self.lineage, self.changed)
 
 
-def read_state(connection: sqlite3.Connection) -> State:
-    row = connection.execute("SELECT data FROM state WHERE id = 1").fetchone()
-    return load_state(row and row[0])
-
-
-def write_state(connection: sqlite3.Connection, state: State) -> None:
-    connection.execute("UPDATE state SET data = ? WHERE id = 1", (seal(state, 1),))
+# The file.
 
 
 def connect(path: str, options: str, timeout: float = 0.0) -> sqlite3.Connection:
@@ -139,7 +147,7 @@ def connect(path: str, options: str, timeout: float = 0.0) -> sqlite3.Connection
         isolation_level=None,
         check_same_thread=False,
     )
-    connection.text_factory = _decode
+    connection.text_factory = lambda text: text.decode("utf-8", "replace")
     try:
         connection.execute("PRAGMA trusted_schema = OFF")
         connection.execute("PRAGMA cell_size_check = ON")
@@ -147,10 +155,6 @@ def connect(path: str, options: str, timeout: float = 0.0) -> sqlite3.Connection
         connection.close()
         raise
     return connection
-
-
-def _decode(text: bytes) -> str:
-    return text.decode("utf-8", "replace")
 
 
 _PARTS = "SELECT type, name, tbl_name, sql FROM sqlite_master"
@@ -176,39 +180,7 @@ def validate(connection: sqlite3.Connection) -> State:
         raise Damage("it is not a database of this library")
     if frozenset(connection.execute(_PARTS)) != _expected():
         raise Damage("its schema was changed")
-    return read_state(connection)
-
-
-def code_of(error: Exception) -> int:
-    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
-
-
-_DAMAGE = (
-    sqlite3.SQLITE_CORRUPT,
-    sqlite3.SQLITE_NOTADB,
-    sqlite3.SQLITE_CONSTRAINT,
-    sqlite3.SQLITE_FORMAT,
-    sqlite3.SQLITE_MISMATCH,
-)
-
-
-def is_damage(error: Exception) -> bool:
-    return (
-        isinstance(error, Damage | UnicodeDecodeError)
-        or code_of(error) in _DAMAGE
-        or "no such" in str(error)
-    )
-
-
-def translate(error: Exception) -> StoreError:
-    """What an error of the engine or of the operating system means to who asked."""
-    if isinstance(error, OSError):
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
-        return (ReadOnly if full else StoreError)(str(error))
-    code = code_of(error)
-    if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY):
-        return ReadOnly(str(error))
-    return (TooLarge if code == sqlite3.SQLITE_TOOBIG else StoreError)(str(error))
+    return State.read(connection)
 
 
 def create(path: str, lost: bool) -> None:
@@ -216,63 +188,34 @@ def create(path: str, lost: bool) -> None:
 
     :param lost: whether the one before it was damaged.
     """
+    state = State(secrets.token_hex(8), lost=lost)
     with contextlib.closing(connect(path, "mode=rwc")) as connection:
         for pragma in ("auto_vacuum = INCREMENTAL", "journal_mode = MEMORY"):
             connection.execute(f"PRAGMA {pragma}").fetchall()
-        connection.execute("BEGIN")
-        for statement in SCHEMA.split(";\n")[:-1]:
-            connection.execute(statement)
-        state = State(secrets.token_hex(8), lost=lost)
-        connection.execute("INSERT INTO state VALUES (1, ?)", (seal(state, 1),))
+        connection.executescript(
+            f"BEGIN; {SCHEMA} PRAGMA application_id = {APPLICATION_ID};"
+            f"PRAGMA user_version = {VERSION};"
+        )
+        state.write(connection)
         connection.executemany(
             "INSERT INTO buckets VALUES (?, ?)",
             ((n, pack(b"{}", n)) for n in range(LABEL_BUCKETS + PATH_BUCKETS)),
         )
-        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        connection.execute(f"PRAGMA user_version = {VERSION}")
         connection.execute("COMMIT")
         connection.execute("PRAGMA journal_mode = WAL").fetchall()
 
 
-def open_both(
-    path: str, options: str, writes: bool, timeout: float
-) -> tuple[sqlite3.Connection, sqlite3.Connection | None, State]:
-    """A connection for reads, one for writes, and the state, of a file that is ours.
-
-    :raises Damage: for any other file.
-    """
-    with contextlib.ExitStack() as stack:
-        try:
-            reader = stack.enter_context(contextlib.closing(connect(path, options, timeout)))
-            state = validate(reader)
-            writer = None
-            if writes:
-                reader.execute("PRAGMA query_only = ON")
-                writer = stack.enter_context(contextlib.closing(connect(path, options)))
-                for pragma in ("journal_mode = WAL", "synchronous = NORMAL"):
-                    writer.execute(f"PRAGMA {pragma}").fetchall()
-                writer.execute(f"PRAGMA journal_size_limit = {4 * 2**20}").fetchall()
-        except FAULTS as error:
-            if is_damage(error):
-                raise Damage(str(error)) from error
-            raise
-        stack.pop_all()
-    return reader, writer, state
-
-
-# The folder.
+def remove(path: str) -> None:
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        with contextlib.suppress(OSError):
+            os.unlink(path + suffix)
 
 
 def unwritable(folder: str) -> str | None:
     """Why the folder cannot be written, if it cannot; it is made if it is not there."""
     try:
+        os.makedirs(folder, 0o700, exist_ok=True)
         owner = os.stat(folder).st_uid
-    except FileNotFoundError:
-        try:
-            os.makedirs(folder, 0o700, exist_ok=True)
-            return None
-        except OSError as error:
-            return str(error.strerror)
     except OSError as error:
         return str(error.strerror)
     if os.geteuid() == 0 and owner != 0:
@@ -283,7 +226,31 @@ def unwritable(folder: str) -> str | None:
     return None
 
 
-def remove(path: str) -> None:
-    for suffix in ("", "-wal", "-shm", "-journal"):
-        with contextlib.suppress(OSError):
-            os.unlink(path + suffix)
+# Errors.
+
+_DAMAGE = (
+    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_NOTADB,
+    sqlite3.SQLITE_CONSTRAINT,
+    sqlite3.SQLITE_FORMAT,
+    sqlite3.SQLITE_MISMATCH,
+)
+
+
+def code_of(error: Exception) -> int:
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
+
+
+def is_damage(error: Exception) -> bool:
+    if isinstance(error, sqlite3.Error):
+        return code_of(error) in _DAMAGE or "no such" in str(error)
+    return isinstance(error, Damage | UnicodeDecodeError)
+
+
+def translate(error: Exception) -> StoreError:
+    """What an error of the engine or of the operating system means to who asked."""
+    full = getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+    if full or code_of(error) in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY):
+        return ReadOnly(str(error))
+    too_large = code_of(error) == sqlite3.SQLITE_TOOBIG
+    return (TooLarge if too_large else StoreError)(str(error))

@@ -21,14 +21,16 @@ import typing as t
 import weakref
 from collections.abc import Iterator
 
+from .protocol import ReadOnly
 from .protocol import StoreError
+from .schema import translate
+from .schema import unwritable
 
 #: Longest wait for the lock: a frozen process may have it.
 LOCK_TIMEOUT = 1.0
 #: Where memory that processes share by name is found, on Linux.
 SHARED_MEMORY = "/dev/shm"
-# Both counters, and the identity of the file: an inode is used again, and says nothing.
-_LAYOUT = struct.Struct("=QQQ")
+_LAYOUT = struct.Struct("=QQ")
 _FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
@@ -39,108 +41,53 @@ class Counters:
     """
 
     def __init__(self, folder: str) -> None:
-        self._folder = folder
-        name = hashlib.sha256(os.path.realpath(folder).encode()).hexdigest()[:24]
-        self._shared = os.path.join(SHARED_MEMORY, f"{_prefix()}{name}")
-        self._path = ""
-        self._identity = -1
+        self._folder = os.path.realpath(folder)
+        name = hashlib.sha256(self._folder.encode()).hexdigest()[:24]
+        self._paths = (os.path.join(SHARED_MEMORY, _prefix() + name), f"{self._folder}/counters")
+        self.used: tuple[str, os.stat_result] | None = None
         #: Read ``[0]`` and ``[1]``. `check` replaces it.
         self.values: t.Any = (0, 0)
 
-    @property
-    def opened(self) -> bool:
-        return bool(self._path)
-
     def check(self) -> None:
         """Use the counters that the neighbours have, if these are other ones."""
-        if not self._path or _identity_at(self._path) != self._identity:
-            self._open()
+        if self.used is not None:
+            with contextlib.suppress(OSError):
+                # An inode is not used again while it is open here.
+                status = os.stat(self.used[0])
+                if os.path.samestat(status, self.used[1]) and status.st_size >= _LAYOUT.size:
+                    return
+        self.close()
+        for path in self._paths:
+            with contextlib.suppress(OSError, ValueError):
+                self._open(path)
+                return
 
     def bump(self, index: int) -> None:
         """Change a counter, under the lock of all writers."""
         self.check()
-        if self._path:
+        if self.used is not None:
             self.values[index] = (self.values[index] + 1) % 2**63
 
     def close(self) -> None:
-        self._path, self.values = "", (0, 0)
+        self.used, self.values = None, (0, 0)
 
-    def _open(self) -> None:
-        self._path = ""
-        for path in (self._shared, os.path.join(self._folder, "counters")):
-            with contextlib.suppress(OSError, ValueError):
-                self._use(path)
-                return
-        self.values = (0, 0)
-
-    def _use(self, path: str) -> None:
-        try:
-            descriptor = os.open(path, os.O_RDWR | _FLAGS)
-        except FileNotFoundError:
-            self._make(path)
-            descriptor = os.open(path, os.O_RDWR | _FLAGS)
+    def _open(self, path: str) -> None:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | _FLAGS, 0o600)
         try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
                 raise ValueError("somebody else's file")
             if status.st_size < _LAYOUT.size:
-                os.unlink(path)
-                raise ValueError("a truncated file")
-            identity = _LAYOUT.unpack(os.pread(descriptor, _LAYOUT.size, 0))[2]
-            if path == self._shared:
-                values: t.Any = memoryview(mmap.mmap(descriptor, _LAYOUT.size)).cast("Q")
+                # They begin anywhere, so that they differ from those that were there before.
+                content = _LAYOUT.pack(secrets.randbits(62), secrets.randbits(62))
+                os.pwrite(descriptor, content + self._folder.encode(), 0)
+            if path == self._paths[0]:
+                self.values = memoryview(mmap.mmap(descriptor, _LAYOUT.size)).cast("Q")
             else:
-                values = _FileCounters(os.dup(descriptor))
+                self.values = _FileCounters(os.dup(descriptor))
         finally:
             os.close(descriptor)
-        self._path, self._identity, self.values = path, identity, values
-
-    def _make(self, path: str) -> None:
-        """Begin counters anywhere, so that they differ from those that were there before."""
-        content = _LAYOUT.pack(*(secrets.randbits(62) for _ in range(3)))
-        temporary = f"{path}.{secrets.token_hex(8)}"
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600)
-        try:
-            os.write(descriptor, content + os.path.realpath(self._folder).encode())
-            # Nobody sees a file half made, and the first of two wins.
-            with contextlib.suppress(FileExistsError):
-                os.link(temporary, path)
-        finally:
-            os.close(descriptor)
-            os.unlink(temporary)
-
-
-def _prefix() -> str:
-    return f"wsgi-isr-{os.geteuid()}-"
-
-
-def _identity_at(path: str) -> int:
-    content = _read(path)[: _LAYOUT.size]
-    return _LAYOUT.unpack(content)[2] if len(content) == _LAYOUT.size else -2
-
-
-def _read(path: str) -> bytes:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | _FLAGS)
-    except OSError:
-        return b""
-    try:
-        return os.pread(descriptor, 2**13, 0)
-    except OSError:
-        return b""
-    finally:
-        os.close(descriptor)
-
-
-def sweep() -> None:
-    """Remove the counters of this user's folders that are gone."""
-    with contextlib.suppress(OSError):
-        for name in os.listdir(SHARED_MEMORY):
-            path = os.path.join(SHARED_MEMORY, name)
-            folder = _read(path)[_LAYOUT.size :] if name.startswith(_prefix()) else b""
-            # A process that comes to use them now notices within a second.
-            if folder and not os.path.lexists(folder):
-                os.unlink(path)
+        self.used = path, status
 
 
 class _FileCounters:
@@ -151,66 +98,92 @@ class _FileCounters:
         weakref.finalize(self, os.close, descriptor)
 
     def __getitem__(self, index: int) -> int:
-        try:
-            return int.from_bytes(os.pread(self._descriptor, 8, index * 8), "little")
-        except OSError:
-            return -1
+        return int.from_bytes(os.pread(self._descriptor, 8, index * 8), "little")
 
     def __setitem__(self, index: int, value: int) -> None:
         os.pwrite(self._descriptor, value.to_bytes(8, "little"), index * 8)
 
 
+def _prefix() -> str:
+    return f"wsgi-isr-{os.geteuid()}-"
+
+
+def sweep() -> None:
+    """Remove the counters of this user's folders that are gone."""
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(SHARED_MEMORY):
+            if entry.name.startswith(_prefix()) and entry.is_file(follow_symlinks=False):
+                with open(entry.path, "rb") as file:
+                    folder = file.read(2**13)[_LAYOUT.size :]
+                # A process that comes to use them now notices within a second.
+                if folder and not os.path.lexists(folder):
+                    os.unlink(entry.path)
+
+
 class Lock:
     """The one lock of all writers, over threads and processes; it ends with its process.
 
-    :param path: of its file, in a folder that exists when it is taken.
+    As a context manager it raises `ReadOnly` if the folder cannot be written, and `StoreError` if
+    the lock is not to be had in time.
     """
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
         self.threads = threading.RLock()
-        self._descriptor = -1
+        self._depth, self._descriptor = 0, -1
 
     @property
     def taken(self) -> bool:
-        return self._descriptor >= 0
+        """Whether this thread has it; for one that has ``threads``."""
+        return self._depth > 0
 
-    @contextlib.contextmanager
-    def exclusive(self) -> Iterator[None]:
-        """
-        :raises StoreError: if it is not to be had in time.
-        """
+    def __enter__(self) -> None:
         if not self.threads.acquire(timeout=LOCK_TIMEOUT):
             raise StoreError("another thread has the lock of the cache folder")
         try:
-            if self.taken:
-                yield
-                return
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            self._descriptor = descriptor
-            try:
-                for _ in pauses():
-                    with contextlib.suppress(BlockingIOError):
-                        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                        break
-                else:
-                    raise StoreError("another process has the lock of the cache folder")
-                try:
-                    yield
-                finally:
-                    # Closing is not enough: a child forked meanwhile has the descriptor too.
-                    fcntl.flock(descriptor, fcntl.LOCK_UN)
-            finally:
-                self._descriptor = -1
-                os.close(descriptor)
-        finally:
+            if not self._depth:
+                self._wait()
+            self._depth += 1
+        except BaseException as error:
             self.threads.release()
+            if isinstance(error, OSError):
+                raise translate(error) from error
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self._depth -= 1
+        if not self._depth:
+            # Closing is not enough: a child forked meanwhile has the descriptor too.
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+        self.threads.release()
+
+    def _wait(self) -> None:
+        for _ in pauses():
+            locked = False
+            if self._descriptor < 0:
+                if reason := unwritable(self._folder):
+                    raise ReadOnly(f"{self._folder}: {reason}")
+                path = os.path.join(self._folder, "lock")
+                self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | _FLAGS, 0o600)
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                locked = True
+            if not os.fstat(self._descriptor).st_nlink:
+                # The folder was removed; the lock of a new one is another.
+                self.close()
+            elif locked:
+                return
+        raise StoreError("another process has the lock of the cache folder")
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor = -1
 
     def after_fork(self) -> None:
         """Have no part in what the parent's threads were doing."""
-        if self.taken:
-            os.close(self._descriptor)
-        self._descriptor, self.threads = -1, threading.RLock()
+        self.close()
+        self._depth, self.threads = 0, threading.RLock()
 
 
 def pauses() -> Iterator[bool]:
@@ -234,75 +207,54 @@ class Presence:
         self._descriptor = -1
         self.token = secrets.token_hex(8)
 
-    @property
-    def present(self) -> bool:
-        return self._descriptor >= 0
-
     def ensure(self) -> None:
-        """Be there for others.
+        """Be there for others; under the lock of all writers, so that nobody sees it unlocked.
 
         :raises OSError: if that is not possible.
         """
         path = os.path.join(self._folder, self.token)
+        if self._descriptor >= 0 and os.path.exists(path):
+            return
         if self._descriptor >= 0:
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.stat(path), os.fstat(self._descriptor)):
-                    return
-            self._release()
+            os.close(self._descriptor)
+            self._descriptor = -1
         os.makedirs(self._folder, 0o700, exist_ok=True)
-        temporary = f"{path}.new"
-        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            # Locked before others can find it, so that nobody takes it for that of a dead one.
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.rename(temporary, path)
-        except BaseException:
-            os.close(descriptor)
-            raise
-        self._descriptor = descriptor
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | _FLAGS, 0o600)
+        fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def alive(self, token: str) -> bool:
-        """Whether a process still runs; what it left in the folder is removed if not."""
+        """Whether a process still runs."""
         if token == self.token:
             return True
-        path = os.path.join(self._folder, token)
         try:
-            descriptor = os.open(path, os.O_RDONLY | _FLAGS)
-        except FileNotFoundError:
-            return False
-        except OSError:
-            return True
+            descriptor = os.open(os.path.join(self._folder, token), os.O_RDONLY | _FLAGS)
+        except OSError as error:
+            return not isinstance(error, FileNotFoundError)
         try:
             # A shared lock: two who ask at once do not take each other for it.
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            os.unlink(path)
             return False
-        except FileNotFoundError:
-            return False
-        except OSError as error:
-            return isinstance(error, BlockingIOError)
+        except OSError:
+            return True
         finally:
             os.close(descriptor)
 
     def sweep(self) -> None:
-        """Remove what killed processes left."""
+        """Remove what killed processes left; under the lock of all writers."""
         with contextlib.suppress(OSError):
             for name in os.listdir(self._folder):
-                self.alive(name)
+                if not self.alive(name):
+                    os.unlink(os.path.join(self._folder, name))
 
     def close(self) -> None:
         if self._descriptor >= 0:
             with contextlib.suppress(OSError):
                 os.unlink(os.path.join(self._folder, self.token))
-            self._release()
+            self.after_fork()
 
     def after_fork(self) -> None:
         """Be another process than the parent, whose lock ends with the parent alone."""
-        self._release()
-        self.token = secrets.token_hex(8)
-
-    def _release(self) -> None:
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0:
+        if self._descriptor >= 0:
             # Not unlocked: the lock is shared with the parent of a fork.
-            os.close(descriptor)
+            os.close(self._descriptor)
+        self._descriptor, self.token = -1, secrets.token_hex(8)

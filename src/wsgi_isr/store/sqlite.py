@@ -20,10 +20,14 @@ from collections.abc import Sequence
 
 from ..freshness import Invalidated
 from . import labels as labels_of
+from . import schema
 from . import signal
 from .database import Database
+from .epochs import Last
 from .epochs import replaces
 from .labels import Page
+from .notes import drop
+from .notes import Notes
 from .protocol import Changes
 from .protocol import Kind
 from .protocol import Number
@@ -33,27 +37,31 @@ from .protocol import Stored
 from .protocol import StoreError
 from .protocol import TooLarge
 from .protocol import Validity
-from .schema import load_state
-from .schema import read_state
-from .schema import seal
 from .schema import State
-from .schema import write_state
-from .tables import Tables
 
 #: Pages that are evicted or pruned in one step, and their bytes.
 BATCH, BATCH_BYTES = 20, 2**20
-_LEAST = "ORDER BY gone DESC, used"
 #: Seconds between two steps of pruning, in which others write.
 PAUSE = 0.002
 #: Steps of pruning after which the log is moved into the file.
 CHECKPOINT = 5
 #: Seconds between two glances at the counters.
 GLANCE = 0.03
+_LEAST = "WHERE name != ? ORDER BY gone DESC, used"
+_OF_BUILD = "WHERE build = ?"
 _GET = """SELECT pages.meta, pages.head, bodies.body, state.data FROM pages, state
     JOIN bodies ON bodies.id = pages.id WHERE pages.name = ? AND state.id = 1"""
+_ROW = "SELECT id, meta FROM pages WHERE name = ?"
+_INSERT = """INSERT INTO pages (name, path, build, gone, used, meta, head, id)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?)"""
+_UPDATE = """UPDATE pages SET name = ?, path = ?, build = ?, gone = ?, used = ?, meta = ?, head = ?
+    WHERE id = ?"""
+# Where the size is the same, it is written in place.
+_BODY = """INSERT INTO bodies VALUES (?, ?)
+    ON CONFLICT (id) DO UPDATE SET body = excluded.body"""
 
 
-class SQLiteStore(Tables):
+class SQLiteStore(Notes):
     """The embedded store.
 
     :param folder: it is made where it does not exist, for this user alone.
@@ -77,7 +85,7 @@ class SQLiteStore(Tables):
     @property
     def signal(self) -> t.Any:
         counters = self.database.counters
-        if not counters.opened:
+        if counters.used is None:
             counters.check()
         return counters.values
 
@@ -85,134 +93,116 @@ class SQLiteStore(Tables):
 
     def get(self, name: str) -> Stored | None:
         def step(connection: sqlite3.Connection) -> Stored | None:
-            found = self._find(connection, name)
-            if found is None:
+            row = connection.execute(_GET, (name,)).fetchone()
+            if row is None:
                 return None
-            record, page, state = found
-            if page.lineage == state.lineage and page.sequence >= state.changed:
-                return Stored(record, Validity(Invalidated.NO, state.at))
-            connection.execute("BEGIN")
-            try:
-                found = self._find(connection, name)
-                return found and Stored(found[0], self._validity(connection, *found[1:]))
-            finally:
-                connection.execute("COMMIT")
+            meta, head, body, data = row
+            state, page = State.of(data), Page.of(meta)
+            damaged = page is None or page.name != name or type(body) is not bytes
+            return None if damaged else self._judge(connection, page, state, head, body)
 
         return self.database.read(step)
 
-    def _find(self, connection: sqlite3.Connection, name: str) -> tuple[Record, Page, State] | None:
-        row = connection.execute(_GET, (name,)).fetchone()
-        if row is None:
+    def _judge(
+        self,
+        connection: sqlite3.Connection,
+        page: Page | None,
+        state: State,
+        head: t.Any,
+        body: bytes,
+    ) -> Stored | None:
+        """A page and its validity, unless it is damaged."""
+        if page is None or type(head) is not bytes:
             return None
-        meta, head, body, data = row
-        state, page = load_state(data), Page.of(meta)
-        if page is None or page.name != name or type(head) is not bytes or type(body) is not bytes:
-            # Damaged: a miss.
-            return None
-        return _record(page, head, body), page, state
-
-    def _validity(self, connection: sqlite3.Connection, page: Page, state: State) -> Validity:
-        last = page.last.later(labels_of.last_of(connection, state, page, self._damaged))
-        return Validity(last.makes(page.number, state.lineage), state.at)
+        name, path, build, labels, *_ = page
+        number = page.number
+        record = Record(name, tuple(labels), number, build, path, bool(page.gone), head, body)
+        if page.lineage == state.lineage and page.sequence >= state.changed:
+            return Stored(record, Validity(Invalidated.NO, state.at))
+        last = labels_of.last_of(connection, state, page, self._damaged)
+        return Stored(record, Validity(last.makes(number, state.lineage), state.at))
 
     def put(self, record: Record) -> Validity | None:
-        size = len(record.head) + len(record.body)
+        name, labels, number, build, path, gone, head, body = record
+        size = len(head) + len(body)
         if size > self.max_bytes:
             raise TooLarge(f"a page of {size} bytes is larger than max_bytes={self.max_bytes}")
-        page = Page(
-            record.name,
-            record.path,
-            record.build,
-            record.labels,
-            *record.number,
-            record.gone,
-            size,
-        )
-        return self.database.write(lambda connection: self._put(connection, page, record), 1)
+        page = Page(name, path, build, labels, *number, gone, size)
+        return self.database.write(lambda connection: self._put(connection, page, head, body), 1)
 
-    def _put(self, connection: sqlite3.Connection, page: Page, record: Record) -> Validity | None:
-        state = read_state(connection)
-        row = connection.execute(
-            "SELECT id, meta FROM pages WHERE name = ?", (page.name,)
-        ).fetchone()
-        before = row and Page.of(row[1])
+    def _put(
+        self, connection: sqlite3.Connection, page: Page, head: bytes, body: bytes
+    ) -> Validity | None:
+        state = State.read(connection)
+        row, meta = connection.execute(_ROW, (page.name,)).fetchone() or (None, None)
+        before = Page.of(meta)
         if before is not None:
             if not replaces(page.number, before.number, state.lineage):
                 return None
             if page.lineage != before.lineage and not page.lineage:
                 return None
-        if row is not None:
-            state = _without(connection, state, row[0], row[1])
         if page.lineage != state.lineage or page.sequence < state.changed:
-            last = labels_of.last_of(connection, state, page, self._damaged, floors=True)
+            # It may be from before what was forgotten.
+            last = labels_of.last_of(connection, state, page, self._damaged).later(
+                Last(state.floor)
+            )
             page = page._replace(stale=last.any, expired=last.expire)
-        state = state._replace(pages=state.pages + 1, bytes=state.bytes + page.size)
-        while state.pages > self.max_pages or state.bytes > self.max_bytes:
-            freed = _remove_some(connection, state, _LEAST, (), self.max_pages, self.max_bytes)
-            if freed is state:
-                # Nothing is left: what was counted besides was damaged.
-                state = state._replace(pages=1, bytes=page.size)
-                break
-            state = freed
-        now = time.time_ns() // 1000
-        values = (page.name, page.path, page.build, page.gone, now, seal(page, 2), record.head)
-        cursor = connection.execute(
-            "INSERT INTO pages VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (row and row[0], *values)
+        values = (
+            page.name,
+            page.path,
+            page.build,
+            page.gone,
+            _now(),
+            schema.seal(page, 2),
+            head,
+            row,
         )
-        connection.execute("REPLACE INTO bodies VALUES (?, ?)", (cursor.lastrowid, record.body))
-        connection.execute("DELETE FROM failures WHERE name = ?", (page.name,))
+        cursor = connection.execute(_INSERT if row is None else _UPDATE, values)
+        connection.execute(_BODY, (cursor.lastrowid if row is None else row, body))
+        drop(connection, "failure", page.name)
+        state.pages += row is None
+        state.bytes += page.size - (before.size if before else 0)
+        while state.pages > self.max_pages or state.bytes > self.max_bytes:
+            step = (_LEAST, page.name, self.max_pages, self.max_bytes)
+            if not _remove_some(connection, state, *step):
+                # Nothing is left: what was counted besides was damaged.
+                state.pages, state.bytes = 1, page.size
         # Of a state that was restored since: later invalidations must have later numbers.
         if page.lineage == state.lineage and page.sequence > state.sequence:
-            state = state._replace(sequence=page.sequence)
-        write_state(connection, state)
-        invalidated = page.last.makes(page.number, state.lineage)
-        return Validity(invalidated, state.at)
+            state.sequence = page.sequence
+        state.write(connection)
+        return Validity(page.last.makes(page.number, state.lineage), state.at)
 
     def delete(self, name: str) -> None:
         def step(connection: sqlite3.Connection) -> None:
-            select = "SELECT id, meta FROM pages WHERE name = ?"
-            for row, meta in connection.execute(select, (name,)).fetchall():
-                write_state(connection, _without(connection, read_state(connection), row, meta))
-            connection.execute("DELETE FROM failures WHERE name = ?", (name,))
+            state = State.read(connection)
+            for row, meta in connection.execute(_ROW, (name,)).fetchall():
+                _remove(connection, state, row, meta)
+            state.write(connection)
+            drop(connection, "failure", name)
 
         self.database.write(step, 1)
 
     def records(self, *, build: str | None = None, path: str | None = None) -> Iterator[Stored]:
-        conditions = [("build", build), ("path", path)]
-        where = "".join(f" AND {column} = ?" for column, value in conditions if value is not None)
-        given = tuple(value for _, value in conditions if value is not None)
-        after = -(2**63)
-        while True:
-            found = self.database.read(
-                lambda connection: self._listed(connection, where, (after, *given))  # noqa: B023
-            )
-            if not found:
-                return
-            for after, stored in found:  # noqa: B007
-                if stored is not None:
-                    yield stored
+        conditions = {"build": build, "path": path}
+        given = [value for value in conditions.values() if value is not None]
+        where = "".join(f" AND {key} = ?" for key, value in conditions.items() if value is not None)
+        select = f"SELECT id, meta, head FROM pages WHERE id > ?{where} ORDER BY id LIMIT 50"
 
-    def _listed(
-        self, connection: sqlite3.Connection, where: str, values: tuple[t.Any, ...]
-    ) -> list[tuple[int, Stored | None]]:
-        found: list[tuple[int, Stored | None]] = []
-        connection.execute("BEGIN")
-        try:
-            state = read_state(connection)
-            select = f"SELECT id, meta, head FROM pages WHERE id > ?{where} ORDER BY id LIMIT 50"
-            for row, meta, head in connection.execute(select, values).fetchall():
-                page, stored = Page.of(meta), None
-                if page is not None and type(head) is bytes:
-                    validity = self._validity(connection, page, state)
-                    stored = Stored(_record(page, head, b""), validity)
-                found.append((row, stored))
-        finally:
-            connection.execute("COMMIT")
-        return found
+        def step(connection: sqlite3.Connection, after: int) -> list[tuple[int, Stored | None]]:
+            state = State.read(connection)
+            return [
+                (row, self._judge(connection, Page.of(meta), state, head, b""))
+                for row, meta, head in connection.execute(select, (after, *given)).fetchall()
+            ]
+
+        after = -(2**63)
+        while found := self.database.read(functools.partial(step, after=after)):
+            yield from (stored for _, stored in found if stored is not None)
+            after = found[-1][0]
 
     def used(self, names: Iterable[str]) -> None:
-        now = time.time_ns() // 1000
-        rows = [(now, name) for name in names]
+        rows = [(_now(), name) for name in names]
         update = "UPDATE pages SET used = ? WHERE name = ?"
         if rows:
             self.database.write(lambda connection: connection.executemany(update, rows) and None)
@@ -224,38 +214,38 @@ class SQLiteStore(Tables):
     # The order.
 
     def number(self) -> Number:
+        damaged = set(self._damaged)
+
         def step(connection: sqlite3.Connection) -> Number:
-            state = read_state(connection)
-            if self._damaged:
-                labels_of.mend(connection, state, self._damaged)
-            state = state._replace(sequence=state.sequence + 1)
-            write_state(connection, state)
+            state = State.read(connection)
+            labels_of.mend(connection, state, damaged)
+            state.sequence += 1
+            state.write(connection)
             return Number(state.lineage, state.sequence)
 
         number = self.database.write(step)
-        self._damaged.clear()
+        self._damaged -= damaged
         return number
 
     def invalidate(self, labels: Sequence[str], expire: bool) -> Number:
         labels = list(dict.fromkeys(labels))
-        number = self.database.write(
-            lambda connection: labels_of.note(connection, labels, expire), 0
-        )
+        note = functools.partial(labels_of.note, labels=labels, expire=expire)
+        number, crowded = self.database.write(note, 0)
         # The invalidation holds by now, whatever becomes of the bounds.
         with contextlib.suppress(StoreError):
-            labels_of.bound(self.database, labels)
+            for which in crowded:
+                labels_of.forget(self.database, which)
         return number
 
     def changes(self, since: Number) -> Changes:
         self.database.counters.check()
         self.database.check()
-
         return self.database.read(functools.partial(labels_of.changes, since=since))
 
     # How much there is.
 
     def sizes(self) -> Sizes:
-        state = self.database.read(read_state)
+        state = self.database.read(State.read)
         return Sizes(state.pages, state.bytes, self.max_pages, self.max_bytes)
 
     def prune(
@@ -268,32 +258,18 @@ class SQLiteStore(Tables):
     ) -> int:
         pages = self.max_pages if max_pages is None else max_pages
         size = self.max_bytes if max_bytes is None else max_bytes
-        if everything:
-            pages = size = 0
-        steps: list[tuple[str, tuple[str, ...], int, int]] = [(_LEAST, (), pages, size)]
-        if keep_builds is not None and not everything:
-            others = [build for build in self.database.read(_builds) if build not in keep_builds]
-            steps = [("WHERE build = ?", (build,), 0, 0) for build in others] + steps
+        steps = [(_LEAST, "", 0, 0) if everything else (_LEAST, "", pages, size)]
+        if keep_builds is not None:
+            builds = self.database.read(_builds)
+            steps[:0] = [(_OF_BUILD, build, 0, 0) for build in builds if build not in keep_builds]
         removed = 0
         self.database.checkpoint("PASSIVE")
         for step in steps:
-            while count := self.database.write(functools.partial(_prune_some, step), 1):
+            while count := self.database.write(functools.partial(_prune_some, step=step), 1):
                 removed += count
                 self._rest()
-        self._tidy()
-        return removed
-
-    def _rest(self) -> None:
-        """Let others write, who are not to sync what was pruned."""
-        self._steps += 1
-        if self._steps % CHECKPOINT == 0:
-            self.database.checkpoint("PASSIVE")
-        time.sleep(PAUSE)
-
-    def _tidy(self) -> None:
-        """Give room back to the file system, and remove what nobody needs any more."""
         left = None
-        # It stops where nothing moves any more.
+        # Room goes back to the file system, until nothing moves any more.
         while left != (left := self.database.vacuum(BATCH)) and left:
             self._rest()
         self.database.checkpoint("PASSIVE")
@@ -305,6 +281,14 @@ class SQLiteStore(Tables):
                 # Folders of versions without a database, one a prefix.
                 if entry.is_dir(follow_symlinks=False) and _is_former(entry.path):
                     shutil.rmtree(entry.path, ignore_errors=True)
+        return removed
+
+    def _rest(self) -> None:
+        """Let others write, who are not to sync what was pruned."""
+        self._steps += 1
+        if self._steps % CHECKPOINT == 0:
+            self.database.checkpoint("PASSIVE")
+        time.sleep(PAUSE)
 
     # The process.
 
@@ -312,84 +296,63 @@ class SQLiteStore(Tables):
         return time.time()
 
     def listen(self, seconds: float) -> bool:
-        values = self.signal
-        before, deadline = (values[0], values[1]), time.monotonic() + seconds
-        while not self._closed.is_set():
-            values = self.signal
-            if (values[0], values[1]) != before:
-                return True
+        before, deadline = tuple(self.signal), time.monotonic() + seconds
+        while tuple(self.signal) == before:
             left = deadline - time.monotonic()
-            if left <= 0:
-                break
-            self._closed.wait(min(left, GLANCE))
-        return False
+            if left <= 0 or self._closed.wait(min(left, GLANCE)):
+                return False
+        return True
 
     def probe(self) -> None:
-        self.database.read(read_state)
-
-        def step(connection: sqlite3.Connection) -> None:
-            self.give_back(connection)
-            write_state(connection, read_state(connection))
-
-        self._said(step)
+        self.database.read(State.read)
+        self.said(lambda connection: State.read(connection).write(connection))
 
     def close(self) -> None:
         self._closed.set()
-        self.leave()
         self.database.close()
 
 
-def _record(page: Page, head: bytes, body: bytes) -> Record:
-    return Record(
-        page.name,
-        tuple(page.labels),
-        page.number,
-        page.build,
-        page.path,
-        bool(page.gone),
-        head,
-        body,
-    )
+def _now() -> int:
+    return time.time_ns() // 1000
 
 
-def _without(connection: sqlite3.Connection, state: State, row: int, meta: t.Any) -> State:
-    """Remove a page; gives the state after it."""
+def _remove(connection: sqlite3.Connection, state: State, row: int, meta: t.Any) -> None:
     page = Page.of(meta)
     connection.execute("DELETE FROM bodies WHERE id = ?", (row,))
     connection.execute("DELETE FROM pages WHERE id = ?", (row,))
     if page is not None:
-        connection.execute("DELETE FROM failures WHERE name = ?", (page.name,))
-    size = 0 if page is None else page.size
-    return state._replace(pages=max(0, state.pages - 1), bytes=max(0, state.bytes - size))
-
-
-def _builds(connection: sqlite3.Connection) -> list[str]:
-    return [name for (name,) in connection.execute("SELECT DISTINCT build FROM pages")]
+        drop(connection, "failure", page.name)
+        state.bytes = max(0, state.bytes - page.size)
+    state.pages = max(0, state.pages - 1)
 
 
 def _remove_some(
     connection: sqlite3.Connection,
     state: State,
     which: str,
-    values: tuple[str, ...],
+    value: str,
     max_pages: int,
     max_bytes: int,
-) -> State:
-    """Remove pages until the rest fits, a bounded number; gives the state after it."""
+) -> int:
+    """Remove pages until the rest fits, a bounded number."""
+    before, most = state.pages, state.bytes - BATCH_BYTES
     select = f"SELECT id, meta FROM pages {which} LIMIT {BATCH}"
-    most = state.bytes - BATCH_BYTES
-    for row, meta in connection.execute(select, values).fetchall():
+    for row, meta in connection.execute(select, (value,)).fetchall():
         if (state.pages <= max_pages and state.bytes <= max_bytes) or state.bytes < most:
             break
-        state = _without(connection, state, row, meta)
-    return state
+        _remove(connection, state, row, meta)
+    return before - state.pages
 
 
-def _prune_some(step: tuple[str, tuple[str, ...], int, int], connection: sqlite3.Connection) -> int:
-    state = read_state(connection)
-    left = _remove_some(connection, state, *step)
-    write_state(connection, left)
-    return state.pages - left.pages
+def _prune_some(connection: sqlite3.Connection, step: tuple[str, str, int, int]) -> int:
+    state = State.read(connection)
+    removed = _remove_some(connection, state, *step)
+    state.write(connection)
+    return removed
+
+
+def _builds(connection: sqlite3.Connection) -> list[str]:
+    return [name for (name,) in connection.execute("SELECT DISTINCT build FROM pages")]
 
 
 def _is_former(path: str) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import datetime
-import json
 import logging
 import sqlite3
 import time
@@ -15,14 +14,14 @@ from cachelib import BaseCache
 
 from .database import Database
 from .protocol import StoreError
-from .schema import pack
-from .schema import unpack
+from .schema import seal
+from .schema import unseal
 
 logger = logging.getLogger("wsgi_isr")
 
 T = t.TypeVar("T")
 Timeout: t.TypeAlias = int | datetime.timedelta
-_LIVE = "key = ? AND (expires IS NULL OR expires > ?)"
+Step: t.TypeAlias = Callable[[sqlite3.Connection], T]
 
 
 class SQLiteCache(BaseCache):
@@ -52,77 +51,56 @@ class SQLiteCache(BaseCache):
         self.threshold = threshold
 
     def get(self, key: str) -> t.Any:
-        def step(connection: sqlite3.Connection) -> t.Any:
-            found = _find(connection, key)
-            return None if found is None else found[0]
-
-        return self._ask(lambda: self._database.read(step), None)
+        found = self._try(self._database.read, lambda connection: _find(connection, key))
+        return found and found[0]
 
     def has(self, key: str) -> bool:
-        return self._ask(
-            lambda: self._database.read(lambda connection: _find(connection, key) is not None),
-            False,
-        )
+        found = self._try(self._database.read, lambda connection: _find(connection, key))
+        return found is not None
 
     def set(self, key: str, value: t.Any, timeout: Timeout | None = None) -> bool:
-        return self._store(key, value, timeout, replace=True)
+        item = (key, self._expires(timeout), dumps(value))
+        return bool(self._try(self._database.write, lambda c: self._write(c, item)))
 
     def add(self, key: str, value: t.Any, timeout: Timeout | None = None) -> bool:
-        return self._store(key, value, timeout, replace=False)
-
-    def _store(self, key: str, value: t.Any, timeout: Timeout | None, replace: bool) -> bool:
-        data, expires = dumps(value), self._expires(timeout)
+        item = (key, self._expires(timeout), dumps(value))
 
         def step(connection: sqlite3.Connection) -> bool:
-            if not replace and _find(connection, key) is not None:
-                return False
-            self._write(connection, key, data, expires)
-            return True
+            return _find(connection, key) is None and self._write(connection, item)
 
-        return self._ask(lambda: self._database.write(step), False)
+        return bool(self._try(self._database.write, step))
 
-    def _write(
-        self, connection: sqlite3.Connection, key: str, data: bytes, expires: float | None
-    ) -> None:
-        connection.execute(
-            "REPLACE INTO items (key, expires, value) VALUES (?, ?, ?)", (key, expires, pack(data))
-        )
+    def delete(self, key: str) -> bool:
+        delete = "DELETE FROM items WHERE key = ?"
+        return bool(self._try(self._database.write, lambda c: c.execute(delete, (key,)).rowcount))
+
+    def clear(self) -> bool:
+        """Remove all items, and no page."""
+        count = self._try(self._database.write, lambda c: c.execute("DELETE FROM items").rowcount)
+        return count is not None
+
+    def inc(self, key: str, delta: int = 1) -> int | None:
+        """Add to a number in one step; it expires when it would have."""
+
+        def step(connection: sqlite3.Connection) -> int:
+            value, expires = _find(connection, key) or (0, self._expires(None))
+            self._write(connection, (key, expires, dumps(value + delta)))
+            return int(value + delta)
+
+        return self._try(self._database.write, step)
+
+    def dec(self, key: str, delta: int = 1) -> int | None:
+        return self.inc(key, -delta)
+
+    def _write(self, connection: sqlite3.Connection, item: tuple[str, float | None, bytes]) -> bool:
+        connection.execute("REPLACE INTO items (key, expires, value) VALUES (?, ?, ?)", item)
         count = "SELECT count(*) FROM items"
         if 0 < self.threshold < connection.execute(count).fetchone()[0]:
             connection.execute("DELETE FROM items WHERE expires <= ?", (time.time(),))
             over = connection.execute(count).fetchone()[0] - self.threshold
             oldest = "SELECT id FROM items ORDER BY id LIMIT ?"
             connection.execute(f"DELETE FROM items WHERE id IN ({oldest})", (max(0, over),))
-
-    def delete(self, key: str) -> bool:
-        def step(connection: sqlite3.Connection) -> bool:
-            return connection.execute("DELETE FROM items WHERE key = ?", (key,)).rowcount > 0
-
-        return self._ask(lambda: self._database.write(step), False)
-
-    def clear(self) -> bool:
-        """Remove all items, and no page."""
-
-        def step(connection: sqlite3.Connection) -> bool:
-            connection.execute("DELETE FROM items")
-            return True
-
-        return self._ask(lambda: self._database.write(step), False)
-
-    def inc(self, key: str, delta: int = 1) -> int | None:
-        """Add to a number in one step; it expires when it would have."""
-
-        def step(connection: sqlite3.Connection) -> int:
-            found = _find(connection, key)
-            value, expires = (0, self._expires(None)) if found is None else found
-            total: int = value + delta
-            self._write(connection, key, dumps(total), expires)
-            return total
-
-        return self._ask(lambda: self._database.write(step), None)
-
-    def dec(self, key: str, delta: int = 1) -> int | None:
-        return self.inc(key, -delta)
+        return True
 
     def _expires(self, timeout: Timeout | None) -> float | None:
         seconds: float | datetime.timedelta = self.default_timeout if timeout is None else timeout
@@ -130,21 +108,21 @@ class SQLiteCache(BaseCache):
             seconds = seconds.total_seconds()
         return None if seconds == 0 else time.time() + seconds
 
-    def _ask(self, step: Callable[[], T], otherwise: T) -> T:
+    def _try(self, call: Callable[[Step[T]], T], step: Step[T]) -> T | None:
         """What a step gives; as with cachelib's own files, an outage is a miss."""
         try:
-            return step()
+            return call(step)
         except StoreError as error:
             logger.warning("%s: %s", self.folder, error)
-            return otherwise
+            return None
 
 
 def _find(connection: sqlite3.Connection, key: str) -> tuple[t.Any, float | None] | None:
     """A value and when it expires, if it is there, alive and sound."""
-    select = f"SELECT value, expires FROM items WHERE {_LIVE}"
+    select = "SELECT value, expires FROM items WHERE key = ? AND ifnull(expires > ?, 1)"
     row = connection.execute(select, (key, time.time())).fetchone()
-    content = row and unpack(row[0])
-    return None if content is None else (_decode(json.loads(content)), row[1])
+    value = row and unseal(row[0])
+    return None if value is None else (_decode(value[0]), row[1])
 
 
 # The serializer.
@@ -155,7 +133,7 @@ def dumps(value: t.Any) -> bytes:
     :raises TypeError: for what is not one of the values that a `SQLiteCache` keeps.
     """
     try:
-        return json.dumps(_encode(value)).encode()
+        return seal([_encode(value)])
     except RecursionError:
         raise TypeError("the value is nested too deeply, or contains itself") from None
 
