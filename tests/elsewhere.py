@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
+import time
 import typing as t
 from concurrent.futures import Future
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +28,8 @@ class Elsewhere:
 
     :param cache: URL of the store.
     :param content: path of the file.
-    :param options: of the middleware, and ``revalidate``, the window of the page.
+    :param options: of the middleware, ``revalidate``, the window of the page, and ``ahead``,
+        seconds that the clock of that machine is ahead.
     """
 
     def __init__(self, cache: str, content: str, **options: t.Any) -> None:
@@ -119,7 +121,10 @@ def _serve(
         return text
 
     site.page("/", body, revalidate=options.pop("revalidate", False))
+    ahead, real = options.pop("ahead", 0), time.time
+    time.time = lambda: real() + ahead
     isr = ISRMiddleware(site, cache, **options)
+    isr._clock = time.time
 
     def work(number: int, operation: str, args: tuple[t.Any, ...]) -> None:
         try:

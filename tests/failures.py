@@ -54,7 +54,10 @@ FAILURES: dict[str, Answer] = {
 WITHDRAWALS: dict[str, tuple[Answer, str]] = {
     "answers 401": (answers("401 Unauthorized", ("WWW-Authenticate", "Basic")), "no-metadata"),
     "answers 403 as a page": (answers("403 Forbidden", *page_headers(10)), "status"),
-    "leads to a login": (answers("302 Found", ("Location", "http://localhost/login"), body=b""), "no-metadata"),
+    "leads to a login": (
+        answers("302 Found", ("Location", "http://localhost/login"), body=b""),
+        "no-metadata",
+    ),
     "is no page": (answers("200 OK"), "no-metadata"),
     "sets a cookie": (page_with(("Set-Cookie", "session=1")), "set-cookie"),
     "says private": (page_with(("Cache-Control", "private")), "cache-control"),

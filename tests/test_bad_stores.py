@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import shutil
 import typing as t
 from pathlib import Path
 
 import pytest
 from cachelib import BaseCache
+from cachelib import FileSystemCache
 from cachelib import SimpleCache
-from conftest import Browser
 from conftest import Clock
 from conftest import Make
 from conftest import Site
@@ -20,34 +18,31 @@ from steps import visit
 from steps import wait_until
 
 from wsgi_isr import RevalidationError
-from wsgi_isr.store import breaker
-from wsgi_isr.store.backend import FileStorage
-from wsgi_isr.store.backend import NullStorage
-from wsgi_isr.store.breaker import Breaker
+from wsgi_isr.store.guard import Guard
+from wsgi_isr.store.guard import THRESHOLD
+from wsgi_isr.store.protocol import ReadOnly
 
-COLD = "isr; fwd=uri-miss; stored"
+BASE = "http://localhost"
 
 
 class Bad(SimpleCache):
-    """A cache of which some methods answer something else, once it is told to.
+    """A cache of which some methods answer something else while it is bad.
 
     :param answer: what they return, or raise.
     """
 
     def __init__(self, answer: object, *methods: str) -> None:
         super().__init__(threshold=1000)
-        self._bad_methods = methods
-        self._bad_answer = answer
-        self.is_bad = [True]
-        self.calls: list[str] = []
+        self._methods = methods
+        self._answer = answer
+        self.is_bad = True
 
-    def _do(self, name: str, *args: t.Any, **kwargs: t.Any) -> t.Any:
-        self.calls.append(name)
-        if not self.is_bad[0] or name not in self._bad_methods:
-            return getattr(super(), name)(*args, **kwargs)
-        if isinstance(self._bad_answer, Exception):
-            raise self._bad_answer
-        return self._bad_answer
+    def _do(self, name: str, *args: t.Any) -> t.Any:
+        if not self.is_bad or name not in self._methods:
+            return getattr(super(), name)(*args)
+        if isinstance(self._answer, Exception):
+            raise self._answer
+        return self._answer
 
     def get(self, key: str) -> t.Any:
         return self._do("get", key)
@@ -81,249 +76,206 @@ CACHES: dict[str, t.Callable[[], BaseCache]] = {
 }
 
 
-@pytest.mark.parametrize("methods", [("get",), ("set",), ALL], ids=repr)
-def test_a_cache_that_fails_now_and_then_is_one_line_in_the_log(
-    site: Site, make: Make, caplog: pytest.LogCaptureFixture, methods: tuple[str, ...]
-) -> None:
-    isr = make(Bad(OSError("it is full"), *methods), memory_size=0)
-    for number in range(20):
-        site.page(f"/{number}")
-        visit(isr, f"/{number}")
-    told = [r.message for r in caplog.records if r.message.startswith("the store failed (")]
-    assert len(told) == 1
-
-
-@pytest.mark.parametrize("memory_size", [0, 2**20], ids=["alone", "behind memory"])
+@pytest.mark.parametrize("shared", ["process", "network"])
+@pytest.mark.parametrize("memory_size", [0, 2**20], ids=["alone", "with memory"])
 @pytest.mark.parametrize("make_cache", CACHES.values(), ids=CACHES)
-class TestACacheThat:
-    def test_never_raises_into_a_request(
-        self, site: Site, make: Make, clock: Clock, make_cache: t.Any, memory_size: int
-    ) -> None:
-        isr = make(make_cache(), memory_size=memory_size, base_url="http://localhost")
-        for number in range(6):
-            site.page("/", f"page {number}", revalidate=10)
-            assert visit(isr).status_code == 200
-            clock.advance(11)
-            answer = visit(isr)
-            isr.close()
-            assert answer.status_code == 200
-            assert answer.text in (f"page {number}", f"page {number - 1}")
-        try:
-            isr.revalidate("/")
-        except RevalidationError:
-            # What may be lost is told to who demanded it.
-            return
-        assert visit(isr).text == "page 5"
-
-    def test_comes_from_a_callable(
-        self, site: Site, make: Make, make_cache: t.Any, memory_size: int
-    ) -> None:
-        site.page("/", "the page")
-        isr = make(make_cache, memory_size=memory_size)
-        assert visit(isr).text == visit(isr).text == "the page"
+def test_a_cache_never_raises_into_a_request(
+    site: Site, make: Make, clock: Clock, make_cache: t.Any, memory_size: int, shared: str
+) -> None:
+    cache = make_cache()
+    cache.isr_shared = shared
+    isr = make(cache, memory_size=memory_size, base_url=BASE)
+    for number in range(6):
+        site.page("/", f"page {number}", revalidate=10)
+        assert visit(isr).status_code == 200
+        clock.advance(11)
+        answer = visit(isr)
+        isr.close()
+        assert answer.status_code == 200
+        assert answer.text in (f"page {number}", f"page {number - 1}")
+    try:
+        isr.revalidate("/")
+    except RevalidationError:
+        # What may be lost raises where it was demanded.
+        return
+    assert visit(isr).text == "page 5"
 
 
-class TestACallableThat:
-    @pytest.mark.parametrize("made", [None, "redis://localhost", OSError("it is down")], ids=repr)
-    def test_makes_no_cache_leaves_pages_in_memory_and_says_so(
-        self, site: Site, make: Make, caplog: pytest.LogCaptureFixture, made: object
-    ) -> None:
-        def cache() -> t.Any:
-            if isinstance(made, Exception):
-                raise made
-            return made
+class Broken:
+    """Makes methods of a store fail, as long as it is entered."""
 
-        site.page("/")
-        isr = make(cache)
-        assert status_of(visit(isr)) == COLD
-        assert status_of(visit(isr)) == "isr; hit; ttl=60"
-        (record,) = caplog.records
-        assert "the callable given as cache failed" in record.message
+    def __init__(self, store: t.Any, monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+        self._patch = monkeypatch.context()
+        self._store, self._names = store, names
 
-
-class TestTheBreaker:
-    """What fails is left alone, and tried again."""
-
-    @pytest.fixture
-    def now(self, monkeypatch: pytest.MonkeyPatch) -> list[float]:
-        now = [1000.0]
-        monkeypatch.setattr(breaker.time, "monotonic", lambda: now[0])
-        return now
-
-    def test_opens_after_some_failures_and_closes_when_it_works_again(
-        self, now: list[float], caplog: pytest.LogCaptureFixture
-    ) -> None:
-        errors: list[str] = []
-        calls: list[bool] = []
-        works = False
-        guard = Breaker(lambda operation, error: errors.append(operation))
-
-        def ask() -> str:
-            calls.append(works)
-            if not works:
-                raise OSError("it is down")
-            return "an answer"
-
-        assert guard.well
-        for _ in range(100):
-            assert guard.call("get", ask) is None
-        assert len(calls) == len(errors) == breaker.THRESHOLD
-        assert guard.open and not guard.well
-        now[0] += breaker.PAUSE[0]
-        assert guard.call("get", ask) is None
-        assert len(calls) == breaker.THRESHOLD + 1
-        works = True
-        assert guard.call("get", ask) is None, "it is left alone again, for longer"
-        now[0] += breaker.PAUSE[1]
-        assert guard.call("get", ask) == guard.call("get", ask) == "an answer"
-        assert guard.well and not guard.open
-        assert [record.message.partition("(")[0] for record in caplog.records] == [
-            "the store failed ",
-            "the store answers again",
-        ]
-
-    def test_lets_one_of_all_try(self, now: list[float]) -> None:
-        guard = Breaker(lambda operation, error: None)
-        tried = []
-
-        def fail() -> None:
+    def __enter__(self) -> None:
+        def refuse(*args: t.Any, **kwargs: t.Any) -> t.Any:
             raise OSError("it is down")
 
-        def ask() -> str:
-            tried.append(guard.call("get", lambda: tried.append("another")))
-            return "an answer"
+        patch = self._patch.__enter__()
+        for name in self._names:
+            patch.setattr(self._store, name, refuse)
 
-        for _ in range(breaker.THRESHOLD):
-            guard.call("get", fail)
-        now[0] += breaker.PAUSE[1]
-        assert guard.call("get", ask) == "an answer"
-        assert tried == [None]
+    def __exit__(self, *error: t.Any) -> None:
+        self._patch.__exit__(*error)
 
 
-def test_a_cache_that_works_again_is_used_again(site: Site, make: Make) -> None:
-    cache = Bad(OSError("it is down"), *ALL)
-    site.page("/", revalidate=10)
-    isr = make(cache, memory_size=0)
-    for _ in range(10):
-        answer = visit(isr)
-        assert (answer.text, status_of(answer)) == (
-            "a page",
-            "isr; fwd=uri-miss; detail=store-error",
-        )
-    assert isr.stats()["store_errors"] >= breaker.THRESHOLD
-    cache.is_bad[0] = False
-    wait_until(lambda: status_of(visit(isr)) == "isr; hit; ttl=10")
+METHODS = (
+    *("get", "put", "delete", "number", "invalidate", "changes", "lease", "failure"),
+    *("set_failure", "builds", "used", "add", "report", "probe"),
+)
 
 
-class TestTheDefault:
-    @pytest.fixture(autouse=True)
-    def here(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-        monkeypatch.chdir(tmp_path)
-        return tmp_path
-
-    def test_is_a_folder_under_the_working_directory_that_is_for_its_owner_alone(
-        self, site: Site, make: Make, here: Path
+class TestAStoreThatFailsAndComesBack:
+    @pytest.mark.parametrize("methods", [("get",), ("put",), ("lease",), METHODS], ids=len)
+    def test_costs_pages_and_heals_by_itself_with_a_line_in_the_log_at_each_end(
+        self,
+        site: Site,
+        make: Make,
+        files: str,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+        methods: tuple[str, ...],
     ) -> None:
-        site.page("/")
-        isr = make(None)
-        assert not list(here.iterdir()), "nothing is made before it is needed"
+        isr = make(files, base_url=BASE)
+        for number in range(20):
+            site.page(f"/{number}", "body")
+        with Broken(isr.store, monkeypatch, *methods):
+            for number in range(20):
+                assert visit(isr, f"/{number}").text == "body"
+            if methods == METHODS:
+                assert status_of(visit(isr, "/5")) == "isr; hit; ttl=60"
+                with pytest.raises(RevalidationError):
+                    isr.revalidate("/5")
+        wait_until(lambda: isr._here().pages.guard.is_well)
+        isr.revalidate("/5")
+        assert status_of(visit(make(files), "/5")) == "isr; hit; ttl=60"
+        lines = [record.getMessage()[:17] for record in caplog.records]
+        assert lines.count("the store is away") == lines.count("the store answers") <= 1
+        assert isr.stats()["store_errors"] >= 1
+
+    @pytest.mark.servers
+    @pytest.mark.parametrize("call", ["revalidate", "revalidate_tag", "invalidate"])
+    def test_does_not_stand_between_a_process_and_what_it_has_invalidated(
+        self, site: Site, make: Make, redis: t.Any, monkeypatch: pytest.MonkeyPatch, call: str
+    ) -> None:
+        """The call succeeds while the circuit is still open for all else."""
+        site.page("/", "old", revalidate=False, tags=["t"])
+        isr = make(redis.url, base_url=BASE)
         visit(isr)
-        folder = here / ".isr-cache"
-        assert folder.stat().st_mode & 0o777 == 0o700
-        assert status_of(visit(make(None))) == "isr; hit; ttl=60"
+        assert status_of(visit(isr)) == "isr; hit"
+        monkeypatch.setattr("wsgi_isr.store.guard.PROBE", (60.0, 60.0))
+        with Broken(isr.store, monkeypatch, *METHODS):
+            for number in range(3):
+                visit(isr, f"/{number}")
+        assert not isr._here().pages.guard.is_well
+        site.page("/", "new", revalidate=False, tags=["t"])
+        arguments = {"revalidate": "/", "revalidate_tag": "t", "invalidate": "/**"}
+        options = {} if call == "revalidate" else {"expire": True}
+        getattr(isr, call)(arguments[call], **options)
+        assert visit(isr).text == "new"
 
-    def test_is_not_moved_by_a_change_of_directory(
-        self, site: Site, make: Make, here: Path, monkeypatch: pytest.MonkeyPatch
+
+class TestAStoreThatCannotBeOpenedAtFirst:
+    def test_fails_on_demand_calls_and_is_opened_later(
+        self, site: Site, make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
-        site.page("/")
-        isr = make(None)
-        (here / "elsewhere").mkdir()
-        monkeypatch.chdir(here / "elsewhere")
-        visit(isr)
-        assert (here / ".isr-cache").is_dir()
+        up: list[bool] = []
 
+        def cache() -> t.Any:
+            if not up:
+                raise OSError("it is down")
+            return FileSystemCache(str(tmp_path / "cache"), threshold=0)
 
-class TestAFolderThatCannotBeWritten:
-    """One warning, and pages from memory."""
-
-    @pytest.fixture
-    def folder(self, tmp_path: Path) -> Path:
-        return tmp_path / "cache"
-
-    @pytest.fixture(autouse=True)
-    def after(
-        self, site: Site, browse: t.Any, folder: Path, caplog: pytest.LogCaptureFixture
-    ) -> t.Iterator[None]:
-        """The test has made the folder what it is."""
-        yield
-        site.page("/", "the page")
-        browser: Browser = browse(f"file://{folder}")
-        assert status_of(browser.get("/")) == COLD
-        assert status_of(browser.get("/")) == "isr; hit; ttl=60"
-        assert isinstance(browser.isr._here().store.storage, NullStorage)
-        (record,) = caplog.records
-        assert record.levelname == "WARNING"
-        assert record.message.startswith(f"{folder} cannot be written (")
-        assert record.message.endswith("kept in the memory of each process only")
-
-    def test_because_a_file_is_in_its_place(self, folder: Path) -> None:
-        folder.touch()
-
-    def test_because_a_file_is_in_the_way(self, folder: Path) -> None:
-        folder.mkdir()
-        (folder / "isr%3A").touch()
-
-    @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
-    def test_because_it_is_somebody_elses_and_we_are_root(self, folder: Path) -> None:
-        folder.mkdir()
-        os.chown(folder, 12345, 12345)
-
-    @pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT])
-    def test_because_the_system_says_so(
-        self, folder: Path, monkeypatch: pytest.MonkeyPatch, code: int
-    ) -> None:
-        folder.mkdir()
-
-        def refuse(self: FileStorage) -> None:
-            raise OSError(code, os.strerror(code))
-
-        monkeypatch.setattr(FileStorage, "_probe", refuse)
-
-
-class TestAFolderThatIsLostMeanwhile:
-    @pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EIO])
-    def test_keeps_pages_in_memory_and_the_old_file_as_it_is(
-        self, site: Site, make: Make, files: str, monkeypatch: pytest.MonkeyPatch, code: int
-    ) -> None:
-        isr = make(files, base_url="http://localhost")
         site.page("/", "old", revalidate=False)
-        visit(isr)
-        site.page("/other", "other")
-
-        def refuse(path: str, flags: int, *args: t.Any, **kwargs: t.Any) -> t.Any:
-            if flags & (os.O_WRONLY | os.O_RDWR):
-                raise OSError(code, os.strerror(code))
-            return real(path, flags, *args, **kwargs)
-
-        real = os.open
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "open", refuse)
-            assert visit(isr).text == "old"
-            assert status_of(visit(isr, "/other")) == "isr; fwd=uri-miss; detail=store-error"
-            assert status_of(visit(isr, "/other")) == "isr; hit; ttl=60"
+        isr = make(cache, base_url=BASE)
+        assert status_of(visit(isr)) == "isr; fwd=uri-miss; detail=store-error"
+        assert status_of(visit(isr)) == "isr; hit"
+        for call in (isr.revalidate, isr.invalidate):
             with pytest.raises(RevalidationError):
-                isr.revalidate("/")
-            assert visit(isr).text == "old"
-        assert visit(make(files)).text == "old"
-
-    def test_that_was_removed_is_made_again(
-        self, site: Site, make: Make, files: str, tmp_path: Path
-    ) -> None:
-        isr = make(files, base_url="http://localhost")
-        site.page("/", "old", revalidate=False)
-        visit(isr)
-        shutil.rmtree(tmp_path / "cache")
+                call("/")
+        assert caplog.text.count("the callable given as cache failed") == 1
+        up.append(True)
+        wait_until(lambda: isr._here().pages.guard.is_well)
         site.page("/", "new", revalidate=False)
         isr.revalidate("/")
-        assert visit(isr).text == "new"
-        assert status_of(visit(make(files))) == "isr; hit"
+        other = make(cache, base_url=BASE)
+        assert (visit(isr).text, visit(other).text) == ("new", "new")
+        assert status_of(visit(other)) == "isr; hit"
+
+    @pytest.mark.parametrize("made", [None, "redis://localhost", 5], ids=repr)
+    def test_because_what_was_made_is_no_cache_leaves_pages_in_memory(
+        self, site: Site, make: Make, made: object
+    ) -> None:
+        site.page("/")
+        isr = make(lambda: made)
+        assert visit(isr).text == "a page"
+        assert status_of(visit(isr)) == "isr; hit; ttl=60"
+
+
+class TestTheGuard:
+    class Store:
+        def __init__(self) -> None:
+            self.error: Exception | None = OSError("it is down")
+            self.probed = 0
+
+        def probe(self) -> None:
+            self.probed += 1
+            self.ask()
+
+        def ask(self) -> str:
+            if self.error is not None:
+                raise self.error
+            return "an answer"
+
+    @pytest.fixture
+    def store(self, monkeypatch: pytest.MonkeyPatch) -> Store:
+        monkeypatch.setattr("wsgi_isr.store.guard.PROBE", (60.0, 60.0))
+        return self.Store()
+
+    def test_leaves_alone_what_failed_until_any_call_succeeds(self, store: t.Any) -> None:
+        errors: list[str] = []
+        guard = Guard(store, lambda operation, error: errors.append(operation))
+        for _ in range(100):
+            assert guard.ask("get", store.ask) is None
+        assert errors == ["get"] * THRESHOLD
+        assert (guard.is_well, guard.state) == (False, "away")
+        # A call that must not pass in silence is made all the same, and closes the circuit.
+        with pytest.raises(OSError):
+            guard.demand("invalidate", store.ask, write=True)
+        store.error = None
+        assert guard.demand("invalidate", store.ask, write=True) == "an answer"
+        assert (guard.is_well, guard.state) == (True, "ok")
+        assert guard.ask("get", store.ask) == "an answer"
+
+    def test_takes_one_slow_answer_for_no_outage(self, store: t.Any) -> None:
+        guard = Guard(store, lambda operation, error: None)
+        for _ in range(5):
+            store.error = OSError("a lost packet")
+            assert guard.ask("get", store.ask) is None
+            store.error = None
+            assert guard.ask("get", store.ask) == "an answer"
+
+    def test_goes_on_reading_where_nothing_is_written(self, store: t.Any) -> None:
+        guard = Guard(store, lambda operation, error: None)
+        store.error = ReadOnly("full")
+        assert guard.ask("put", store.ask, write=True) is None
+        assert guard.state == "read-only"
+        store.error = None
+        assert guard.ask("get", store.ask) == "an answer"
+        assert guard.ask("put", store.ask, write=True) is None
+        assert guard.state == "read-only"
+        assert guard.probe() and guard.state == "ok"
+
+
+def test_a_folder_that_was_removed_is_made_again(
+    site: Site, make: Make, files: str, tmp_path: Path
+) -> None:
+    isr = make(files, base_url=BASE)
+    site.page("/", "old", revalidate=False)
+    visit(isr)
+    shutil.rmtree(tmp_path / "cache")
+    site.page("/", "new", revalidate=False)
+    isr.revalidate("/")
+    assert visit(isr).text == "new"
+    assert status_of(visit(make(files, base_url=BASE))) == "isr; hit"

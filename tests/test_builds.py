@@ -168,8 +168,6 @@ class TestWhichBuildIsThePreviousOne:
 
 
 @pytest.mark.parametrize(("value", "error"), [(-1, ValueError), (True, TypeError)])
-def test_a_mistake_is_an_error_at_once(
-    browse: t.Any, value: t.Any, error: type[Exception]
-) -> None:
+def test_a_mistake_is_an_error_at_once(browse: t.Any, value: t.Any, error: type[Exception]) -> None:
     with pytest.raises(error, match="previous_builds"):
         browse(previous_builds=value)

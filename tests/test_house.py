@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -192,6 +193,9 @@ class TestLayers:
         assert module.rpartition("__")[2] in output
 
 
+LIMITS = runpy.run_path(str(ROOT / ".ci" / "budgets.py"))
+
+
 class TestBudgets:
     def count(self, package: Path, tests: int = 1) -> tuple[int, str]:
         folder = package.parents[1] / "tests"
@@ -206,23 +210,24 @@ class TestBudgets:
         (package / "store" / "d.lua").write_text("-- Why.\n\nreturn 1\n")
         status, output = self.count(package)
         assert status == 0, output
-        assert "lines of source: 16 of at most 6,500\n" in output
-        assert "files of source: 5 of at most 40\n" in output
+        assert f"lines of source: 16 of at most {LIMITS['MAX_LINES']:,}\n" in output
+        assert f"files of source: 5 of at most {LIMITS['MAX_FILES']:,}\n" in output
         assert "lines of code: 7\n" in output
         assert "longest file: a.py, 12 lines\n" in output
         assert "apart: 1,000 lines, 2 files\n" in output
 
     def test_fail_over_the_lines_of_a_file(self, package: Path) -> None:
-        write(package, a="x = 1\n" * 401)
+        most = LIMITS["MAX_LINES_OF_A_FILE"]
+        write(package, a="x = 1\n" * (most + 1))
         status, output = self.count(package)
         assert status == 1
-        assert "over budget: src/wsgi_isr/a.py: 401 lines of at most 400\n" in output
+        assert f"over budget: src/wsgi_isr/a.py: {most + 1} lines of at most {most}\n" in output
 
     @pytest.mark.parametrize(
         ("files", "of_each", "tests", "what"),
         [
-            (20, 326, 0, "lines of source: 20 too many"),
-            (40, 1, 0, "files of source: 1 too many"),
+            (50, LIMITS["MAX_LINES"] // 50 + 1, 0, "lines of source: 50 too many"),
+            (LIMITS["MAX_FILES"], 1, 0, "files of source: 1 too many"),
             (1, 100, 201, "lines of tests: 1 too many"),
         ],
     )

@@ -204,6 +204,19 @@ class TestInterleavings:
         assert machines[0].explain(url).state != "unknown"
 
 
+def test_clocks_that_differ_by_minutes_make_no_difference(redis: Redis, content: t.Any) -> None:
+    options = {"rules": RULES, "revalidate": 60}
+    machines = [Elsewhere(redis.url, str(content), ahead=s, **options) for s in (0, 300, -300)]
+    try:
+        answers = [machine.visit()[1] for machine in machines]
+        assert answers[0] == "isr; fwd=uri-miss; stored"
+        left = [int(answer.removeprefix("isr; hit; ttl=")) for answer in answers[1:]]
+        assert all(0 < seconds <= 60 for seconds in left)
+    finally:
+        for machine in machines:
+            machine.kill()
+
+
 def test_statuses_are_those_of_one_site(redis: Redis, site: Site, make: Make) -> None:
     """A page that one machine has rendered is a hit on all others."""
     site.page("/", "body", revalidate=10)

@@ -101,9 +101,7 @@ class TestARenderThatBeganBefore:
         isr.close()
         assert number(visit(isr)) >= newest > hung
 
-    def test_and_ends_before_the_demanded_one_is_not_kept(
-        self, steps: Steps, pair: Pair
-    ) -> None:
+    def test_and_ends_before_the_demanded_one_is_not_kept(self, steps: Steps, pair: Pair) -> None:
         isr, editor = pair
         waiting = start(visit, isr)
         steps.wait(1)

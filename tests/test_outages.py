@@ -132,7 +132,7 @@ class TestAnOutage:
         self, server: Server, outage: Outage, site: Site, make: Make
     ) -> None:
         site.page("/", "body")
-        isr = make(url_of(server))
+        isr = make(url_of(server), rules=RULES)
         visit(isr)
         outage.begin(server)
         # Longer than a thread that hangs goes unnoticed, where one may hang.
@@ -169,21 +169,20 @@ class TestAnOutage:
         self, server: Server, outage: Outage, site: Site, make: Make, clock: Clock
     ) -> None:
         site.page("/", lambda environ: f"render {site.renders('/')}", revalidate=10)
-        isr = make(url_of(server))
+        isr = make(url_of(server), rules=RULES)
         visit(isr)
         outage.begin(server)
         for number in range(1, 4):
             clock.advance(10)
             assert visit(isr).text == f"render {number}"
-            isr.close()
-            answer = visit(isr)
-            assert (answer.text, status_of(answer)) == (f"render {number + 1}", "isr; hit; ttl=10")
+            wait_until(lambda text=f"render {number + 1}": visit(isr).text == text)
+            assert status_of(visit(isr)) == "isr; hit; ttl=10"
 
     def test_fails_those_who_invalidate(
         self, server: Server, outage: Outage, site: Site, make: Make
     ) -> None:
         site.page("/", "body", tags=["tag"])
-        isr = make(url_of(server))
+        isr = make(url_of(server), rules=RULES)
         visit(isr)
         outage.begin(server)
         calls: list[Callable[[], object]] = [
@@ -217,10 +216,10 @@ class TestAnOutage:
             time.sleep(0.05)
         begun = "the store takes no writes" if outage.readable else "the store is away"
         assert [message[: len(begun)] for message in logged(caplog, server)] == [begun]
-        assert isr.stats()["store_errors"] >= 1
         assert any(sender is isr for sender, _ in failures)
         outage.end(server)
         wait_until(lambda: "the store answers again" in logged(caplog, server), RECOVERY)
+        assert isr.stats()["store_errors"] >= 1
         assert {record.levelno for record in caplog.records} == {logging.WARNING}
 
     def test_ends_by_itself(self, server: Server, outage: Outage, site: Site, make: Make) -> None:
@@ -236,7 +235,7 @@ class TestAnOutage:
         wait_until(lambda: isr._here().pages.guard.is_well, RECOVERY)
         assert time.monotonic() - ended < RECOVERY
         assert status_of(visit(isr, "/later")) == "isr; fwd=uri-miss; stored"
-        assert status_of(visit(make(url_of(server)), "/later")) == "isr; hit; ttl=60"
+        assert status_of(visit(make(url_of(server), rules=RULES), "/later")) == "isr; hit; ttl=60"
         isr.invalidate("/later")
         assert status_of(visit(isr, "/later")) == "isr; hit; ttl=0"
 
@@ -257,8 +256,9 @@ class TestAnOutage:
         assert usual(times) < OTHERS
         outage.end(server)
         wait_until(lambda: isr._here().pages.guard.is_well, RECOVERY)
-        # Nobody knows what was invalidated when they were rendered.
-        wait_until(lambda: status_of(visit(isr)) == "isr; hit; ttl=0" or site.renders("/") > 1)
+        if not outage.readable:
+            # Nobody knows what was invalidated when it was rendered.
+            wait_until(lambda: status_of(visit(isr)) == "isr; hit; ttl=0" or site.renders("/") > 1)
 
 
 class TestARenderDuringAnOutage:
@@ -296,7 +296,7 @@ class TestARenderDuringAnOutage:
         newest = f"render {slow + 1}"
         steps.release(slow)
         result(late)
-        for there in (other, make(redis.url)):
+        for there in (other, make(redis.url, rules=RULES)):
             assert visit(there).text == newest
         wait_until(lambda: visit(isr).text == newest)
         assert steps.begun == slow + 1
@@ -323,7 +323,7 @@ class TestOneThatIsEmptiedWhileItIsDown:
     ) -> None:
         site.page("/", lambda environ: f"render {site.renders('/')}", revalidate=False)
         with running(Redis(tmp_path)) as server:
-            isr = make(url_of(server))
+            isr = make(url_of(server), rules=RULES)
             visit(isr)
             server.kill()
             server.start()
@@ -331,4 +331,4 @@ class TestOneThatIsEmptiedWhileItIsDown:
             wait_until(lambda: answers.append(visit(isr)) or answers[-1].text == "render 2")
             waited = [status_of(answer) for answer in answers]
             assert set(waited) <= {"isr; hit", "isr; hit; ttl=0"}
-            assert visit(make(url_of(server))).text == "render 2"
+            assert visit(make(url_of(server), rules=RULES)).text == "render 2"

@@ -195,9 +195,7 @@ class TestNotAPage:
 class TestDeclared:
     """A rule covers the URL: the app only ever sees canonical requests for it."""
 
-    def test_a_cold_page_is_rendered_once_and_canonically(
-        self, site: Site, browse: Browse
-    ) -> None:
+    def test_a_cold_page_is_rendered_once_and_canonically(self, site: Site, browse: Browse) -> None:
         site.page("/x", lambda environ: environ.get("HTTP_COOKIE", "anonymous"))
         client = browse(rules=DECLARED)
         client.set_cookie("a", "1")

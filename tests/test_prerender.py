@@ -45,9 +45,7 @@ class TestPrerender:
         answer = browser.get("/c")
         assert (answer.text, status_of(answer)) == ("prerender", "isr; hit; ttl=100")
 
-    def test_renders_all_declared_variants(
-        self, site: Site, browse: Browse, cache: t.Any
-    ) -> None:
+    def test_renders_all_declared_variants(self, site: Site, browse: Browse, cache: t.Any) -> None:
         site.page("/", lambda environ: environ["HTTP_ACCEPT_LANGUAGE"])
         rules = {"/": Rule(vary={"Accept-Language": ["en", "de", "fr"]})}
         browser = browse(cache, base_url=BASE, rules=rules)

@@ -141,9 +141,7 @@ class TestOneRender:
         assert {call.result(PATIENCE)[2] for call in [first, *crowd]} == {"old"}
         assert one.do("renders") + other.do("renders") == 1
 
-    def test_that_takes_longer_than_its_page_lasts_is_for_all_who_wait(
-        self, spawn: t.Any
-    ) -> None:
+    def test_that_takes_longer_than_its_page_lasts_is_for_all_who_wait(self, spawn: t.Any) -> None:
         options = {"rules": {"/": Rule(expire=1)}, "revalidate": 1}
         one, other = spawn(**options), spawn(**options)
         one.hold()

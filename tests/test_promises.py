@@ -5,8 +5,6 @@ Two middlewares with caches of their own stand for two processes, and a new one 
 
 from __future__ import annotations
 
-import logging
-import time
 import typing as t
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -22,11 +20,8 @@ from conftest import status_of
 from redis_server import Memcached
 from redis_server import Redis
 from redis_server import running
-from steps import PATIENCE
 from steps import visit
 from steps import wait_until
-
-from wsgi_isr import ISRMiddleware
 
 pytestmark = pytest.mark.servers
 
@@ -129,23 +124,23 @@ class TestAStore:
     def test_hands_stale_pages_over_to_other_processes(
         self, kind: str, cache: Callable[[], t.Any], site: Site, make: Make
     ) -> None:
-        if kind not in ("files", "FileSystemCache", "redis"):
+        if kind not in ("files", "redis"):
             with pytest.raises(ValueError, match="workers=0 leaves renders to other processes"):
                 make(cache(), workers=0)
             return
         site.page("/", "body", revalidate=False)
         isr, there = make(cache(), workers=0), make(cache(), workers=0)
         visit(isr)
+        # It says that it is there, as a process of `regenerate` does.
+        assert there.store.take(there.build_id, 5) is None
         isr.invalidate("/")
-        ours, theirs = isr._here().line, there._here().line
-        assert ours is not None and theirs is not None
-        theirs.serve()
         visit(isr)
         isr.close()
-        task = theirs.take()
-        assert task is not None and task.key.url == HOME
-        theirs.done(task.job)
-        assert (site.renders(), theirs.take()) == (1, None)
+        wanted = None
+        while wanted is None:
+            wanted = there.store.take(there.build_id, 5)
+        there.store.done(there.build_id, wanted.name)
+        assert site.renders() == 1
 
     def test_lists_its_pages(
         self, kind: str, cache: Callable[[], t.Any], site: Site, make: Make
@@ -167,56 +162,13 @@ class TestAStore:
             visit(isr)
         assert site.renders() == (3 if kind in IN_ONE_PROCESS else 1)
 
-    def test_keeps_the_counters_of_all_processes(
+    def test_keeps_the_totals_of_all_processes(
         self, kind: str, cache: Callable[[], t.Any], site: Site, make: Make
     ) -> None:
         site.page("/", "body")
         two = [make(cache()) for _ in range(2)]
         for isr in two:
             visit(isr)
-            isr._here().upkeep.leave_stats()
-        shares = kind in ("FileSystemCache", "files", "redis")
-        assert len(two[0].all_stats()) == (2 if shares else 1)
-
-    def test_says_once_what_it_cannot_promise(
-        self,
-        kind: str,
-        cache: Callable[[], t.Any],
-        site: Site,
-        caplog: pytest.LogCaptureFixture,
-    ) -> None:
-        caplog.set_level(logging.INFO, "wsgi_isr")
-        for _ in range(3):
-            ISRMiddleware(site, cache())
-        said = {
-            "memory": "memory://: pages are those of one process",
-            "SimpleCache": "SimpleCache: pages are those of one process",
-            "FileSystemCache": "FileSystemCache: pages cannot be listed or pruned",
-            "memcached": "MemcachedCache: pages cannot be listed, it may lose invalidations",
-            "other": "Shared: pages cannot be listed, it may lose invalidations",
-        }.get(kind)
-        messages = [record.message for record in caplog.records]
-        assert len(messages) == (said is not None)
-        assert said is None or messages[0].startswith(said)
-
-
-def test_counters_of_a_killed_process_are_forgotten_and_those_of_an_idle_one_stay(
-    redis: Redis, site: Site, make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On a server nothing but a key that is renewed tells who is alive."""
-    monkeypatch.setattr("wsgi_isr.store.workers.FORGOTTEN", 2)
-    monkeypatch.setattr("wsgi_isr.store.workers.RENEWAL", 0.1)
-    site.page("/", "body")
-    idle, killed = make(redis.url), make(redis.url)
-    for isr in (idle, killed):
-        visit(isr)
-        isr._here().upkeep.leave_stats()
-    assert len(idle.all_stats()) == 2
-    # As if it were: it does not look at the server any more.
-    there: t.Any = killed._here().store.coordination
-    there._workers.keep = lambda: None
-    wait_until(lambda: len(idle.all_stats()) == 1)
-    until = time.monotonic() + min(3, PATIENCE)
-    while time.monotonic() < until:
-        assert len(idle.all_stats()) == 1
-        time.sleep(0.1)
+            isr.stats()
+        assert two[0].stats()["misses"] == 1
+        assert two[0].stats()["hits"] == (0 if kind in IN_ONE_PROCESS else 1)

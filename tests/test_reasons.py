@@ -90,9 +90,7 @@ def test_a_visitors_own_request_has_none(
 
 @pytest.mark.parametrize("path", ["/", "/none"])
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_no_client_can_give_one(
-    client: Browser, reasons: Reasons, path: str, method: str
-) -> None:
+def test_no_client_can_give_one(client: Browser, reasons: Reasons, path: str, method: str) -> None:
     # A header becomes an environ key of its own; a server or proxy that mixes them up, too,
     # must not make a visitor pass for the library.
     for _ in range(2):

@@ -294,9 +294,7 @@ class TestARenderThatIsTooSlow:
             visit(isr)
         assert seen == ["closed"]
 
-    def test_leaves_the_old_page_and_is_closed(
-        self, site: Site, make: Make, clock: Clock
-    ) -> None:
+    def test_leaves_the_old_page_and_is_closed(self, site: Site, make: Make, clock: Clock) -> None:
         site.page("/", "old", revalidate=10)
         isr = make(rules=RULES, render_timeout=0.05)
         visit(isr)

@@ -314,7 +314,11 @@ class TestWanted:
         assert store.take("build", 9) is None
         assert store.want("build", Wanted("a", b"data"))
         store.database.write(
-            lambda connection: connection.execute("UPDATE notes SET value = x'00' WHERE kind LIKE 'wanted%'").rowcount
+            lambda connection: (
+                connection.execute(
+                    "UPDATE notes SET value = x'00' WHERE kind LIKE 'wanted%'"
+                ).rowcount
+            )
         )
         assert store.take("build", 9) is None
         assert store.want("build", Wanted("a", b"data"))

@@ -166,7 +166,9 @@ class TestGauges:
         stats = isr.stats()
         assert (stats["pages"], stats["rendering"], stats["waiting"]) == (2, 0, 0)
 
-    def test_do_not_count_a_process_that_only_reads(self, site: Site, make: Make, files: str) -> None:
+    def test_do_not_count_a_process_that_only_reads(
+        self, site: Site, make: Make, files: str
+    ) -> None:
         site.page("/")
         visit(make(files))
         wait_until(lambda: make(files).stats()["processes"] == 1)

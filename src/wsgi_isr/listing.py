@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import typing as t
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from .metrics import totals_of
 from .process import Process
 from .rules import Rule
 from .store.pages import Listed
+from .store.protocol import Failure
 
 
 class PageInfo(t.NamedTuple):
@@ -68,7 +70,9 @@ def pages_of(process: Process) -> Iterator[PageInfo]:
     :raises NotImplementedError: on a store that cannot list.
     """
     pages, build = process.pages, process.config.build_id
-    failures = dict(pages.store.failures())
+    failures: dict[str, Failure] = {}
+    with contextlib.suppress(NotImplementedError):
+        failures = dict(pages.store.failures())
     for listed in pages.listed():
         failure = failures.pop(listed.page.name, None)
         yield _info(listed, process.clock(), None if failure is None else failure.error)

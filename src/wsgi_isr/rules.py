@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import logging
 import re
+import time
 import typing as t
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -43,6 +44,8 @@ _ACCEPT_CLASSES: dict[str, type[Accept]] = {
     "accept-charset": CharsetAccept,
     "accept-language": LanguageAccept,
 }
+#: Seconds between two log lines about a callable that fails.
+QUIET = 60.0
 # A longer value is as good as none: parsing 64 KB takes a tenth of a second.
 _MAX_LENGTH = 1024
 # A page that depends on one of these is not one page for all: the canonical request has none.
@@ -347,16 +350,25 @@ def _as_rule(pattern: str, rule: RuleLike) -> Rule | Excluded:
 
 
 def _checked(resolver: Resolver) -> Resolver:
+    quiet_until = 0.0
+
+    def complain(text: str, subject: object, **extra: t.Any) -> None:
+        # It is called for every request.
+        nonlocal quiet_until
+        if time.monotonic() >= quiet_until:
+            quiet_until = time.monotonic() + QUIET
+            logger.error(text, subject, **extra)
+
     def resolve(environ: WSGIEnvironment) -> Rule | Excluded | None:
         try:
             rule = resolver(environ)
         except Exception:
             # A page is not worth an error that the app did not cause.
-            logger.exception("rules callable failed for %s", environ.get("PATH_INFO"))
+            complain("rules callable failed for %s", environ.get("PATH_INFO"), exc_info=True)
             return None
         if rule is None or isinstance(rule, Rule | Excluded):
             return rule
-        logger.error("rules callable returned %r, which is neither a Rule nor None", rule)
+        complain("rules callable returned %r, which is neither a Rule nor None", rule)
         return None
 
     return resolve

@@ -75,6 +75,12 @@ def _count(connection: sqlite3.Connection, kind: str) -> int:
     return int(connection.execute(count, (kind,)).fetchone()[0])
 
 
+def add(connection: sqlite3.Connection, counts: Mapping[str, float]) -> None:
+    """Add to the totals."""
+    for name, count in counts.items():
+        _set(connection, "total", name, (_get(connection, "total", name) or 0) + count)
+
+
 def drop(connection: sqlite3.Connection, kind: str, name: str) -> None:
     connection.execute("DELETE FROM notes WHERE kind = ? AND name = ?", (kind, name))
 
@@ -249,11 +255,7 @@ class Notes:
         return found[found.index(build) + 1 :]
 
     def add(self, counts: Mapping[str, float]) -> None:
-        def step(connection: sqlite3.Connection) -> None:
-            for name, count in counts.items():
-                _set(connection, "total", name, (_get(connection, "total", name) or 0) + count)
-
-        self.database.write(step)
+        self.database.write(lambda connection: add(connection, counts))
 
     def totals(self) -> dict[str, float]:
         rows = self.database.read(lambda connection: _all(connection, "total"))

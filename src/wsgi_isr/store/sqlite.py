@@ -26,6 +26,7 @@ from .database import Database
 from .epochs import Last
 from .epochs import replaces
 from .labels import Page
+from .notes import add
 from .notes import drop
 from .notes import Notes
 from .protocol import Changes
@@ -164,7 +165,9 @@ class SQLiteStore(Notes):
         state.bytes += page.size - (before.size if before else 0)
         while state.pages > self.max_pages or state.bytes > self.max_bytes:
             step = (_LEAST, page.name, self.max_pages, self.max_bytes)
-            if not _remove_some(connection, state, *step):
+            if evicted := _remove_some(connection, state, *step):
+                add(connection, {"evictions": evicted})
+            else:
                 # Nothing is left: what was counted besides was damaged.
                 state.pages, state.bytes = 1, page.size
         # Of a state that was restored since: later invalidations must have later numbers.
