@@ -272,7 +272,7 @@ class Pages:
         for entry in self.memory if path is None else self.memory.of_path(path):
             page = entry.page
             # What was in the store and is not listed was removed since.
-            if page.name not in seen and not entry.in_store:
+            if page.name not in seen and (alone or not entry.in_store):
                 self.memory.confirm(entry)
                 sizes = tuple((coding, len(body)) for coding, body in page.bodies.items())
                 yield Listed(page, sizes, entry.invalidated)

@@ -117,7 +117,9 @@ class State:
         if content is None:
             raise Damage("the state is damaged")
         lineage, *numbers = _STATE.unpack_from(content)
-        return cls(lineage.decode(), *numbers, lengths=array("I", content[_STATE.size :]))
+        state = cls(lineage.decode(), *numbers)
+        state.lengths.frombytes(content[_STATE.size :])
+        return state
 
     @classmethod
     def read(cls, connection: sqlite3.Connection) -> State:
