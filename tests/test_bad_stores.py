@@ -133,7 +133,9 @@ METHODS = (
 
 
 class TestAStoreThatFailsAndComesBack:
-    @pytest.mark.parametrize("methods", [("get",), ("put",), ("lease",), METHODS], ids=lambda names: names[-1])
+    @pytest.mark.parametrize(
+        "methods", [("get",), ("put",), ("lease",), METHODS], ids=lambda names: names[-1]
+    )
     def test_costs_pages_and_heals_by_itself_with_a_line_in_the_log_at_each_end(
         self,
         site: Site,

@@ -236,7 +236,7 @@ class TestWhatIsWanted:
             b'["http", "localhost", "", "/page"]',
             b'["http", "evil.example", "", "/page", [], [["accept-language", "en"]], "a build"]',
             b'["http", "localhost", "", "/a//b", [], [["accept-language", "en"]], "a build"]',
-            b'["http", "localhost", "", "/p", [["x", "1"]], [["accept-language", "en"]], "a build"]',
+            b'["http", "localhost", "", "/p", [["x", ""]], [["accept-language", "en"]], "a build"]',
             b'["http", "localhost", "", "/page", [], [["accept-language", "fr"]], "a build"]',
             b'["http", "localhost", "", "/page", [], [["accept-language", "en"]], "other"]',
         ],

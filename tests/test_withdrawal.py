@@ -13,8 +13,8 @@ from conftest import status_of
 from failures import Answer
 from failures import answers
 from failures import LIMIT
-from failures import withdrawing
 from failures import WITHDRAWALS
+from failures import withdrawing
 from steps import visit
 from steps import wait_until
 from werkzeug.middleware.lint import WSGIWarning

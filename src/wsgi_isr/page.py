@@ -248,7 +248,8 @@ def _parse_head(data: bytes) -> tuple[dict[str, t.Any], tuple[Size, ...], str]:
     sizes = tuple((coding, _whole(size)) for coding, size in head["bodies"])
     if "identity" not in _strings([coding for coding, _ in sizes]):
         raise ValueError("no body")
-    return fields, sizes, *_strings([head["check"]])
+    (check,) = _strings([head["check"]])
+    return fields, sizes, check
 
 
 _parse_head_once = functools.lru_cache(1024)(_parse_head)
