@@ -212,7 +212,7 @@ def redis_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
 def redis(redis_process: Redis) -> Redis:
     """A server with nothing in its database, which no process of another test follows any more.
 
-    Whoever stops a server, or sets it up, makes his own.
+    A test that stops a server, or sets it up, makes its own.
     """
     redis_process.database += 1
     redis_process.do("CONFIG", "RESETSTAT")

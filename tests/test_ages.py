@@ -99,16 +99,6 @@ class TestStale:
         client.isr.close()
         assert client.get("/x").text == "new"
 
-    def test_a_page_that_nobody_visits_is_not_rendered(
-        self, site: Site, browse: Browse, clock: Clock
-    ) -> None:
-        site.page("/", revalidate=10)
-        client = browse()
-        client.get("/")
-        clock.advance(1000)
-        client.isr.close()
-        assert site.renders("/") == 1
-
     def test_what_is_said_of_it_changes_with_its_age(
         self, site: Site, client: Browser, clock: Clock
     ) -> None:
@@ -161,18 +151,6 @@ class TestExpired:
         clock.advance(1)
         answer = client.get("/x")
         assert (answer.text, status_of(answer)) == ("new", "isr; fwd=stale; stored")
-
-    def test_with_an_expiry_equal_to_the_window_the_page_is_never_stale(
-        self, site: Site, browse: Browse, clock: Clock
-    ) -> None:
-        site.page("/x", "old", revalidate=60, expire=60)
-        client = browse()
-        client.get("/x")
-        site.page("/x", "new", revalidate=60, expire=60)
-        clock.advance(59)
-        assert status_of(client.get("/x")) == "isr; hit; ttl=1"
-        clock.advance(1)
-        assert client.get("/x").text == "new"
 
     def test_an_error_then_reaches_each_visitor_but_the_page_is_not_lost(
         self, site: Site, browse: Browse, listable: str, clock: Clock

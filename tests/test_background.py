@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextvars
 import threading
 import time
 import typing as t
@@ -69,17 +68,6 @@ class TestTheQueue:
         busy.close()
         assert visit(busy, "/3").text == "new 3"
 
-    def test_does_not_render_a_page_that_became_fresh_in_it(
-        self, steps: Steps, site: Site, busy: ISRMiddleware
-    ) -> None:
-        visit(busy, "/1")
-        busy.revalidate("http://localhost/1")
-        assert site.renders("/1") == 2
-        steps.release()
-        busy.close()
-        assert visit(busy, "/1").text == "new 1"
-        assert site.renders("/1") == 2
-
 
 class TestThreads:
     def test_start_when_a_page_is_stale_and_are_no_more_than_were_asked_for(
@@ -104,17 +92,6 @@ class TestThreads:
         steps.release()
         isr.close()
         assert steps.begun == 5
-
-    def test_render_in_a_context_of_their_own(self, site: Site, make: Make, clock: Clock) -> None:
-        mine: contextvars.ContextVar[str] = contextvars.ContextVar("mine", default="nobody's")
-        site.page("/", lambda environ: mine.get(), revalidate=10)
-        isr = make(rules={"/": 10})
-        mine.set("the visitor's")
-        assert visit(isr).text == "nobody's"
-        clock.advance(10)
-        visit(isr)
-        isr.close()
-        assert visit(isr).text == "nobody's"
 
     def test_stand_in_for_hung_ones_but_not_without_end(
         self, site: Site, make: Make, clock: Clock
@@ -184,17 +161,6 @@ class TestWithoutThreads:
         assert background.is_stalled
         background.run_one()
         assert (done, background.is_stalled, background.wait(0)) == ([1], False, True)
-
-    def test_a_busy_one_is_not_stalled(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(threads_module, "STALLED", 0.0)
-        begun, go_on = threading.Event(), threading.Event()
-        background = Background(1, 60)
-        background.submit(lambda: (begun.set(), go_on.wait(10)))
-        assert begun.wait(10)
-        background.submit(lambda: None)
-        assert not background.is_stalled
-        go_on.set()
-        assert background.wait(10)
 
 
 class TestClose:

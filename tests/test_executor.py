@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import threading
 import typing as t
 from concurrent.futures import Executor
@@ -16,12 +15,9 @@ import pytest
 from conftest import Clock
 from conftest import Make
 from conftest import Site
-from conftest import status_of
 from flasks import flask_app
 from flasks import flask_browser
 from steps import HOLD
-from steps import result
-from steps import start
 from steps import visit
 from steps import wait_until
 
@@ -44,18 +40,6 @@ class Dropping(Executor):
 
     def submit(self, fn: t.Any, /, *args: t.Any, **kwargs: t.Any) -> Future[t.Any]:
         return Future()
-
-
-class Pickling(Executor):
-    """Runs jobs in other processes, and finds out late that ours cannot be sent there."""
-
-    def submit(self, fn: t.Any, /, *args: t.Any, **kwargs: t.Any) -> Future[t.Any]:
-        future: Future[t.Any] = Future()
-        try:
-            pickle.dumps(fn)
-        except Exception as error:
-            future.set_exception(error)
-        return future
 
 
 def in_a_fork(work: t.Callable[[], str]) -> str:
@@ -115,37 +99,6 @@ class TestRenders:
         stale(isr, clock)
         assert (visit(isr).text, made) == ("render 2", [os.getpid()])
 
-    def test_are_waited_for_by_close(self, site: Site, make: Make, clock: Clock) -> None:
-        began, go_on = threading.Event(), threading.Event()
-
-        def render(environ: t.Any) -> str:
-            if site.renders("/") > 1:
-                began.set()
-                assert go_on.wait(10)
-            return f"render {site.renders('/')}"
-
-        site.page("/", render, revalidate=10)
-        with ThreadPoolExecutor(1) as executor:
-            isr = make(executor=executor)
-            stale(isr, clock)
-            assert began.wait(10)
-            closing = start(isr.close)
-            assert not closing.done()
-            go_on.set()
-            result(closing)
-            assert visit(isr).text == "render 2"
-
-    def test_that_fail_leave_the_executor_alone(self, site: Site, make: Make, clock: Clock) -> None:
-        with ThreadPoolExecutor(1) as executor:
-            isr = make(executor=executor)
-            visit(isr)
-            clock.advance(11)
-            site.fail("/")
-            visit(isr)
-            isr.close()
-            assert executor.submit(lambda: "alive").result(10) == "alive"
-        assert visit(isr).text == "render 1"
-
 
 @pytest.mark.usefixtures("page")
 class TestAnExecutorThatIsOfNoUse:
@@ -162,28 +115,6 @@ class TestAnExecutorThatIsOfNoUse:
             wait_until(lambda text=f"render {render}": visit(isr).text == text)
         (message,) = [record.getMessage() for record in caplog.records]
         assert message.startswith("executor runs no jobs, threads of wsgi-isr replace it")
-
-    def test_is_replaced_where_it_is_shut_down_before_its_jobs_run(
-        self, make: Make, clock: Clock
-    ) -> None:
-        busy = threading.Event()
-        executor = ThreadPoolExecutor(1)
-        executor.submit(busy.wait, 10)
-        isr = make(executor=executor)
-        stale(isr, clock)
-        executor.shutdown(wait=False, cancel_futures=True)
-        isr.close()
-        assert visit(isr).text == "render 2"
-        busy.set()
-
-    def test_is_replaced_where_it_cannot_run_our_jobs(
-        self, make: Make, clock: Clock, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        isr = make(executor=Pickling())
-        stale(isr, clock)
-        isr.close()
-        assert visit(isr).text == "render 2"
-        assert "executor runs no jobs" in caplog.text
 
     def test_is_helped_out_by_visitors_where_its_jobs_hang(
         self, site: Site, make: Make, clock: Clock, monkeypatch: pytest.MonkeyPatch
@@ -275,10 +206,3 @@ class TestMistakes:
     def test_it_is_of_no_use_where_other_processes_render(self) -> None:
         with pytest.raises(ValueError, match="leave executor out"):
             ISRMiddleware(Site(), executor=Inline(), workers=0)
-
-    def test_a_page_is_fresh_at_once_where_jobs_run_inline(
-        self, page: None, make: Make, clock: Clock
-    ) -> None:
-        isr = make(executor=Inline())
-        assert status_of(stale(isr, clock)) == "isr; hit; ttl=-1"
-        wait_until(lambda: status_of(visit(isr)) == "isr; hit; ttl=10")

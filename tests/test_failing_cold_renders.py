@@ -200,9 +200,3 @@ class TestAnAppThatExits:
         results = {found.url[-1]: found for found in isr.prerender(["/a", "/b"], workers=1)}
         assert str(results["a"].error) == "the app raised SystemExit(3)"
         assert results["b"].error is None
-
-    def test_by_ctrl_c_ends_a_call_on_demand(self, site: Site, make: Make) -> None:
-        self.leave(site, "/a", KeyboardInterrupt())
-        isr = make(base_url="http://localhost")
-        with pytest.raises(KeyboardInterrupt):
-            isr.revalidate("/a")

@@ -121,36 +121,6 @@ class TestBackOff:
             renders += 1
             assert site.renders("/") == renders, f"{pause} s had passed"
 
-    def test_begins_anew_after_a_good_render(
-        self, site: Site, browser: Browser, clock: Clock
-    ) -> None:
-        site.fail("/")
-        for pause in (0, *self.PAUSES[:3]):
-            attempt(browser)
-            clock.advance(pause)
-        site.page("/", "the new page", revalidate=10)
-        clock.advance(30)
-        attempt(browser)
-        site.fail("/")
-        clock.advance(10)
-        renders = site.renders("/")
-        attempt(browser)
-        attempt(browser)
-        assert site.renders("/") == renders + 2
-
-    def test_leaves_other_pages_alone(self, site: Site, browse: Browse, clock: Clock) -> None:
-        browser = old_page(site, browse, "memory://", clock)
-        site.page("/other", "old", revalidate=10)
-        browser.get("/other")
-        clock.advance(10)
-        site.fail("/")
-        for _ in range(3):
-            attempt(browser)
-        site.page("/other", "new", revalidate=10)
-        browser.get("/other")
-        browser.isr.close()
-        assert browser.get("/other").text == "new"
-
     def test_holds_in_all_workers_and_over_a_restart(
         self, site: Site, make: Make, shared: str, clock: Clock
     ) -> None:

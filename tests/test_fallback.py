@@ -93,34 +93,6 @@ class TestAShell:
         answer = client.get("/blog/a")
         assert (answer.text, status_of(answer)) == ("the page", "isr; hit; ttl=-1")
 
-    def test_is_closed_by_the_server_where_threads_do_not_run(
-        self, browse: Browse, site: Site, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        closed: list[str] = []
-
-        class Body:
-            def __iter__(self) -> Iterator[bytes]:
-                return iter([b"shell"])
-
-            def close(self) -> None:
-                closed.append("closed")
-
-        def own(environ: dict[str, t.Any], start_response: t.Any) -> t.Any:
-            start_response("200 OK", [("Content-Type", "text/html")])
-            return Body()
-
-        def refuse(thread: t.Any) -> t.NoReturn:
-            raise RuntimeError("can't start new thread")
-
-        site.page("/blog/a", "the page")
-        client = browse(rules={"/blog/*": Rule(revalidate=60, fallback=own)})
-        with monkeypatch.context() as patch:
-            patch.setattr("threading.Thread.start", refuse)
-            assert client.get("/blog/a").text == "shell"
-        # The page was rendered by the thread of its visitor, when they had their answer.
-        assert closed == ["closed"]
-        assert client.get("/blog/a").text == "the page"
-
 
 class TestCrawlers:
     def test_wait_for_the_whole_page_and_share_its_render(

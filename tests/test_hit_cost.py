@@ -1,4 +1,4 @@
-"""What a request costs once its URL is known, counted and not timed: so it holds on any machine.
+"""What a request for a URL in memory costs, counted and not timed: so it holds on any machine.
 
 A count that rises fails here, and so does one that falls: then write the new one into `COSTS`, so
 that the gain is kept. One that has to rise needs a reason in the commit that writes it.
@@ -74,7 +74,7 @@ def case(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def known(case: str, cache: str) -> Iterator[Request]:
+def again(case: str, cache: str) -> Iterator[Request]:
     """The same request again and again."""
     isr = ISRMiddleware(app, cache)
     environ = browser_request() | REQUESTS[case]
@@ -119,7 +119,7 @@ def names_of_calls(run: Request) -> list[str]:
     finally:
         sys.setprofile(None)
     # Neither the test's own function nor the one that ends the count.
-    return [name for name in names if "known.<locals>" not in name][:-1]
+    return [name for name in names if "again.<locals>" not in name][:-1]
 
 
 def number_of_instructions(run: Request) -> int:
@@ -128,7 +128,7 @@ def number_of_instructions(run: Request) -> int:
     def note(frame: t.Any, event: str, arg: t.Any) -> t.Any:
         nonlocal count
         frame.f_trace_opcodes = True
-        count += event == "opcode" and "known.<locals>" not in frame.f_code.co_qualname
+        count += event == "opcode" and "again.<locals>" not in frame.f_code.co_qualname
         return note
 
     before = sys.gettrace()
@@ -168,20 +168,20 @@ def remedy(case: str, cost: Cost, field: str, now: int) -> str:
 
 
 class TestCost:
-    def test_calls(self, case: str, cost: Cost, known: Request) -> None:
-        names = min((names_of_calls(known) for _ in range(TIMES)), key=len)
+    def test_calls(self, case: str, cost: Cost, again: Request) -> None:
+        names = min((names_of_calls(again) for _ in range(TIMES)), key=len)
         assert len(names) == cost.calls, f"{remedy(case, cost, 'calls', len(names))} {names}"
 
     @pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the numbers are Python 3.11's")
-    def test_instructions(self, case: str, cost: Cost, known: Request) -> None:
-        count = min(number_of_instructions(known) for _ in range(TIMES))
+    def test_instructions(self, case: str, cost: Cost, again: Request) -> None:
+        count = min(number_of_instructions(again) for _ in range(TIMES))
         assert count == cost.instructions, remedy(case, cost, "instructions", count)
 
     @pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the numbers are Python 3.11's")
-    def test_memory(self, case: str, cost: Cost, known: Request) -> None:
+    def test_memory(self, case: str, cost: Cost, again: Request) -> None:
         tracemalloc.start()
         try:
-            held = sorted(bytes_held(known) for _ in range(TIMES))[TIMES // 2]
+            held = sorted(bytes_held(again) for _ in range(TIMES))[TIMES // 2]
         finally:
             tracemalloc.stop()
         assert held <= cost.held, remedy(case, cost, "held", held)

@@ -51,7 +51,7 @@ def filled(site: Site, browse: Browse, cache: t.Any) -> Browser:
 
 
 def states(browser: Browser) -> dict[str, str]:
-    """What visitors of all pages are told."""
+    """What the answers to visitors of all pages say."""
     return {path: status_of(browser.get(path.encode("latin-1").decode())) for path in PATHS}
 
 
@@ -140,16 +140,6 @@ class TestPatterns:
             browser.get(path, base_url=host)
         browser.isr.invalidate("/")
         assert {status_of(browser.get(path, base_url=host)) for path, host in urls} == {STALE}
-
-    def test_the_mount_point_belongs_to_the_path(self, site: Site, browse: Browse) -> None:
-        site.page("/a", "old", revalidate=False)
-        browser = browse()
-        blog = {"base_url": "http://localhost/blog"}
-        browser.get("/a", **blog)
-        browser.isr.invalidate("/a")
-        assert status_of(browser.get("/a", **blog)) == HIT
-        browser.isr.invalidate("/blog/a")
-        assert status_of(browser.get("/a", **blog)) == STALE
 
     @pytest.mark.parametrize(
         "pattern",

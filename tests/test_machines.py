@@ -54,32 +54,6 @@ def machines(redis_process: Redis, content: t.Any) -> Iterator[list[Elsewhere]]:
 
 
 class TestMachines:
-    def renders(self, machines: list[Elsewhere]) -> int:
-        return sum(machine.do("renders") for machine in machines)
-
-    def test_render_a_cold_page_once(self, machines: list[Elsewhere]) -> None:
-        # The first test: nobody has seen the page yet.
-        assert self.renders(machines) == 0
-        visits = [machine.begin("visit", "/") for machine in machines for _ in range(5)]
-        assert {result(answer)[2] for answer in visits} == {"0"}
-        assert self.renders(machines) == 1
-
-    def test_render_a_stale_page_once_for_all(
-        self, machines: list[Elsewhere], content: t.Any
-    ) -> None:
-        for machine in machines:
-            machine.visit()
-        before = self.renders(machines)
-        for number in range(1, 6):
-            content.write_text(str(number))
-            machines[number % MACHINES].do("invalidate", "/")
-            visits = [machine.begin("visit", "/") for machine in machines for _ in range(5)]
-            # Nobody waits: whoever comes gets the old page or, already, the new one.
-            assert {result(answer)[2] for answer in visits} <= {str(number - 1), str(number)}
-            for machine in machines:
-                wait_until(lambda at=machine, text=str(number): at.visit()[2] == text)
-            assert self.renders(machines) == before + number
-
     def test_see_what_was_rendered_on_demand_on_one_of_them(
         self, machines: list[Elsewhere], content: t.Any
     ) -> None:

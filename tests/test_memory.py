@@ -122,12 +122,6 @@ class TestEviction:
         left = {kept.page.key.path for kept in memory}
         assert left == {*(f"/old/{n}" for n in range(5)), *(f"/new/{n}" for n in range(5))}
 
-    def test_ends_although_all_were_visited(self) -> None:
-        memory = MemoryLevel(10 * entry("/00", bytes(1000)).size)
-        for number in range(10, 60):
-            put(memory, entry(f"/{number}", bytes(1000))).referenced = True
-        assert len(memory) == 10
-
     def test_forgets_the_requests_that_led_to_the_page(self) -> None:
         first = entry("/0", bytes(1000))
         memory = MemoryLevel(first.size + 500)
@@ -148,14 +142,6 @@ class TestPut:
         assert memory.put(newer) is newer
         assert memory.put(older) is memory.put(entry("/", sequence=6)) is newer
         assert memory.get(newer.page.key) is newer
-
-    def test_discards_no_page_that_has_replaced_the_one_that_is_meant(self) -> None:
-        memory = MemoryLevel(DEFAULT)
-        old, new = put(memory, entry("/", sequence=5)), put(memory, entry("/", sequence=6))
-        memory.discard(old.page.key, old)
-        assert memory.get(old.page.key) is new
-        memory.discard(old.page.key, new)
-        assert memory.get(old.page.key) is None
 
 
 class TestAHit:

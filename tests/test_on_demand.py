@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
 import time
 import typing as t
 from collections.abc import Callable
 
 import pytest
 from conftest import Browser
-from conftest import Clock
 from conftest import Make
 from conftest import Site
 from conftest import status_of
@@ -55,16 +53,6 @@ class TestAPath:
         assert site.renders("/") == 2
         assert site.environs[-1]["wsgi_isr.reason"] == "revalidate"
 
-    def test_is_as_fresh_as_after_any_other_render(
-        self, site: Site, browse: Browse, clock: Clock
-    ) -> None:
-        site.page("/", "body", revalidate=60)
-        browser = browse()
-        browser.get("/")
-        clock.advance(50)
-        browser.isr.revalidate(HOME)
-        assert status_of(browser.get("/")) == "isr; hit; ttl=60"
-
     def test_that_has_no_page_gets_one_or_is_skipped(self, site: Site, browser: Browser) -> None:
         site.page("/never", "body")
         never = HOME + "never"
@@ -82,9 +70,6 @@ class TestAPath:
         url = HOME + "gr%C3%BC%C3%9Fe"
         assert browser.isr.revalidate(url) == [Result(url, 200)]
         assert browser.get("/gr%C3%BC%C3%9Fe").text == "new"
-
-    def test_none_is_nothing(self, browse: Browse) -> None:
-        assert browse().isr.revalidate() == []
 
     def test_while_the_library_is_off_is_not_rendered_but_becomes_stale(
         self, site: Site, make: Make, files: str
@@ -212,10 +197,6 @@ class TestWhatElseIsStoredOfThePath:
         answer = browser.get("/" + other)
         assert (answer.text, status_of(answer)) == (f"new {other[1:]}", "isr; fwd=stale; stored")
 
-    def test_undeclared_parameters_of_a_path_mean_nothing(self, browser: Browser) -> None:
-        assert browser.isr.revalidate(HOME + "?utm_source=x") == [Result(HOME, 200)]
-        assert browser.get("/").text == "new"
-
     def test_pages_of_other_builds_expire(self, site: Site, make: Make, shared: str) -> None:
         site.page("/", "old", revalidate=False)
         workers, command = (make(shared, build_id=build) for build in ("one", "two"))
@@ -258,10 +239,6 @@ class TestOutOfARequest:
         assert result(start(job.revalidate, "/app/blog/a")) == [Result(url, 200)]
         assert [r.outcome for r in job.prerender(["/app/blog/a"])] == ["skipped"]
         assert visit(job, "/blog/a", **mounted).text == "new"
-
-    def test_a_base_url_is_enough(self, site: Site, make: Make) -> None:
-        site.page("/", "body")
-        assert make(base_url=WWW).revalidate("/") == [Result(f"{WWW}/", 200)]
 
     @pytest.mark.processes
     def test_in_a_fresh_process(self, site: Site, make: Make, files: str) -> None:
@@ -378,14 +355,3 @@ class TestARenderThatFails:
         assert (caught.value.results[0].status, caught.value.results[0].outcome) == (200, "failed")
         # Nothing is there, and nothing was there: that is no error.
         assert isr.revalidate("/unknown") == [Result(HOME + "unknown", 404, None, "gone")]
-
-
-def test_a_call_may_come_from_any_thread(site: Site, make: Make, cache: t.Any) -> None:
-    site.page("/", "old", revalidate=False)
-    isr = make(cache, base_url="http://localhost")
-    visit(isr)
-    site.page("/", "new", revalidate=False)
-    thread = threading.Thread(target=isr.revalidate, args=["/"])
-    thread.start()
-    thread.join(PATIENCE)
-    assert visit(isr).text == "new"

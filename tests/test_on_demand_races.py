@@ -218,12 +218,6 @@ class TestManyCallsAtOnce:
         assert (answer.text, status_of(answer)) == ("render 2", "isr; hit; ttl=10")
         assert visit(other).text == "render 2"
 
-    def test_one_after_the_other_cost_a_render_each(self, steps: Steps, pair: Pair) -> None:
-        steps.release()
-        for call in range(1, 11):
-            pair[call % 2].revalidate(HOME)
-            assert visit(pair[0]).text == visit(pair[1]).text == f"render {call}"
-
     def test_of_different_pages_do_not_wait_for_each_other(
         self, steps: Steps, site: Site, make: Make
     ) -> None:

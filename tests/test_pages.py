@@ -212,12 +212,3 @@ class TestDeclared:
         site.page("/x", body)
         client = browse(rules=DECLARED)
         assert client.get("/x").text == "outer"
-
-    def test_other_methods_go_to_the_app_untouched(self, site: Site, browse: Browse) -> None:
-        site.page("/x", lambda environ: environ.get("HTTP_COOKIE", "anonymous"))
-        client = browse(rules=DECLARED)
-        client.set_cookie("a", "1")
-        response = client.post("/x")
-        assert (response.text, status_of(response)) == ("a=1", "")
-        assert "ISR-Revalidate" not in response.headers
-        assert list(client.isr.pages()) == []

@@ -128,26 +128,6 @@ class TestOneRender:
         # Whoever comes now has not waited.
         assert visit(other).text == "render 2"
 
-    def test_does_not_hold_up_another_page(
-        self, steps: Steps, site: Site, make: Make, cache: str
-    ) -> None:
-        site.page("/other", "other")
-        isr = make(cache, rules=RULES)
-        waiting = start(visit, isr)
-        steps.wait(1)
-        assert visit(isr, "/other").text == "other"
-        steps.release()
-        assert result(waiting).text == "render 1"
-
-    def test_of_a_visitor_who_goes_away_is_not_lost(self, site: Site, make: Make) -> None:
-        site.page("/", "body")
-        isr = make(rules=RULES)
-        environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/", "wsgi.url_scheme": "http"}
-        answer = isr({**environ, "HTTP_HOST": "localhost"}, lambda *args: lambda data: None)
-        # The server notices that the client is gone, and does not read the answer.
-        getattr(answer, "close", lambda: None)()
-        assert status_of(visit(isr)) == "isr; hit; ttl=60"
-
 
 class TestTwoMiddlewaresOnOneStore:
     """As two workers would be, but for the processes."""

@@ -68,27 +68,6 @@ def test_a_stored_page_is_sent(site: Site, browse: Browse, heard: Heard) -> None
     assert heard == [("page_stored", browser.isr, {"url": HOME, "status": 200, "reason": "miss"})]
 
 
-def test_a_hit_sends_nothing(site: Site, browse: Browse, heard: Heard) -> None:
-    site.page("/", "body")
-    browser = browse()
-    browser.get("/")
-    heard.clear()
-    browser.get("/")
-    assert heard == []
-
-
-def test_a_regeneration_is_sent_with_its_reason(
-    site: Site, browse: Browse, clock: Clock, heard: Heard
-) -> None:
-    site.page("/", "body", revalidate=10)
-    browser = browse()
-    browser.get("/")
-    clock.advance(10)
-    browser.get("/")
-    browser.isr.close()
-    assert [extra["reason"] for _, _, extra in heard] == ["miss", "stale"]
-
-
 def test_a_refusal_is_sent_with_its_reason(site: Site, browse: Browse, heard: Heard) -> None:
     site.page("/", "body", headers=[("Set-Cookie", "a=b")])
     browser = browse(rules={"/": 60})
@@ -155,15 +134,6 @@ def test_an_invalidation_that_was_not_taken_is_not_sent(
     assert [name for name, _, _ in heard] == ["store_failed"]
 
 
-def test_one_that_failed_on_demand_is_not_sent_as_revalidated(
-    site: Site, browse: Browse, heard: Heard
-) -> None:
-    site.fail("/")
-    with pytest.raises(RevalidationError):
-        browse().isr.revalidate(HOME)
-    assert [name for name, _, _ in heard] == ["invalidated", "regeneration_failed"]
-
-
 def test_a_store_that_fails_is_sent(
     site: Site, make: Make, heard: Heard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,27 +183,9 @@ class TestAReceiverThatRaises:
         answer = browser.get("/")
         assert (answer.text, status_of(answer)) == ("new", "isr; hit; ttl=10")
 
-    def test_does_not_make_a_revalidation_fail(
-        self, site: Site, browse: Browse, raising: None
-    ) -> None:
-        site.page("/", "body")
-        assert len(browse().isr.revalidate(HOME)) == 1
-
     def test_does_not_keep_the_others_from_hearing_it(
         self, site: Site, browse: Browse, raising: None, heard: Heard
     ) -> None:
         site.page("/", "body")
         browse().get("/")
         assert [name for name, _, _ in heard] == ["page_stored"]
-
-    def test_does_not_keep_the_old_page_from_staying(
-        self, site: Site, browse: Browse, clock: Clock, raising: None
-    ) -> None:
-        site.page("/", "old", revalidate=10)
-        browser = browse()
-        browser.get("/")
-        clock.advance(10)
-        site.fail("/")
-        for _ in range(3):
-            assert browser.get("/").text == "old"
-            browser.isr.close()

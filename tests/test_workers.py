@@ -183,43 +183,8 @@ class TestAWorkerThatIsKilled:
         assert all(isinstance(error, ConnectionError) for error in errors if error is not None)
         assert len(set(folder.renders(name))) == len(folder.renders(name)) == 2
 
-    def test_in_the_middle_of_a_regeneration_leaves_it_to_another(
-        self, server: Server, folder: Folder, name: str
-    ) -> None:
-        stored(server, name, "old", tags=[name])
-        server.do("revalidate_tag", name)
-        folder.write(name, "new", tags=[name])
-        with folder.held(name):
-            assert server.get(name).body == "old"
-            wait_until(lambda: len(folder.renders(name)) == 2)
-            server.kill_worker(folder.renders(name)[1])
-        wait_until(lambda: server.get(name).body == "new")
-        assert len(folder.renders(name)) == 3
-
 
 class TestARestartOfAllWorkers:
-    def test_does_not_wait_for_regenerations(
-        self, tmp_path_factory: pytest.TempPathFactory
-    ) -> None:
-        folder = Folder(tmp_path_factory.mktemp("site"))
-        server = gunicorn(folder)
-        try:
-            server.start()
-            stored(server, "post", "old")
-            server.do("invalidate", "/post")
-            with folder.held("post"):
-                assert server.get("post").body == "old"
-                wait_until(lambda: len(folder.renders("post")) == 2)
-                # It would take half a minute if a worker had to be killed.
-                server.stop()
-            folder.write("post", "new")
-            server.start()
-            # The old page is still there, and its first visitor has it rendered anew.
-            assert server.get("post").body == "old"
-            wait_until(lambda: server.get("post").body == "new")
-        finally:
-            server.kill()
-
     @pytest.mark.parametrize("how", ["stop", "kill"])
     def test_loses_nothing(self, tmp_path_factory: pytest.TempPathFactory, how: str) -> None:
         folder = Folder(tmp_path_factory.mktemp("site"))
