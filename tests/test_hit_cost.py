@@ -1,4 +1,4 @@
-"""What a request for a URL in memory costs, counted and not timed: so it holds on any machine.
+"""What a request costs once its URL was asked for, counted and not timed: it holds on any machine.
 
 A count that rises fails here, and so does one that falls: then write the new one into `COSTS`, so
 that the gain is kept. One that has to rise needs a reason in the commit that writes it.
