@@ -317,8 +317,6 @@ class OnDemand:
                 raise ValueError(f"no host is known for {path!r}: set base_url")
             if origin is None and not place.mount:
                 place = mounted(place, full_path, self._stored(full_path))
-            if origin is None and not place.mount:
-                place = mounted(place, full_path, self._stored(full_path))
             local = full_path.removeprefix(place.mount)
             key, rule, excluded = self._config.describe(place, local, query_string)
             if excluded:

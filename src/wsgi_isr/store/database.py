@@ -240,7 +240,10 @@ class Database:
                         )
                     stack.pop_all()
                 identity = self._identity(immutable)
-                return Opened(reader, writer, immutable, identity, state.lineage)
+                opened = Opened(reader, writer, immutable, identity, state.lineage)
+                # Should nobody close it. Not at exit: a forked child has other descriptors.
+                weakref.finalize(self, opened.close).atexit = False
+                return opened
             except schema.FAULTS as error:
                 if schema.is_damage(error):
                     raise schema.Damage(str(error)) from error
