@@ -204,7 +204,7 @@ class ISRMiddleware:
         # - Nothing was invalidated since it was confirmed: `_signal[0]` changes with every
         #   invalidation of any process, before that call returns.
         # - It is made anew each second, so its age and its freshness are right.
-        # - Whoever never gets a page (`bypass`, draft mode) does not get it here either.
+        # - A visitor who never gets a page (`bypass`, draft mode) gets none here either.
         try:
             fingerprint = (
                 environ["PATH_INFO"],

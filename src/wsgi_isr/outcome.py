@@ -60,7 +60,7 @@ class Outcome(t.NamedTuple):
         response = self.response
         if self.kind is not Kind.FAILED:
             return self
-        # Not ``rest``: whoever rendered it may have read it to its end by now.
+        # Not ``rest``: the visitor who rendered it may have read it to its end.
         if response is not None and (not response.detail or response.code >= 400):
             if not response.detail and len(response.body) <= MAX_SHARED_ERROR:
                 return self

@@ -116,7 +116,7 @@ class Process:
 
     @property
     def is_open(self) -> bool:
-        """Whether it is of use to whoever asks."""
+        """Whether this process may use it: it was neither closed nor made before a fork."""
         return self.pid == os.getpid() and not self.is_closed
 
     def local_clock(self) -> float:

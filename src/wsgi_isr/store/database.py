@@ -247,7 +247,7 @@ class Database:
             except schema.FAULTS as error:
                 if schema.is_damage(error):
                     raise schema.Damage(str(error)) from error
-                # A log is there, or can be made, for whoever may write.
+                # A log is there, or a process that may write can make one.
                 if options != "mode=ro" or os.path.exists(f"{self.path}-wal"):
                     raise
         raise StoreError(f"{self.path} cannot be opened")

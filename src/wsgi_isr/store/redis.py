@@ -131,7 +131,7 @@ class RedisStore:
         for first in range(0, len(labels), LABELS):
             some = [_encode(label) for label in labels[first : first + LABELS]]
             number = self._order("invalidate", int(expire), *bounds, *some)[1]
-            # Whoever invalidates does a part of what is to be done when labels are too many.
+            # When there are too many labels, each invalidation forgets some of the oldest.
             with contextlib.suppress(Exception):
                 for _ in range(math.ceil(len(some) / 10)):
                     if self._folding:

@@ -87,7 +87,7 @@ class News:
                 return time.sleep(seconds)
             message = self._subscription.get_message(timeout=seconds)
         except Exception:
-            # A server that is away is noticed by whoever asks it.
+            # Other calls notice that the server is away.
             return self.stop()
         if message is not None:
             self._take_in(message, changed)
