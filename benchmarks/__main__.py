@@ -7,10 +7,8 @@ import importlib
 import time
 from pathlib import Path
 
-from . import report
-from . import targets
-from .results import markdown
-from .results import Results
+from . import report, targets
+from .results import Results, markdown
 from .subjects import ROOT
 
 #: Parts and their modules, in the order in which they run.

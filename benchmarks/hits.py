@@ -12,30 +12,25 @@ from pathlib import Path
 
 from wsgi_isr import ISRMiddleware
 
-from .peers.packages import MODULES
-from .peers.packages import PACKAGES
+from .peers.packages import MODULES, PACKAGES
 from .processes import redis_server
-from .results import note
-from .results import Table
-from .subjects import App
-from .subjects import app
-from .subjects import BODY
-from .subjects import DictCache
-from .subjects import Environ
-from .subjects import GZIP
-from .subjects import InTheWay
-from .subjects import LookUp
-from .subjects import PathCache
-from .subjects import request
-from .subjects import Response
-from .subjects import start_response
-from .subjects import Watch
-from .turns import add_ratios
-from .turns import by_turns
-from .turns import nothing
-from .turns import repeat
-from .turns import Turn
-from .turns import without
+from .results import Table, note
+from .subjects import (
+    BODY,
+    GZIP,
+    App,
+    DictCache,
+    Environ,
+    InTheWay,
+    LookUp,
+    PathCache,
+    Response,
+    Watch,
+    app,
+    request,
+    start_response,
+)
+from .turns import Turn, add_ratios, by_turns, nothing, repeat, without
 
 BY_HAND, AGAIN = "by hand", "by hand, again"
 APP, NOT_A_PAGE = "app alone", "not a page"

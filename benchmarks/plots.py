@@ -12,8 +12,7 @@ matplotlib.rcParams["svg.fonttype"] = "none"
 
 from matplotlib import pyplot  # noqa: E402
 
-from .results import figure  # noqa: E402
-from .results import Results  # noqa: E402
+from .results import Results, figure  # noqa: E402
 
 OURS, OTHERS, FLOOR = "#1b6e8c", "#b9b4a8", "#7c7668"
 #: Part, column and title.

@@ -12,9 +12,7 @@ import typing as t
 
 from wsgi_isr import ISRMiddleware
 
-from .subjects import BODY
-from .subjects import Environ
-from .subjects import HTML
+from .subjects import BODY, HTML, Environ
 
 #: Seconds that a render takes, and that a page is fresh.
 RENDER, WINDOW = 0.2, 1

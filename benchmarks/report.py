@@ -6,8 +6,7 @@ import importlib.util
 from pathlib import Path
 
 from . import targets
-from .results import markdown
-from .results import Results
+from .results import Results, markdown
 
 BEGIN, END = "<!-- results: written by python -m benchmarks -->", "<!-- /results -->"
 

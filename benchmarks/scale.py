@@ -16,19 +16,8 @@ import typing as t
 from wsgi_isr import ISRMiddleware
 
 from .results import Table
-from .subjects import App
-from .subjects import BODY
-from .subjects import DictCache
-from .subjects import Environ
-from .subjects import HTML
-from .subjects import request
-from .subjects import ROOT
-from .subjects import start_response
-from .turns import by_turns
-from .turns import cycle
-from .turns import nothing
-from .turns import Turn
-from .turns import without
+from .subjects import BODY, HTML, ROOT, App, DictCache, Environ, request, start_response
+from .turns import Turn, by_turns, cycle, nothing, without
 
 FEW = 1_000
 MANY = 100_000

@@ -14,12 +14,7 @@ from pathlib import Path
 from wsgi_isr import ISRMiddleware
 
 from .peers.packages import PACKAGES
-from .subjects import App
-from .subjects import app
-from .subjects import DictCache
-from .subjects import Environ
-from .subjects import request
-from .subjects import Response
+from .subjects import App, DictCache, Environ, Response, app, request
 
 
 def constant(**more: str) -> App:

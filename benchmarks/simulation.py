@@ -20,22 +20,15 @@ import time
 import typing as t
 from pathlib import Path
 
-from wsgi_isr.freshness import Invalidated
-from wsgi_isr.freshness import State
-from wsgi_isr.freshness import state_of
+from wsgi_isr.freshness import Invalidated, State, state_of
 from wsgi_isr.key import PageKey
 from wsgi_isr.metadata import Metadata
-from wsgi_isr.page import Codec
-from wsgi_isr.page import Page
+from wsgi_isr.page import Codec, Page
 from wsgi_isr.process import POLL
 from wsgi_isr.renders import ELSEWHERE
 from wsgi_isr.store.epochs import Epochs
-from wsgi_isr.store.memory import Entry
-from wsgi_isr.store.memory import MemoryLevel
-from wsgi_isr.store.memory import replaces
-from wsgi_isr.store.protocol import Changes
-from wsgi_isr.store.protocol import Invalidation
-from wsgi_isr.store.protocol import Number
+from wsgi_isr.store.memory import Entry, MemoryLevel, replaces
+from wsgi_isr.store.protocol import Changes, Invalidation, Number
 from wsgi_isr.threads import MAX_QUEUE
 
 MEBIBYTE = 2**20

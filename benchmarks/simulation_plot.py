@@ -7,13 +7,8 @@ from pathlib import Path
 
 from matplotlib import pyplot
 
-from .plots import FLOOR
-from .plots import OTHERS
-from .plots import OURS
-from .simulation import Figures
-from .simulation import RENDER
-from .simulation import Setting
-from .simulation import Size
+from .plots import FLOOR, OTHERS, OURS
+from .simulation import RENDER, Figures, Setting, Size
 
 #: Shades from few visits to many.
 SHADES = ("#9cc9d9", "#4d93ad", "#0f4a60")

@@ -20,12 +20,9 @@ import typing as t
 from collections.abc import Iterator
 from pathlib import Path
 
-from .processes import Program
-from .processes import running
-from .rendering import RENDER
-from .rendering import WINDOW
-from .results import note
-from .results import Table
+from .processes import Program, running
+from .rendering import RENDER, WINDOW
+from .results import Table, note
 from .subjects import BODY
 
 VISITORS = 64

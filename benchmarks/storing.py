@@ -13,12 +13,8 @@ from wsgi_isr import ISRMiddleware
 from wsgi_isr.page import Codec
 
 from .results import Table
-from .subjects import app
-from .subjects import request
-from .subjects import Response
-from .subjects import start_response
-from .turns import by_turns
-from .turns import repeat
+from .subjects import Response, app, request, start_response
+from .turns import by_turns, repeat
 
 
 def measure(quick: bool) -> Table:

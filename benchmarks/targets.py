@@ -6,8 +6,7 @@ import contextlib
 import typing as t
 from collections.abc import Callable
 
-from .results import figure
-from .results import Results
+from .results import Results, figure
 
 #: A value by part, row and column.
 Get = Callable[[str, str, str], float]

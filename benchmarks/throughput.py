@@ -18,17 +18,11 @@ import tempfile
 import typing as t
 from pathlib import Path
 
-from .peers.nextjs import nextjs
-from .peers.nextjs import PROJECTS
-from .peers.packages import MODULES
-from .peers.packages import PACKAGES
-from .peers.programs import nginx
-from .peers.programs import varnish
-from .processes import cores
-from .processes import Program
-from .processes import running
-from .results import note
-from .results import Table
+from .peers.nextjs import PROJECTS, nextjs
+from .peers.packages import MODULES, PACKAGES
+from .peers.programs import nginx, varnish
+from .processes import Program, cores, running
+from .results import Table, note
 
 CONNECTIONS = 16
 GRANIAN = [

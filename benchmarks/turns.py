@@ -10,8 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 import typing as t
-from collections.abc import Callable
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 #: Does something the given number of times.
 Turn = Callable[[int], object]

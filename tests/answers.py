@@ -7,8 +7,7 @@ import typing as t
 import pytest
 from werkzeug.test import create_environ
 
-from wsgi_isr import page_headers
-from wsgi_isr import Rule
+from wsgi_isr import Rule, page_headers
 
 App = t.Callable[..., t.Any]
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import typing as t
 
 from conftest import Clock
-from werkzeug.http import parse_dict_header
-from werkzeug.http import parse_set_header
+from werkzeug.http import parse_dict_header, parse_set_header
 from werkzeug.test import Client
 
 

@@ -6,8 +6,7 @@ import inspect
 import types
 import typing as t
 
-from click.testing import CliRunner
-from click.testing import Result
+from click.testing import CliRunner, Result
 
 from wsgi_isr.cli import main
 

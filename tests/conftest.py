@@ -5,23 +5,16 @@ from __future__ import annotations
 import secrets
 import threading
 import typing as t
-from collections.abc import Callable
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from wsgiref.validate import validator
 
 import pytest
-from cachelib import FileSystemCache
-from cachelib import MemcachedCache
-from cachelib import SimpleCache
-from redis_server import Memcached
-from redis_server import Redis
-from redis_server import running
-from werkzeug.middleware.lint import InputStream
-from werkzeug.middleware.lint import LintMiddleware
+from cachelib import FileSystemCache, MemcachedCache, SimpleCache
+from redis_server import Memcached, Redis, running
+from werkzeug.middleware.lint import InputStream, LintMiddleware
 from werkzeug.test import Client
 
-from wsgi_isr import ISRMiddleware
-from wsgi_isr import page_headers
+from wsgi_isr import ISRMiddleware, page_headers
 from wsgi_isr.store.clients import PATIENT
 
 App = Callable[..., t.Any]

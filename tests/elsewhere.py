@@ -7,15 +7,11 @@ import os
 import threading
 import time
 import typing as t
-from concurrent.futures import Future
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
 
 from conftest import Site
-from steps import HOLD
-from steps import PATIENCE
-from steps import start
-from steps import visit
+from steps import HOLD, PATIENCE, start, visit
 
 from wsgi_isr import ISRMiddleware
 from wsgi_isr.store import clients

@@ -9,8 +9,7 @@ import typing as t
 
 from wsgi_isr.key import PageKey
 from wsgi_isr.metadata import Metadata
-from wsgi_isr.page import Codec
-from wsgi_isr.page import Page
+from wsgi_isr.page import Codec, Page
 
 KEY = PageKey("https", "www.example.com", "/app", "/blog/1", (("page", "2"),), (("x", "y"),), "b1")
 

@@ -5,10 +5,7 @@ from __future__ import annotations
 import typing as t
 from pathlib import Path
 
-from conftest import Browser
-from conftest import Clock
-from conftest import status_of
-from conftest import strict
+from conftest import Browser, Clock, status_of, strict
 from flask import Flask
 
 from wsgi_isr.flask import ISR

@@ -33,10 +33,8 @@ def mark(environ: dict[str, t.Any]) -> str:
 def django(texts: Texts) -> App:
     from django.conf import settings
     from django.core.wsgi import get_wsgi_application
-    from django.http import HttpRequest
-    from django.http import HttpResponse
-    from django.urls import path
-    from django.urls import set_urlconf
+    from django.http import HttpRequest, HttpResponse
+    from django.urls import path, set_urlconf
 
     def post(request: HttpRequest, slug: str) -> HttpResponse:
         known = slug in texts

@@ -16,9 +16,7 @@ import json
 import typing as t
 from urllib.parse import quote
 
-from wsgi_isr import ISRMiddleware
-from wsgi_isr import page_headers
-from wsgi_isr import Rule
+from wsgi_isr import ISRMiddleware, Rule, page_headers
 
 #: Bytes of a header that every server takes.
 LONGEST = 3000

@@ -6,11 +6,8 @@ import time
 import typing as t
 
 import pytest
-from redis_server import Memcached
-from redis_server import Redis
-from redis_server import Server
-from steps import PATIENCE
-from steps import visit
+from redis_server import Memcached, Redis, Server
+from steps import PATIENCE, visit
 
 from wsgi_isr import ISRMiddleware
 from wsgi_isr.store.guard import PROBE

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 from attacks import HOST
-from steps import PATIENCE
-from steps import wait_until
+from steps import PATIENCE, wait_until
 
 HERE = Path(__file__).parent
 #: Seconds for which a server that is asked for more than it takes is listened to.

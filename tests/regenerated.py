@@ -16,11 +16,9 @@ import time
 import typing as t
 from pathlib import Path
 
-from steps import HOLD
-from steps import PATIENCE
+from steps import HOLD, PATIENCE
 
-from wsgi_isr import ISRMiddleware
-from wsgi_isr import Rule
+from wsgi_isr import ISRMiddleware, Rule
 
 OPTIONS: dict[str, t.Any] = {
     "rules": {"/**": Rule(revalidate=False, query=("q",), vary={"Accept-Language": ["en", "de"]})},

@@ -13,10 +13,7 @@ import typing as t
 from collections.abc import Callable
 from pathlib import Path
 
-from wsgi_isr import ISRMiddleware
-from wsgi_isr import page_headers
-from wsgi_isr import RevalidationError
-from wsgi_isr import Rule
+from wsgi_isr import ISRMiddleware, RevalidationError, Rule, page_headers
 
 FOLDER = Path(os.environ["SITE_FOLDER"])
 #: Seconds after which what is held goes on: far later than any test waits.

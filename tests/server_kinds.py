@@ -11,10 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from servers import Folder
-from servers import gunicorn
-from servers import HERE
-from servers import Server
+from servers import HERE, Folder, Server, gunicorn
 
 APP = "served:application"
 

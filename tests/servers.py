@@ -12,12 +12,10 @@ import subprocess
 import sys
 import threading
 import typing as t
-from collections.abc import Callable
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from steps import PATIENCE
-from steps import wait_until
+from steps import PATIENCE, wait_until
 
 HERE = Path(__file__).parent
 #: Part of every page's key; the port changes with each start.

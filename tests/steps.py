@@ -8,8 +8,7 @@ import typing as t
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from conftest import client_of
-from conftest import Clock
+from conftest import Clock, client_of
 
 from wsgi_isr import ISRMiddleware
 

@@ -7,15 +7,8 @@ import typing as t
 from collections.abc import Callable
 
 import pytest
-from conftest import Browser
-from conftest import Clock
-from conftest import Make
-from conftest import Site
-from conftest import status_of
-from steps import PATIENCE
-from steps import result
-from steps import start
-from steps import visit
+from conftest import Browser, Clock, Make, Site, status_of
+from steps import PATIENCE, result, start, visit
 
 from wsgi_isr import answer as answer_module
 from wsgi_isr.answer import Hit

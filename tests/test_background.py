@@ -8,15 +8,8 @@ import typing as t
 from collections.abc import Iterator
 
 import pytest
-from conftest import Clock
-from conftest import Make
-from conftest import Site
-from conftest import status_of
-from steps import result
-from steps import start
-from steps import Steps
-from steps import visit
-from steps import wait_until
+from conftest import Clock, Make, Site, status_of
+from steps import Steps, result, start, visit, wait_until
 
 from wsgi_isr import ISRMiddleware
 from wsgi_isr import threads as threads_module

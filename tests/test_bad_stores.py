@@ -7,19 +7,12 @@ import typing as t
 from pathlib import Path
 
 import pytest
-from cachelib import BaseCache
-from cachelib import FileSystemCache
-from cachelib import SimpleCache
-from conftest import Clock
-from conftest import Make
-from conftest import Site
-from conftest import status_of
-from steps import visit
-from steps import wait_until
+from cachelib import BaseCache, FileSystemCache, SimpleCache
+from conftest import Clock, Make, Site, status_of
+from steps import visit, wait_until
 
 from wsgi_isr import RevalidationError
-from wsgi_isr.store.guard import Guard
-from wsgi_isr.store.guard import THRESHOLD
+from wsgi_isr.store.guard import THRESHOLD, Guard
 from wsgi_isr.store.protocol import ReadOnly
 
 BASE = "http://localhost"

@@ -9,19 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Make
-from conftest import Site
-from conftest import status_of
+from conftest import Make, Site, status_of
 from flask import Flask
-from steps import PATIENCE
-from steps import start
-from steps import visit
-from steps import wait_until
+from steps import PATIENCE, start, visit, wait_until
 
-from wsgi_isr import RevalidationError
-from wsgi_isr import Rule
-from wsgi_isr.flask import ISR
-from wsgi_isr.flask import isr_page
+from wsgi_isr import RevalidationError, Rule
+from wsgi_isr.flask import ISR, isr_page
 
 
 class TestOptions:

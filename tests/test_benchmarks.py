@@ -8,12 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from benchmarks import report
-from benchmarks import targets
+from benchmarks import report, targets
 from benchmarks.results import Results
 from benchmarks.subjects import ROOT
-from benchmarks.turns import by_turns
-from benchmarks.turns import cycle
+from benchmarks.turns import by_turns, cycle
 
 DOCS = f"# Title\n\nabove\n\n{report.BEGIN}\nof an earlier run\n{report.END}\n\nbelow\n"
 

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from blogs import SECRET, form, headings, module, stamp
 from blogs import app as app
 from blogs import editor as editor
 from blogs import example as example
 from blogs import filled as filled
-from blogs import form
-from blogs import headings
-from blogs import module
-from blogs import SECRET
-from blogs import stamp
 from blogs import visitor as visitor
 from flask import Flask
 from flask.testing import FlaskClient

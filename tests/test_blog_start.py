@@ -13,8 +13,7 @@ from blogs import app as app
 from blogs import editor as editor
 from blogs import example as example
 from blogs import filled as filled
-from blogs import form
-from blogs import module
+from blogs import form, module
 from blogs import visitor as visitor
 from flask import Flask
 from flask.testing import FlaskClient

@@ -18,8 +18,7 @@ import pytest
 from blogs import EXAMPLE
 from blogs import example as example
 from blogs import filled as filled
-from steps import PATIENCE
-from steps import wait_until
+from steps import PATIENCE, wait_until
 
 pytestmark = pytest.mark.processes
 

@@ -6,10 +6,7 @@ import typing as t
 from collections.abc import Callable
 
 import pytest
-from conftest import Browser
-from conftest import Clock
-from conftest import Site
-from conftest import status_of
+from conftest import Browser, Clock, Site, status_of
 from failures import answers
 
 from wsgi_isr import Rule

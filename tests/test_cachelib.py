@@ -11,30 +11,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cachelib import BaseCache
-from cachelib import FileSystemCache
-from cachelib import MemcachedCache
-from cachelib import NullCache
-from cachelib import SimpleCache
-from redis_server import Memcached
-from redis_server import running
+from cachelib import BaseCache, FileSystemCache, MemcachedCache, NullCache, SimpleCache
+from redis_server import Memcached, running
 
 from wsgi_isr.freshness import Invalidated
 from wsgi_isr.store import cachelib as cachelib_store
 from wsgi_isr.store import entries
 from wsgi_isr.store.cachelib import CachelibStore
-from wsgi_isr.store.entries import Entries
-from wsgi_isr.store.entries import frame
-from wsgi_isr.store.entries import unframe
+from wsgi_isr.store.entries import Entries, frame, unframe
 from wsgi_isr.store.local import LocalStore
 from wsgi_isr.store.opening import opener
-from wsgi_isr.store.protocol import Busy
-from wsgi_isr.store.protocol import Number
-from wsgi_isr.store.protocol import Store
-from wsgi_isr.store.protocol import StoreError
-from wsgi_isr.store.protocol import TooLarge
-from wsgi_isr.testing import make_record
-from wsgi_isr.testing import StoreContract
+from wsgi_isr.store.protocol import Busy, Number, Store, StoreError, TooLarge
+from wsgi_isr.testing import StoreContract, make_record
 
 NO, STALE, EXPIRED = Invalidated.NO, Invalidated.STALE, Invalidated.EXPIRED
 RECORD = make_record("page", Number("lineage", 7), tags=["é"], path="/caf\xc3\xa9")

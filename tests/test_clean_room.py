@@ -11,16 +11,11 @@ import io
 import typing as t
 
 import pytest
-from answers import answer
-from answers import BOTH
-from answers import PLAIN
-from answers import run
+from answers import BOTH, PLAIN, answer, run
 from conftest import status_of
 from mirror import seen
 
-from wsgi_isr import ISRMiddleware
-from wsgi_isr import page_headers
-from wsgi_isr import Rule
+from wsgi_isr import ISRMiddleware, Rule, page_headers
 
 user: contextvars.ContextVar[str] = contextvars.ContextVar("user", default="nobody")
 

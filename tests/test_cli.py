@@ -14,17 +14,12 @@ from pathlib import Path
 import pytest
 from cachelib import SimpleCache
 from click.testing import CliRunner
-from commands import Command
-from commands import SEPARATE
-from conftest import Browser
-from conftest import Make
-from conftest import Site
-from conftest import status_of
+from commands import SEPARATE, Command
+from conftest import Browser, Make, Site, status_of
 from redis_server import Redis
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from wsgi_isr import ISRMiddleware
-from wsgi_isr import page_headers
+from wsgi_isr import ISRMiddleware, page_headers
 from wsgi_isr.cli import main
 
 Browse = Callable[..., Browser]

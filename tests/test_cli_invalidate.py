@@ -9,10 +9,7 @@ from collections.abc import Callable
 
 import pytest
 from commands import Command
-from conftest import Browser
-from conftest import Make
-from conftest import Site
-from conftest import status_of
+from conftest import Browser, Make, Site, status_of
 
 Browse = Callable[..., Browser]
 

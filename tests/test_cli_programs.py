@@ -10,23 +10,18 @@ import sys
 import time
 import types
 import typing as t
-from collections.abc import Callable
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import Result
-from commands import Command
-from commands import SEPARATE
-from conftest import Browser
-from conftest import Site
-from conftest import status_of
+from commands import SEPARATE, Command
+from conftest import Browser, Site, status_of
 from flask import Flask
 from steps import wait_until
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from wsgi_isr.flask import ISR
-from wsgi_isr.flask import isr_page
+from wsgi_isr.flask import ISR, isr_page
 
 Browse = Callable[..., Browser]
 

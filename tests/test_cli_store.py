@@ -13,11 +13,7 @@ from pathlib import Path
 import pytest
 from cachelib import FileSystemCache
 from commands import Command
-from conftest import Browser
-from conftest import Clock
-from conftest import Make
-from conftest import Site
-from conftest import status_of
+from conftest import Browser, Clock, Make, Site, status_of
 from redis_server import Redis
 
 Browse = Callable[..., Browser]

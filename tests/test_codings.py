@@ -9,16 +9,11 @@ import threading
 import typing as t
 
 import pytest
-from answers import BOTH
-from answers import page
+from answers import BOTH, page
 from conftest import status_of
-from steps import HOLD
-from steps import PATIENCE
-from steps import result
-from steps import start
+from steps import HOLD, PATIENCE, result, start
 
-from wsgi_isr import codings
-from wsgi_isr import Rule
+from wsgi_isr import Rule, codings
 
 brotli = pytest.importorskip("brotli")
 zstandard = pytest.importorskip("zstandard")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import typing as t
 
 import pytest
-from answers import BOTH
-from answers import renew
+from answers import BOTH, renew
 from conftest import status_of
 
 from wsgi_isr import page_headers

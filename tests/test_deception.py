@@ -11,13 +11,10 @@ import json
 import typing as t
 
 import pytest
-from attacks import HOST
-from attacks import TOKEN
-from raw import Program
-from raw import SERVERS
+from attacks import HOST, TOKEN
+from raw import SERVERS, Program
 
-from wsgi_isr import page_headers
-from wsgi_isr import Rule
+from wsgi_isr import Rule, page_headers
 from wsgi_isr.key import is_ambiguous
 
 names = itertools.count(1)

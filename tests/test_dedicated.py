@@ -6,29 +6,18 @@ import logging
 import signal
 import threading
 import typing as t
-from collections.abc import Callable
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from cachelib import SimpleCache
-from conftest import Make
-from conftest import Site
-from regenerated import FLASK
-from regenerated import OPTIONS
-from regenerated import PLAIN
-from regenerated import Regenerator
-from regenerated import web_worker
-from steps import PATIENCE
-from steps import start
-from steps import visit
-from steps import wait_until
+from conftest import Make, Site
+from regenerated import FLASK, OPTIONS, PLAIN, Regenerator, web_worker
+from steps import PATIENCE, start, visit, wait_until
 
-from wsgi_isr import ISRMiddleware
-from wsgi_isr import Rule
-from wsgi_isr.store.protocol import ReadOnly
-from wsgi_isr.store.protocol import Wanted
+from wsgi_isr import ISRMiddleware, Rule
+from wsgi_isr.store.protocol import ReadOnly, Wanted
 
 Regenerate = Callable[..., Regenerator]
 

@@ -15,16 +15,13 @@ from pathlib import Path
 import pytest
 from conftest import status_of
 from flask import Flask
-from flasks import flask_app
-from flasks import flask_browser
+from flasks import flask_app, flask_browser
 from werkzeug.test import Client
 
-from wsgi_isr import ISRMiddleware
-from wsgi_isr import signals
+from wsgi_isr import ISRMiddleware, signals
 from wsgi_isr.cli import group
 from wsgi_isr.flask import ISR
-from wsgi_isr.store.opening import kind_of
-from wsgi_isr.store.opening import KINDS
+from wsgi_isr.store.opening import KINDS, kind_of
 from wsgi_isr.testing import StoreContract
 
 ROOT = Path(__file__).parents[1]

@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import typing as t
-from collections.abc import Callable
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Browser
-from conftest import status_of
-from conftest import strict
-from flask import Flask
-from flask import make_response
-from flask import request
-from flasks import COLD
-from flasks import flask_app
-from flasks import flask_browser
-from flasks import HIT
-from flasks import settle
+from conftest import Browser, status_of, strict
+from flask import Flask, make_response, request
+from flasks import COLD, HIT, flask_app, flask_browser, settle
 from itsdangerous import URLSafeTimedSerializer
 
-from wsgi_isr.flask import ISR
-from wsgi_isr.flask import isr_page
-from wsgi_isr.flask.routes import COOKIE
-from wsgi_isr.flask.routes import LIFETIME
+from wsgi_isr.flask import ISR, isr_page
+from wsgi_isr.flask.routes import COOKIE, LIFETIME
 
 DRAFT = "isr; fwd=bypass; detail=draft"
 

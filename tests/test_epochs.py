@@ -8,13 +8,8 @@ from hypothesis import strategies as st
 
 from wsgi_isr.freshness import Invalidated
 from wsgi_isr.rules import compile_pattern
-from wsgi_isr.store.epochs import Epochs
-from wsgi_isr.store.epochs import MAX_ALIKE
-from wsgi_isr.store.epochs import pattern_over
-from wsgi_isr.store.epochs import prefix_of
-from wsgi_isr.store.epochs import replaces
-from wsgi_isr.store.protocol import Invalidation
-from wsgi_isr.store.protocol import Number
+from wsgi_isr.store.epochs import MAX_ALIKE, Epochs, pattern_over, prefix_of, replaces
+from wsgi_isr.store.protocol import Invalidation, Number
 
 NO, STALE, EXPIRED = Invalidated.NO, Invalidated.STALE, Invalidated.EXPIRED
 #: Parts of paths and of patterns, with what may be mistaken for something else.

@@ -5,21 +5,13 @@ from __future__ import annotations
 import os
 import threading
 import typing as t
-from concurrent.futures import Executor
-from concurrent.futures import Future
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import Clock
-from conftest import Make
-from conftest import Site
-from flasks import flask_app
-from flasks import flask_browser
-from steps import HOLD
-from steps import visit
-from steps import wait_until
+from conftest import Clock, Make, Site
+from flasks import flask_app, flask_browser
+from steps import HOLD, visit, wait_until
 
 from wsgi_isr import ISRMiddleware
 from wsgi_isr import threads as threads_module

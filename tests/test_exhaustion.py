@@ -14,16 +14,10 @@ from collections.abc import Iterator
 
 import pytest
 from conftest import Clock
-from steps import PATIENCE
-from steps import result
-from steps import start
-from steps import visit
+from steps import PATIENCE, result, start, visit
 from werkzeug.test import create_environ
 
-from wsgi_isr import ISRMiddleware
-from wsgi_isr import page_headers
-from wsgi_isr import process
-from wsgi_isr import Rule
+from wsgi_isr import ISRMiddleware, Rule, page_headers, process
 
 #: Requests of an attacker who never sends the same twice.
 MANY = 3_000

@@ -8,25 +8,12 @@ import typing as t
 from collections.abc import Callable
 
 import pytest
-from conftest import Browser
-from conftest import Make
-from conftest import Site
-from conftest import status_of
-from failures import Answer
-from failures import breaks_off
-from failures import failing
-from failures import FAILURES
-from failures import raises
-from steps import result
-from steps import start
-from steps import Steps
-from steps import visit
-from steps import visitors
-from steps import wait_until
+from conftest import Browser, Make, Site, status_of
+from failures import FAILURES, Answer, breaks_off, failing, raises
+from steps import Steps, result, start, visit, visitors, wait_until
 from werkzeug.middleware.lint import WSGIWarning
 
-from wsgi_isr import RevalidationError
-from wsgi_isr import Rule
+from wsgi_isr import RevalidationError, Rule
 from wsgi_isr.render import RenderError
 
 Browse = Callable[..., Browser]

@@ -7,18 +7,12 @@ import typing as t
 from collections.abc import Callable
 
 import pytest
-from conftest import Browser
-from conftest import Clock
-from conftest import Make
-from conftest import Site
-from conftest import status_of
-from failures import Answer
-from failures import failing
+from conftest import Browser, Clock, Make, Site, status_of
+from failures import Answer, failing
 from steps import visit
 from werkzeug.middleware.lint import WSGIWarning
 
-from wsgi_isr import page_headers
-from wsgi_isr import PageInfo
+from wsgi_isr import PageInfo, page_headers
 
 Browse = Callable[..., Browser]
 

@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import typing as t
-from collections.abc import Callable
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
-from conftest import Browser
-from conftest import Clock
-from conftest import Make
-from conftest import Site
-from conftest import status_of
+from conftest import Browser, Clock, Make, Site, status_of
 from flasks import COLD
-from steps import Steps
-from steps import visit
-from steps import wait_until
+from steps import Steps, visit, wait_until
 
 from wsgi_isr import Rule
 from wsgi_isr.fallback import is_crawler

@@ -9,17 +9,10 @@ from pathlib import Path
 
 import flask
 import pytest
-from conftest import Browser
-from conftest import Clock
-from conftest import status_of
+from conftest import Browser, Clock, status_of
 from flask import Flask
-from flask.views import MethodView
-from flask.views import View
-from flasks import COLD
-from flasks import flask_app
-from flasks import flask_browser
-from flasks import HIT
-from flasks import twice
+from flask.views import MethodView, View
+from flasks import COLD, HIT, flask_app, flask_browser, twice
 
 from wsgi_isr.flask import isr_page
 

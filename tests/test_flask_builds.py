@@ -9,9 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import status_of
 from flask import Flask
-from flasks import COLD
-from flasks import flask_app
-from flasks import flask_browser
+from flasks import COLD, flask_app, flask_browser
 
 from wsgi_isr.flask import isr_page
 from wsgi_isr.flask.build import build_digest

@@ -9,29 +9,13 @@ import typing as t
 from pathlib import Path
 
 import pytest
-from conftest import Browser
-from conftest import status_of
-from flask import Flask
-from flask import request
-from flask import url_for
-from flasks import COLD
-from flasks import flask_app
-from flasks import flask_browser
-from flasks import HIT
-from flasks import settle
-from flasks import twice
+from conftest import Browser, status_of
+from flask import Flask, request, url_for
+from flasks import COLD, HIT, flask_app, flask_browser, settle, twice
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from wsgi_isr import ISRMiddleware
-from wsgi_isr import Result
-from wsgi_isr import RevalidationError
-from wsgi_isr import Rule
-from wsgi_isr.flask import invalidate
-from wsgi_isr.flask import ISR
-from wsgi_isr.flask import isr_page
-from wsgi_isr.flask import pages
-from wsgi_isr.flask import revalidate
-from wsgi_isr.flask import revalidate_tag
+from wsgi_isr import ISRMiddleware, Result, RevalidationError, Rule
+from wsgi_isr.flask import ISR, invalidate, isr_page, pages, revalidate, revalidate_tag
 
 TOKEN = "correct horse battery staple"
 

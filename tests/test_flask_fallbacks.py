@@ -7,20 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Browser
-from conftest import status_of
-from flask import abort
-from flask import Flask
-from flask import g
-from flask import request
-from flasks import COLD
-from flasks import flask_app
-from flasks import flask_browser
-from flasks import HIT
-from flasks import settle
+from conftest import Browser, status_of
+from flask import Flask, abort, g, request
+from flasks import COLD, HIT, flask_app, flask_browser, settle
 
-from wsgi_isr.flask import ISR
-from wsgi_isr.flask import isr_page
+from wsgi_isr.flask import ISR, isr_page
 
 GOOGLEBOT = "Mozilla/5.0 (compatible; Googlebot/2.1; +http://www.google.com/bot.html)"
 

@@ -8,24 +8,12 @@ from pathlib import Path
 
 import flask
 import pytest
-from conftest import Browser
-from conftest import Clock
-from conftest import status_of
-from flask import abort
-from flask import Flask
-from flask import g
-from flask import request
-from flask import session
-from flasks import COLD
-from flasks import flask_app
-from flasks import flask_browser
-from flasks import HIT
-from flasks import settle
-from flasks import twice
+from conftest import Browser, Clock, status_of
+from flask import Flask, abort, g, request, session
+from flasks import COLD, HIT, flask_app, flask_browser, settle, twice
 
 from wsgi_isr import RevalidationError
-from wsgi_isr.flask import isr_page
-from wsgi_isr.flask import revalidate
+from wsgi_isr.flask import isr_page, revalidate
 
 HOME = "http://localhost/"
 

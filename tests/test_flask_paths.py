@@ -8,15 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from flask import Blueprint
-from flask import Flask
-from flask import request
-from flask import url_for
-from flasks import flask_app
-from flasks import flask_browser
+from flask import Blueprint, Flask, request, url_for
+from flasks import flask_app, flask_browser
 
-from wsgi_isr.flask import ISR
-from wsgi_isr.flask import isr_page
+from wsgi_isr.flask import ISR, isr_page
 from wsgi_isr.flask.paths import MissingPathsWarning
 
 

@@ -6,21 +6,15 @@ klaus shows git repositories, WsgiDAV a folder; with ``rules=`` their URLs are p
 from __future__ import annotations
 
 import typing as t
-from collections.abc import Callable
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Browser
-from conftest import Clock
-from conftest import status_of
-from conftest import strict
+from conftest import Browser, Clock, status_of, strict
 from flasks import COLD
-from frameworks import FRAMEWORKS
-from frameworks import Texts
+from frameworks import FRAMEWORKS, Texts
 
-from wsgi_isr import ISRMiddleware
-from wsgi_isr import Rule
+from wsgi_isr import ISRMiddleware, Rule
 
 App = Callable[..., t.Any]
 

@@ -10,13 +10,8 @@ import typing as t
 from collections.abc import Iterator
 
 import pytest
-from conftest import Make
-from conftest import open_cache
-from conftest import Site
-from conftest import stores
-from steps import PATIENCE
-from steps import start
-from steps import visit
+from conftest import Make, Site, open_cache, stores
+from steps import PATIENCE, start, visit
 
 from wsgi_isr import ISRMiddleware
 

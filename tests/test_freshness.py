@@ -6,20 +6,13 @@ import math
 import typing as t
 
 import pytest
-from conftest import Clock
-from conftest import Make
-from conftest import Site
-from conftest import status_of
+from conftest import Clock, Make, Site, status_of
 from entries import make_page
 from hypothesis import given
 from hypothesis import strategies as st
 from steps import visit
 
-from wsgi_isr.freshness import CLOCK_TOLERANCE
-from wsgi_isr.freshness import Invalidated
-from wsgi_isr.freshness import State
-from wsgi_isr.freshness import state_of
-from wsgi_isr.freshness import window_of
+from wsgi_isr.freshness import CLOCK_TOLERANCE, Invalidated, State, state_of, window_of
 from wsgi_isr.store.memory import replaces
 
 FRESH, STALE, EXPIRED = State.FRESH, State.STALE, State.EXPIRED

@@ -13,28 +13,15 @@ import unicodedata
 
 import http_sf
 import pytest
-from answers import page
-from answers import PLAIN
-from answers import run
-from answers import Sent
+from answers import PLAIN, Sent, page, run
 from conftest import Clock
-from hypothesis import assume
-from hypothesis import example
-from hypothesis import given
-from hypothesis import settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from werkzeug.sansio.http import parse_cookie
 
-from wsgi_isr import ISRMiddleware
-from wsgi_isr import page_headers
-from wsgi_isr import Rule
-from wsgi_isr.key import canonical_query
-from wsgi_isr.key import is_ambiguous
-from wsgi_isr.key import normalize_host
-from wsgi_isr.metadata import end_to_end
-from wsgi_isr.metadata import InvalidMetadata
-from wsgi_isr.metadata import is_sound
-from wsgi_isr.metadata import read_metadata
+from wsgi_isr import ISRMiddleware, Rule, page_headers
+from wsgi_isr.key import canonical_query, is_ambiguous, normalize_host
+from wsgi_isr.metadata import InvalidMetadata, end_to_end, is_sound, read_metadata
 from wsgi_isr.outcome import Outcome
 from wsgi_isr.refusals import refusal
 from wsgi_isr.rules import compile_pattern

@@ -11,14 +11,11 @@ import sys
 import time
 import tracemalloc
 import typing as t
-from collections.abc import Callable
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
-from benchmarks.subjects import app
-from benchmarks.subjects import BODY
+from benchmarks.subjects import BODY, Response, app
 from benchmarks.subjects import request as browser_request
-from benchmarks.subjects import Response
 
 from wsgi_isr import ISRMiddleware
 from wsgi_isr.attempt import MAX_BACK_OFF

@@ -5,9 +5,7 @@ from __future__ import annotations
 import typing as t
 
 import pytest
-from answers import BOTH
-from answers import page
-from answers import run
+from answers import BOTH, page, run
 from cachelib import SimpleCache
 from conftest import status_of
 

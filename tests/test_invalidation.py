@@ -6,11 +6,7 @@ import typing as t
 from collections.abc import Callable
 
 import pytest
-from conftest import Browser
-from conftest import Clock
-from conftest import Make
-from conftest import Site
-from conftest import status_of
+from conftest import Browser, Clock, Make, Site, status_of
 from steps import visit
 
 from wsgi_isr import RevalidationError

@@ -5,25 +5,16 @@ from __future__ import annotations
 import io
 import re
 import typing as t
-from urllib.parse import quote
-from urllib.parse import unquote
-from urllib.parse import urlencode
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlencode, urlsplit
 
 import pytest
-from answers import BOTH
-from answers import run
+from answers import BOTH, run
 from conftest import status_of
-from hypothesis import assume
-from hypothesis import given
-from hypothesis import settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from wsgi_isr import ISRMiddleware
-from wsgi_isr.key import canonical_query
-from wsgi_isr.key import is_ambiguous
-from wsgi_isr.key import normalize_host
-from wsgi_isr.key import PageKey
+from wsgi_isr.key import PageKey, canonical_query, is_ambiguous, normalize_host
 
 segments = st.text(
     st.characters(exclude_categories=("Cs", "Cc"), exclude_characters="/\\"),

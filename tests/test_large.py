@@ -6,18 +6,12 @@ import typing as t
 from collections.abc import Iterator
 
 import pytest
-from answers import BOTH
-from answers import renew
+from answers import BOTH, renew
 from conftest import status_of
-from steps import result
-from steps import Steps
-from steps import visitors
+from steps import Steps, result, visitors
 from werkzeug.test import create_environ
 
-from wsgi_isr import ISRMiddleware
-from wsgi_isr import page_headers
-from wsgi_isr import RevalidationError
-from wsgi_isr import Rule
+from wsgi_isr import ISRMiddleware, RevalidationError, Rule, page_headers
 
 
 class Body:

@@ -10,20 +10,12 @@ import typing as t
 from collections.abc import Iterator
 
 import pytest
-from conftest import Clock
-from conftest import Make
-from conftest import Site
-from conftest import status_of
+from conftest import Clock, Make, Site, status_of
 from elsewhere import Elsewhere
 from redis_server import Redis
-from steps import PATIENCE
-from steps import result
-from steps import start
-from steps import visit
-from steps import wait_until
+from steps import PATIENCE, result, start, visit, wait_until
 
-from wsgi_isr import ISRMiddleware
-from wsgi_isr import Rule
+from wsgi_isr import ISRMiddleware, Rule
 
 pytestmark = [pytest.mark.servers, pytest.mark.processes]
 

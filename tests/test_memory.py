@@ -11,17 +11,14 @@ import typing as t
 from collections.abc import Iterator
 
 import pytest
-from conftest import Make
-from conftest import Site
-from conftest import status_of
+from conftest import Make, Site, status_of
 from entries import make_page
 from steps import visit
 from werkzeug.test import create_environ
 
 from wsgi_isr import ISRMiddleware
 from wsgi_isr.freshness import Invalidated
-from wsgi_isr.store.memory import Entry
-from wsgi_isr.store.memory import MemoryLevel
+from wsgi_isr.store.memory import Entry, MemoryLevel
 
 DEFAULT = 50 * 2**20
 SIZE = 20 * 1024

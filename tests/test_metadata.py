@@ -6,19 +6,13 @@ import logging
 import typing as t
 
 import pytest
-from answers import answer
-from answers import BOTH
-from answers import renew
+from answers import BOTH, answer, renew
 from conftest import status_of
-from hypothesis import given
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsgi_isr import metadata
-from wsgi_isr import page_headers
-from wsgi_isr import Rule
-from wsgi_isr.metadata import Metadata
-from wsgi_isr.metadata import read_metadata
+from wsgi_isr import Rule, metadata, page_headers
+from wsgi_isr.metadata import Metadata, read_metadata
 
 tag_texts = st.text(
     st.characters(exclude_categories=("Cs", "Cc"), exclude_characters=","), min_size=1, max_size=40

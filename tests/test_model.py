@@ -10,20 +10,13 @@ import shutil
 import tempfile
 import typing as t
 
-from conftest import Clock
-from conftest import status_of
-from hypothesis import HealthCheck
-from hypothesis import settings
+from conftest import Clock, status_of
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import initialize
-from hypothesis.stateful import rule
-from hypothesis.stateful import RuleBasedStateMachine
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from werkzeug.test import Client
 
-from wsgi_isr import ISRMiddleware
-from wsgi_isr import page_headers
-from wsgi_isr import RevalidationError
-from wsgi_isr import Rule
+from wsgi_isr import ISRMiddleware, RevalidationError, Rule, page_headers
 
 BASE = "http://localhost"
 #: Longer than any pause between attempts at a page that fails, and than a URL counts as no page.

@@ -8,10 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Browser
-from conftest import Clock
-from conftest import Site
-from conftest import status_of
+from conftest import Browser, Clock, Site, status_of
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "nextjs.md").read_text("utf-8")

@@ -9,22 +9,11 @@ import typing as t
 from collections.abc import Callable
 
 import pytest
-from conftest import Browser
-from conftest import Make
-from conftest import Site
-from conftest import status_of
+from conftest import Browser, Make, Site, status_of
 from failures import answers
-from steps import HOLD
-from steps import PATIENCE
-from steps import result
-from steps import start
-from steps import Steps
-from steps import visit
+from steps import HOLD, PATIENCE, Steps, result, start, visit
 
-from wsgi_isr import ISRMiddleware
-from wsgi_isr import Result
-from wsgi_isr import RevalidationError
-from wsgi_isr import Rule
+from wsgi_isr import ISRMiddleware, Result, RevalidationError, Rule
 
 Browse = Callable[..., Browser]
 

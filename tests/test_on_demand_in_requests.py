@@ -6,16 +6,10 @@ import typing as t
 from collections.abc import Callable
 
 import pytest
-from conftest import Browser
-from conftest import Clock
-from conftest import Make
-from conftest import Site
-from steps import result
-from steps import start
-from steps import visit
+from conftest import Browser, Clock, Make, Site
+from steps import result, start, visit
 
-from wsgi_isr import Result
-from wsgi_isr import RevalidationError
+from wsgi_isr import Result, RevalidationError
 
 Browse = Callable[..., Browser]
 

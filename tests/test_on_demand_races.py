@@ -7,23 +7,10 @@ import typing as t
 from collections.abc import Iterator
 
 import pytest
-from conftest import Clock
-from conftest import Make
-from conftest import Site
-from conftest import status_of
-from steps import later
-from steps import number
-from steps import PATIENCE
-from steps import result
-from steps import start
-from steps import Steps
-from steps import visit
-from steps import visitors
-from steps import wait_until
+from conftest import Clock, Make, Site, status_of
+from steps import PATIENCE, Steps, later, number, result, start, visit, visitors, wait_until
 
-from wsgi_isr import ISRMiddleware
-from wsgi_isr import RevalidationError
-from wsgi_isr import Rule
+from wsgi_isr import ISRMiddleware, RevalidationError, Rule
 
 HOME = "http://localhost/"
 Pair = tuple[ISRMiddleware, ISRMiddleware]

@@ -12,22 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cachelib import BaseCache
-from cachelib import FileSystemCache
-from cachelib import NullCache
-from cachelib import RedisCache
-from cachelib import SimpleCache
+from cachelib import BaseCache, FileSystemCache, NullCache, RedisCache, SimpleCache
 
 from wsgi_isr import SQLiteCache
 from wsgi_isr.store import opening
 from wsgi_isr.store.cachelib import CachelibStore
 from wsgi_isr.store.local import LocalStore
-from wsgi_isr.store.opening import kind_of
-from wsgi_isr.store.opening import KINDS
-from wsgi_isr.store.opening import limits
-from wsgi_isr.store.opening import opener
-from wsgi_isr.store.protocol import Store
-from wsgi_isr.store.protocol import StoreError
+from wsgi_isr.store.opening import KINDS, kind_of, limits, opener
+from wsgi_isr.store.protocol import Store, StoreError
 from wsgi_isr.store.redis import RedisStore
 from wsgi_isr.store.sqlite import SQLiteStore
 from wsgi_isr.testing import make_record

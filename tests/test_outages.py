@@ -10,34 +10,15 @@ import logging
 import re
 import time
 import typing as t
-from collections.abc import Callable
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
-from conftest import Clock
-from conftest import Make
-from conftest import Site
-from conftest import status_of
-from patience import be_quick
-from patience import FIRST
-from patience import OTHERS
-from patience import RECOVERY
-from patience import timed
-from patience import url_of
-from patience import usual
-from redis_server import Memcached
-from redis_server import Redis
-from redis_server import running
-from redis_server import Server
-from redis_server import SlowNetwork
-from steps import result
-from steps import start
-from steps import Steps
-from steps import visit
-from steps import wait_until
+from conftest import Clock, Make, Site, status_of
+from patience import FIRST, OTHERS, RECOVERY, be_quick, timed, url_of, usual
+from redis_server import Memcached, Redis, Server, SlowNetwork, running
+from steps import Steps, result, start, visit, wait_until
 
-from wsgi_isr import RevalidationError
-from wsgi_isr import Rule
+from wsgi_isr import RevalidationError, Rule
 from wsgi_isr.signals import store_failed
 
 pytestmark = pytest.mark.servers

@@ -7,28 +7,16 @@ import typing as t
 from pathlib import Path
 
 import pytest
-from conftest import Make
-from conftest import Site
-from conftest import status_of
-from entries import Bomb
-from entries import forge
-from entries import KEY
-from entries import make_page
-from hypothesis import given
-from hypothesis import settings
+from conftest import Make, Site, status_of
+from entries import KEY, Bomb, forge, make_page
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from steps import visit
 
-from wsgi_isr import ISRMiddleware
-from wsgi_isr import Rule
+from wsgi_isr import ISRMiddleware, Rule
 from wsgi_isr.key import PageKey
-from wsgi_isr.metadata import header
-from wsgi_isr.metadata import intern
-from wsgi_isr.metadata import MAX_INTERNED
-from wsgi_isr.metadata import Metadata
-from wsgi_isr.page import Codec
-from wsgi_isr.page import MAX_CACHED_HEAD
-from wsgi_isr.page import Page
+from wsgi_isr.metadata import MAX_INTERNED, Metadata, header, intern
+from wsgi_isr.page import MAX_CACHED_HEAD, Codec, Page
 from wsgi_isr.store.protocol import Record
 
 SECRET = b"a key of 32 bytes that is secret"
@@ -272,6 +260,7 @@ FIELD = st.recursive(
 
 @given(st.dictionaries(st.sampled_from(FIELDS), FIELD, min_size=1, max_size=2), st.binary())
 @settings(max_examples=200, deadline=None)
+@example({"seconds": 0.53125}, b"")
 def test_whatever_a_head_says_it_is_a_miss_or_a_page_that_can_be_stored(
     fields: dict[str, t.Any], data: bytes
 ) -> None:

@@ -6,16 +6,10 @@ import typing as t
 from collections.abc import Callable
 
 import pytest
-from conftest import Browser
-from conftest import Clock
-from conftest import Site
-from conftest import status_of
-from failures import answers
-from failures import page_with
-from failures import raises
+from conftest import Browser, Clock, Site, status_of
+from failures import answers, page_with, raises
 
-from wsgi_isr import page_headers
-from wsgi_isr import Rule
+from wsgi_isr import Rule, page_headers
 
 Browse = Callable[..., Browser]
 

@@ -9,16 +9,12 @@ import typing as t
 from collections.abc import Iterator
 
 import pytest
-from answers import BOTH
-from answers import PLAIN
-from answers import renew
+from answers import BOTH, PLAIN, renew
 from conftest import status_of
 from steps import PATIENCE
 from werkzeug.test import create_environ
 
-from wsgi_isr import ISRMiddleware
-from wsgi_isr import page_headers
-from wsgi_isr import Rule
+from wsgi_isr import ISRMiddleware, Rule, page_headers
 
 
 class Body:

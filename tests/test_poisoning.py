@@ -10,24 +10,16 @@ import itertools
 import typing as t
 
 import pytest
-from answers import run
-from answers import Sent
-from attacks import Attack
-from attacks import ATTACKS
-from attacks import HOST
-from attacks import TOKEN
+from answers import Sent, run
+from attacks import ATTACKS, HOST, TOKEN, Attack
 from conftest import Clock
-from hypothesis import given
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from mirror import mirror
-from raw import Answer
-from raw import Program
-from raw import SERVERS
+from raw import SERVERS, Answer, Program
 from steps import wait_until
 
-from wsgi_isr import ISRMiddleware
-from wsgi_isr import Rule
+from wsgi_isr import ISRMiddleware, Rule
 
 #: Attacks that get through a cache which stores the first answer to a path, at the least.
 REAL = 55

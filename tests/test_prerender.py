@@ -7,21 +7,10 @@ import typing as t
 from collections.abc import Callable
 
 import pytest
-from conftest import Browser
-from conftest import Clock
-from conftest import Make
-from conftest import Site
-from conftest import status_of
-from steps import result
-from steps import start
-from steps import Steps
-from steps import visit
-from steps import visitors
+from conftest import Browser, Clock, Make, Site, status_of
+from steps import Steps, result, start, visit, visitors
 
-from wsgi_isr import PageInfo
-from wsgi_isr import Result
-from wsgi_isr import RevalidationError
-from wsgi_isr import Rule
+from wsgi_isr import PageInfo, Result, RevalidationError, Rule
 
 Browse = Callable[..., Browser]
 

@@ -9,11 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from servers import Folder
-from servers import gunicorn
-from servers import HERE
-from servers import HOST
-from servers import Server
+from servers import HERE, HOST, Folder, Server, gunicorn
 
 pytestmark = pytest.mark.processes
 

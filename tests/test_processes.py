@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import Make
 from elsewhere import Elsewhere
-from steps import PATIENCE
-from steps import wait_until
+from steps import PATIENCE, wait_until
 
 from wsgi_isr import Rule
 

@@ -6,22 +6,13 @@ Two middlewares with caches of their own stand for two processes, and a new one 
 from __future__ import annotations
 
 import typing as t
-from collections.abc import Callable
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
-from cachelib import BaseCache
-from cachelib import FileSystemCache
-from cachelib import SimpleCache
-from conftest import Clock
-from conftest import Make
-from conftest import Site
-from conftest import status_of
-from redis_server import Memcached
-from redis_server import Redis
-from redis_server import running
-from steps import visit
-from steps import wait_until
+from cachelib import BaseCache, FileSystemCache, SimpleCache
+from conftest import Clock, Make, Site, status_of
+from redis_server import Memcached, Redis, running
+from steps import visit, wait_until
 
 pytestmark = pytest.mark.servers
 

@@ -6,13 +6,8 @@ import typing as t
 from collections.abc import Callable
 
 import pytest
-from conftest import Browser
-from conftest import Clock
-from conftest import Make
-from conftest import Site
-from conftest import status_of
-from steps import visit
-from steps import wait_until
+from conftest import Browser, Clock, Make, Site, status_of
+from steps import visit, wait_until
 
 Browse = Callable[..., Browser]
 

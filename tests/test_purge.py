@@ -6,8 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
-from conftest import Clock
-from conftest import Make
+from conftest import Clock, Make
 from entries import make_page
 from redis_server import Redis
 

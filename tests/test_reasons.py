@@ -7,11 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Browser
-from conftest import Clock
-from conftest import Site
-from flasks import flask_app
-from flasks import flask_browser
+from conftest import Browser, Clock, Site
+from flasks import flask_app, flask_browser
 
 from wsgi_isr import Rule
 from wsgi_isr.flask import isr_page

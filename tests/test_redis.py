@@ -6,27 +6,18 @@ import contextlib
 import threading
 import time
 import typing as t
-from collections.abc import Callable
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
-from hypothesis import given
-from hypothesis import HealthCheck
-from hypothesis import settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from redis_server import eventually
-from redis_server import listening
-from redis_server import Redis
+from redis_server import Redis, eventually, listening
 
 from wsgi_isr.freshness import Invalidated
 from wsgi_isr.rules import compile_pattern
 from wsgi_isr.store import redis as module
 from wsgi_isr.store.clients import redis_client
-from wsgi_isr.store.protocol import Failure
-from wsgi_isr.store.protocol import MAX_FAILURES
-from wsgi_isr.store.protocol import MAX_HISTORY
-from wsgi_isr.store.protocol import Number
-from wsgi_isr.store.protocol import Wanted
+from wsgi_isr.store.protocol import MAX_FAILURES, MAX_HISTORY, Failure, Number, Wanted
 from wsgi_isr.store.redis import RedisStore
 from wsgi_isr.testing.support import make_record
 

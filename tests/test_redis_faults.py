@@ -9,23 +9,14 @@ import os
 import signal
 import time
 import typing as t
-from collections.abc import Callable
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
-from redis_server import eventually
-from redis_server import listening
-from redis_server import Redis
-from redis_server import running
-from redis_server import SlowNetwork
+from redis_server import Redis, SlowNetwork, eventually, listening, running
 
 from wsgi_isr.freshness import Invalidated
 from wsgi_isr.store.clients import redis_client
-from wsgi_isr.store.protocol import Busy
-from wsgi_isr.store.protocol import Failure
-from wsgi_isr.store.protocol import Number
-from wsgi_isr.store.protocol import ReadOnly
-from wsgi_isr.store.protocol import Wanted
+from wsgi_isr.store.protocol import Busy, Failure, Number, ReadOnly, Wanted
 from wsgi_isr.store.redis import RedisStore
 from wsgi_isr.testing.support import make_record
 

@@ -5,32 +5,22 @@ from __future__ import annotations
 import contextlib
 import logging
 import typing as t
-from collections.abc import Callable
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
-from cachelib import MemcachedCache
-from cachelib import RedisCache
-from cachelib import SimpleCache
-from cachelib import ValkeyCache
-from redis_server import eventually
-from redis_server import find
-from redis_server import free_port
-from redis_server import listening
-from redis_server import Memcached
-from redis_server import Redis
-from redis_server import running
-from redis_server import Server
+from cachelib import MemcachedCache, RedisCache, SimpleCache, ValkeyCache
+from redis_server import Memcached, Redis, Server, eventually, find, free_port, listening, running
 
 from wsgi_isr.freshness import Invalidated
-from wsgi_isr.store.clients import check_cache
-from wsgi_isr.store.clients import client_of
-from wsgi_isr.store.clients import import_extra
-from wsgi_isr.store.clients import memcached_cache
-from wsgi_isr.store.clients import prefix_of
-from wsgi_isr.store.clients import redis_client
-from wsgi_isr.store.protocol import Number
-from wsgi_isr.store.protocol import Wanted
+from wsgi_isr.store.clients import (
+    check_cache,
+    client_of,
+    import_extra,
+    memcached_cache,
+    prefix_of,
+    redis_client,
+)
+from wsgi_isr.store.protocol import Number, Wanted
 from wsgi_isr.store.redis import RedisStore
 from wsgi_isr.testing.support import make_record
 

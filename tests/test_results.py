@@ -5,9 +5,7 @@ from __future__ import annotations
 import typing as t
 
 import pytest
-from answers import answer
-from answers import page
-from answers import renew
+from answers import answer, page, renew
 from conftest import status_of
 
 from wsgi_isr import Rule

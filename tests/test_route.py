@@ -10,15 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Browser
-from conftest import status_of
+from conftest import Browser, status_of
 from flask import Flask
-from flasks import flask_app
-from flasks import flask_browser
+from flasks import flask_app, flask_browser
 
 from wsgi_isr.flask import isr_page
-from wsgi_isr.flask.routes import MAX_LENGTH
-from wsgi_isr.flask.routes import MAX_NAMES
+from wsgi_isr.flask.routes import MAX_LENGTH, MAX_NAMES
 from wsgi_isr.store.protocol import StoreError
 
 SECRET = "correct horse battery staple"

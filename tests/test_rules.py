@@ -6,16 +6,10 @@ import logging
 import typing as t
 
 import pytest
-from answers import answer
-from answers import BOTH
-from answers import page
-from answers import PLAIN
-from answers import run
+from answers import BOTH, PLAIN, answer, page, run
 from conftest import status_of
 
-from wsgi_isr import ISRMiddleware
-from wsgi_isr import page_headers
-from wsgi_isr import Rule
+from wsgi_isr import ISRMiddleware, Rule, page_headers
 from wsgi_isr.rules import compile_pattern
 
 

@@ -8,14 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from server_kinds import Kind
-from server_kinds import KINDS
-from server_kinds import skip_unless_there
-from servers import Folder
-from servers import Server
-from steps import PATIENCE
-from steps import start
-from steps import wait_until
+from server_kinds import KINDS, Kind, skip_unless_there
+from servers import Folder, Server
+from steps import PATIENCE, start, wait_until
 
 pytestmark = [pytest.mark.processes, pytest.mark.servers]
 

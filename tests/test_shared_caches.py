@@ -5,20 +5,13 @@ from __future__ import annotations
 import typing as t
 
 import pytest
-from answers import BOTH
-from answers import PLAIN
+from answers import BOTH, PLAIN
 from cdn import CDN
-from conftest import Browser
-from conftest import Clock
-from hypothesis import example
-from hypothesis import given
-from hypothesis import settings
+from conftest import Browser, Clock
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from wsgi_isr import ISRMiddleware
-from wsgi_isr import page_headers
-from wsgi_isr import Rule
-from wsgi_isr import signals
+from wsgi_isr import ISRMiddleware, Rule, page_headers, signals
 
 
 def behind_a_cdn(app: t.Any, clock: Clock, **options: t.Any) -> tuple[CDN, ISRMiddleware]:

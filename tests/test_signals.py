@@ -7,16 +7,10 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 import pytest
-from conftest import Browser
-from conftest import Clock
-from conftest import Make
-from conftest import Site
-from conftest import status_of
+from conftest import Browser, Clock, Make, Site, status_of
 from steps import visit
 
-from wsgi_isr import ISRMiddleware
-from wsgi_isr import RevalidationError
-from wsgi_isr import signals
+from wsgi_isr import ISRMiddleware, RevalidationError, signals
 
 Browse = Callable[..., Browser]
 Heard = list[tuple[str, t.Any, dict[str, t.Any]]]

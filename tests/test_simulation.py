@@ -5,11 +5,7 @@ from __future__ import annotations
 import typing as t
 
 import pytest
-from benchmarks.simulation import MEBIBYTE
-from benchmarks.simulation import Play
-from benchmarks.simulation import row
-from benchmarks.simulation import Setting
-from benchmarks.simulation import Size
+from benchmarks.simulation import MEBIBYTE, Play, Setting, Size, row
 
 SMALL = Size(urls=20_000, machines=10, warm=10_000, counted=40_000)
 SETTING = Setting(100, 60, memory=MEBIBYTE)

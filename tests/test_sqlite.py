@@ -7,21 +7,14 @@ import sqlite3
 import threading
 import time
 import typing as t
-from collections.abc import Callable
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from wsgi_isr.freshness import Invalidated
 from wsgi_isr.store import labels as labels_of
-from wsgi_isr.store.protocol import Busy
-from wsgi_isr.store.protocol import Failure
-from wsgi_isr.store.protocol import Number
-from wsgi_isr.store.protocol import Record
-from wsgi_isr.store.protocol import StoreError
-from wsgi_isr.store.protocol import TooLarge
-from wsgi_isr.store.protocol import Wanted
+from wsgi_isr.store.protocol import Busy, Failure, Number, Record, StoreError, TooLarge, Wanted
 from wsgi_isr.store.schema import State
 from wsgi_isr.store.sqlite import SQLiteStore
 

@@ -14,19 +14,14 @@ import tempfile
 import textwrap
 import time
 import typing as t
-from collections.abc import Callable
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from wsgi_isr.freshness import Invalidated
 from wsgi_isr.store import signal as signals
-from wsgi_isr.store.protocol import Busy
-from wsgi_isr.store.protocol import Number
-from wsgi_isr.store.protocol import ReadOnly
-from wsgi_isr.store.protocol import Record
-from wsgi_isr.store.protocol import StoreError
+from wsgi_isr.store.protocol import Busy, Number, ReadOnly, Record, StoreError
 from wsgi_isr.store.schema import VERSION
 from wsgi_isr.store.sqlite import SQLiteStore
 

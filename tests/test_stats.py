@@ -7,22 +7,13 @@ import signal
 import subprocess
 import sys
 import typing as t
-from collections.abc import Callable
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
-from conftest import Browser
-from conftest import Clock
-from conftest import Make
-from conftest import Site
-from steps import result
-from steps import Steps
-from steps import visit
-from steps import visitors
-from steps import wait_until
+from conftest import Browser, Clock, Make, Site
+from steps import Steps, result, visit, visitors, wait_until
 
-from wsgi_isr import RevalidationError
-from wsgi_isr import Rule
+from wsgi_isr import RevalidationError, Rule
 
 Browse = Callable[..., Browser]
 

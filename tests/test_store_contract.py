@@ -8,17 +8,13 @@ import weakref
 from collections.abc import Callable
 
 import pytest
-from cachelib import FileSystemCache
-from cachelib import SimpleCache
-from redis_server import Memcached
-from redis_server import Redis
+from cachelib import FileSystemCache, SimpleCache
+from redis_server import Memcached, Redis
 
 from wsgi_isr.freshness import Invalidated
-from wsgi_isr.store.cachelib import CachelibStore
-from wsgi_isr.store.cachelib import MEMCACHED
+from wsgi_isr.store.cachelib import MEMCACHED, CachelibStore
 from wsgi_isr.store.local import LocalStore
-from wsgi_isr.store.protocol import MAX_LABELS
-from wsgi_isr.store.protocol import Store
+from wsgi_isr.store.protocol import MAX_LABELS, Store
 from wsgi_isr.testing import StoreContract
 
 Open = Callable[[], Store]

@@ -6,21 +6,12 @@ import logging
 import typing as t
 
 import pytest
-from conftest import Clock
-from conftest import Make
-from conftest import Site
-from conftest import status_of
-from failures import Answer
-from failures import answers
-from failures import LIMIT
-from failures import WITHDRAWALS
-from failures import withdrawing
-from steps import visit
-from steps import wait_until
+from conftest import Clock, Make, Site, status_of
+from failures import LIMIT, WITHDRAWALS, Answer, answers, withdrawing
+from steps import visit, wait_until
 from werkzeug.middleware.lint import WSGIWarning
 
-from wsgi_isr import ISRMiddleware
-from wsgi_isr import Result
+from wsgi_isr import ISRMiddleware, Result
 from wsgi_isr.signals import page_withdrawn
 
 HOME = "http://localhost/"

@@ -9,14 +9,8 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 
 import pytest
-from servers import Answer
-from servers import Folder
-from servers import gunicorn
-from servers import Server
-from steps import PATIENCE
-from steps import result
-from steps import start
-from steps import wait_until
+from servers import Answer, Folder, Server, gunicorn
+from steps import PATIENCE, result, start, wait_until
 
 pytestmark = pytest.mark.processes
 

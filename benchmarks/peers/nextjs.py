@@ -15,8 +15,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.processes import Program
-from benchmarks.processes import running
+from benchmarks.processes import Program, running
 from benchmarks.subjects import PARAGRAPHS
 
 HERE = Path(__file__).parent

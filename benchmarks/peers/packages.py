@@ -9,9 +9,7 @@ import gzip
 import typing as t
 from pathlib import Path
 
-from benchmarks.subjects import App
-from benchmarks.subjects import BODY
-from benchmarks.subjects import PARAGRAPHS
+from benchmarks.subjects import BODY, PARAGRAPHS, App
 
 TEMPLATE = "{% for line in lines %}<p>{{ line }}</p>\n{% endfor %}"
 VALUES = {"lines": PARAGRAPHS}
@@ -19,8 +17,7 @@ VALUES = {"lines": PARAGRAPHS}
 
 def flask(folder: Path) -> App:
     """Rendered for every visitor."""
-    from flask import Flask
-    from flask import render_template_string
+    from flask import Flask, render_template_string
 
     app = Flask("flask_peer")
 
@@ -33,8 +30,7 @@ def flask(folder: Path) -> App:
 
 def flask_caching(folder: Path) -> App:
     """``@cache.cached`` on the view, in memory."""
-    from flask import Flask
-    from flask import render_template_string
+    from flask import Flask, render_template_string
     from flask_caching import Cache
 
     app = Flask("flask_caching_peer")
@@ -66,10 +62,8 @@ def django(folder: Path) -> App:
     import django
     from django.conf import settings
     from django.core.wsgi import get_wsgi_application
-    from django.http import HttpRequest
-    from django.http import HttpResponse
-    from django.template import Context
-    from django.template import Engine
+    from django.http import HttpRequest, HttpResponse
+    from django.template import Context, Engine
     from django.urls import path
 
     template = Engine().from_string(TEMPLATE)

@@ -7,12 +7,10 @@ import gzip
 import shutil
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler
-from http.server import ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from benchmarks.processes import Program
-from benchmarks.processes import running
+from benchmarks.processes import Program, running
 from benchmarks.subjects import BODY
 
 NGINX = """

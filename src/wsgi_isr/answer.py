@@ -11,33 +11,26 @@ import re
 import typing as t
 from collections.abc import Sequence
 
-from werkzeug.http import http_date
-from werkzeug.http import parse_accept_header
-from werkzeug.http import parse_date
-from werkzeug.http import parse_etags
-from werkzeug.http import quote_etag
-from werkzeug.http import unquote_etag
+from werkzeug.http import (
+    http_date,
+    parse_accept_header,
+    parse_date,
+    parse_etags,
+    quote_etag,
+    unquote_etag,
+)
 from werkzeug.sansio.http import is_resource_modified
 
-from .codings import is_compressible
-from .codings import PREFERENCE
-from .freshness import Invalidated
-from .freshness import Window
-from .freshness import window_of
-from .key import Origin
-from .key import PageKey
-from .metadata import Header
-from .metadata import header
-from .metadata import Headers
-from .metadata import tags_value
-from .page import MAX_CACHED_HEAD
-from .page import Page
+from .codings import PREFERENCE, is_compressible
+from .freshness import Invalidated, Window, window_of
+from .key import Origin, PageKey
+from .metadata import Header, Headers, header, tags_value
+from .page import MAX_CACHED_HEAD, Page
 from .rules import Rule
 from .store.memory import Entry
 
 if t.TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse
-    from _typeshed.wsgi import WSGIEnvironment
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 YEAR = 31536000
 #: Longest time that caches have to understand (RFC 9111 section 1.2.2).

@@ -5,45 +5,31 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
-from collections.abc import Sequence
-from urllib.parse import parse_qsl
-from urllib.parse import SplitResult
-from urllib.parse import unquote
-from urllib.parse import urljoin
-from urllib.parse import urlsplit
+from collections.abc import Callable, Sequence
+from urllib.parse import SplitResult, parse_qsl, unquote, urljoin, urlsplit
 
-from . import codings
-from . import signals
+from . import codings, signals
 from .config import Config
-from .key import canonical_query
-from .key import DEFAULT_PORTS
-from .key import PageKey
-from .metadata import end_to_end
-from .metadata import GONE
-from .metadata import InvalidMetadata
-from .metadata import is_sound
-from .metadata import NO_DEFAULTS
-from .metadata import NOT_NOW
-from .metadata import read_metadata
-from .metadata import REDIRECTS
+from .key import DEFAULT_PORTS, PageKey, canonical_query
+from .metadata import (
+    GONE,
+    NO_DEFAULTS,
+    NOT_NOW,
+    REDIRECTS,
+    InvalidMetadata,
+    end_to_end,
+    is_sound,
+    read_metadata,
+)
 from .metrics import Counters
-from .outcome import Kind
-from .outcome import Outcome
+from .outcome import Kind, Outcome
 from .page import Page
-from .refusals import form_token
-from .refusals import Refusal
-from .refusals import refusal
-from .refusals import REMEDIES
-from .render import Renderer
-from .render import RenderError
-from .render import RenderTimeout
-from .render import Response
+from .refusals import REMEDIES, Refusal, form_token, refusal
+from .render import Renderer, RenderError, RenderTimeout, Response
 from .rules import Rule
 from .store.memory import Entry
 from .store.pages import Pages
-from .store.protocol import Failure
-from .store.protocol import Number
+from .store.protocol import Failure, Number
 
 logger = logging.getLogger("wsgi_isr")
 

@@ -18,28 +18,16 @@ import time
 import typing as t
 import warnings
 from collections import Counter
-from collections.abc import Callable
-from collections.abc import Iterable
-from collections.abc import Iterator
-from urllib.parse import unquote_to_bytes
-from urllib.parse import urlsplit
+from collections.abc import Callable, Iterable, Iterator
+from urllib.parse import unquote_to_bytes, urlsplit
 
 import click
 from werkzeug.utils import import_string
 
-from .key import normalize_host
-from .key import Origin
+from .key import Origin, normalize_host
 from .middleware import ISRMiddleware
 from .ondemand import Result
-from .report import amount
-from .report import describe
-from .report import line
-from .report import number
-from .report import ORDERS
-from .report import page_rows
-from .report import printable
-from .report import selector
-from .report import table
+from .report import ORDERS, amount, describe, line, number, page_rows, printable, selector, table
 
 #: Where frameworks and middlewares keep the application that they wrap.
 _INNER = ("wsgi_app", "app", "application", "__self__")

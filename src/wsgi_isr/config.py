@@ -11,19 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .answer import Caching
-from .key import canonical_query
-from .key import is_ambiguous
-from .key import Origin
-from .key import Origins
-from .key import PageKey
+from .key import Origin, Origins, PageKey, canonical_query, is_ambiguous
 from .metadata import check_tags_header
-from .rules import Excluded
-from .rules import Rule
-from .rules import Rules
+from .rules import Excluded, Rule, Rules
 
 if t.TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIApplication
-    from _typeshed.wsgi import WSGIEnvironment
+    from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
 
 logger = logging.getLogger("wsgi_isr")
 

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import typing as t
-from collections.abc import Callable
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-from .passing import PRIVATE
-from .passing import with_status
+from .passing import PRIVATE, with_status
 
 if t.TYPE_CHECKING:
     from _typeshed import OptExcInfo
-    from _typeshed.wsgi import StartResponse
-    from _typeshed.wsgi import WSGIApplication
-    from _typeshed.wsgi import WSGIEnvironment
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 #: Crawlers that wait for the whole page, as in Next.js: they do not come back for it.
 CRAWLERS = (

@@ -14,11 +14,7 @@ import re
 import sys
 import typing as t
 from collections.abc import Iterable
-from urllib.parse import parse_qsl
-from urllib.parse import quote
-from urllib.parse import unquote_to_bytes
-from urllib.parse import urlencode
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, quote, unquote_to_bytes, urlencode, urlsplit
 
 from werkzeug.sansio.utils import host_is_trusted
 

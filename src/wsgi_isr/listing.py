@@ -7,8 +7,7 @@ import typing as t
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .freshness import state_of
-from .freshness import window_of
+from .freshness import state_of, window_of
 from .key import PageKey
 from .metrics import totals_of
 from .process import Process

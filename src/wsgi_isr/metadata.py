@@ -8,12 +8,10 @@ from __future__ import annotations
 import functools
 import re
 import typing as t
-from collections.abc import Iterable
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from urllib.parse import quote
 
-from werkzeug.http import is_hop_by_hop_header
-from werkzeug.http import parse_set_header
+from werkzeug.http import is_hop_by_hop_header, parse_set_header
 
 if t.TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment

@@ -6,54 +6,29 @@ import logging
 import os
 import threading
 import typing as t
-from collections.abc import Callable
-from collections.abc import Iterable
-from collections.abc import Iterator
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from time import time
 
-from .answer import Caching
-from .answer import Hit
-from .answer import NotPage
-from .answer import send
-from .config import check
-from .config import Config
-from .config import make_bypass
-from .key import Origin
-from .key import Origins
-from .listing import Explanation
-from .listing import PageInfo
-from .listing import pages_of
-from .listing import stats_of
+from .answer import Caching, Hit, NotPage, send
+from .config import Config, check, make_bypass
+from .key import Origin, Origins
+from .listing import Explanation, PageInfo, pages_of, stats_of
 from .metrics import Counters
-from .ondemand import OnDemand
-from .ondemand import Result
+from .ondemand import OnDemand, Result
 from .page import Codec
-from .passing import Passing
-from .passing import PassThrough
+from .passing import Passing, PassThrough
 from .process import Process
 from .regenerator import regenerate
-from .render import current_origin
-from .render import ERROR
+from .render import ERROR, current_origin
 from .request import Request
-from .rules import check_query
-from .rules import digest_of
-from .rules import make_rules
-from .rules import Resolver
-from .rules import RuleLike
-from .rules import Rules
+from .rules import Resolver, RuleLike, Rules, check_query, digest_of, make_rules
 from .store.memory import Fingerprint
-from .store.opening import CacheLike
-from .store.opening import kind_of
-from .store.opening import opener
+from .store.opening import CacheLike, kind_of, opener
 from .store.protocol import Store
 from .threads import ExecutorLike
 
 if t.TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse
-    from _typeshed.wsgi import WSGIApplication
-    from _typeshed.wsgi import WSGIEnvironment
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 logger = logging.getLogger("wsgi_isr")
 

@@ -6,12 +6,8 @@ import re
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
-from .key import is_ambiguous
-from .key import Origin
-from .key import Origins
-from .key import PageKey
-from .rules import check_pattern
-from .rules import to_wsgi
+from .key import Origin, Origins, PageKey, is_ambiguous
+from .rules import check_pattern, to_wsgi
 
 _UNPRINTABLE = re.compile(r"[\x00-\x20\x7f]")
 

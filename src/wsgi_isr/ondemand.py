@@ -7,30 +7,19 @@ import contextvars
 import itertools
 import logging
 import typing as t
-from collections.abc import Callable
-from collections.abc import Iterable
-from collections.abc import Iterator
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from . import signals
-from .key import Origin
-from .key import PageKey
-from .listing import explain_key
-from .listing import Explanation
+from .key import Origin, PageKey
+from .listing import Explanation, explain_key
 from .metadata import check_tags
-from .naming import label_of
-from .naming import mounted
-from .naming import parse
-from .outcome import Kind
-from .outcome import Outcome
+from .naming import label_of, mounted, parse
+from .outcome import Kind, Outcome
 from .page import page_label
 from .process import Process
-from .render import current_origin
-from .render import RenderError
-from .render import rendering
+from .render import RenderError, current_origin, rendering
 from .rules import Rule
-from .store.protocol import Number
-from .store.protocol import StoreError
+from .store.protocol import Number, StoreError
 
 logger = logging.getLogger("wsgi_isr")
 

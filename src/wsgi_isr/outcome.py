@@ -8,8 +8,7 @@ import re
 import typing as t
 
 from .metadata import is_sound
-from .render import RenderError
-from .render import Response
+from .render import RenderError, Response
 from .store.memory import Entry
 
 #: Bytes of an error page that all who wait for one render share.

@@ -16,20 +16,21 @@ import re
 import typing as t
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass
-from dataclasses import field
+from dataclasses import dataclass, field
 
 from .key import PageKey
-from .metadata import check_expire
-from .metadata import check_revalidate
-from .metadata import check_tags
-from .metadata import is_sound
-from .metadata import lifetime
-from .metadata import Metadata
-from .metadata import shared_headers
-from .metadata import status_code
-from .metadata import STORABLE
-from .metadata import STORABLE_IF_DECLARED
+from .metadata import (
+    STORABLE,
+    STORABLE_IF_DECLARED,
+    Metadata,
+    check_expire,
+    check_revalidate,
+    check_tags,
+    is_sound,
+    lifetime,
+    shared_headers,
+    status_code,
+)
 
 _MAGIC = b"ISR\x02"
 #: Bytes of a head that is parsed only once while it is in use.
@@ -227,7 +228,7 @@ def _parse_head(data: bytes) -> tuple[dict[str, t.Any], tuple[Size, ...], str]:
     if status_code(status) not in _STATUSES or not _DIGEST.fullmatch(digest):
         raise ValueError("not a stored response")
     metadata = _parse_metadata(*head["metadata"])
-    generated_at, seconds = float(head["generated_at"]), float(head["seconds"])
+    generated_at, seconds = float(head["generated_at"]), round(float(head["seconds"]), 4)
     if not math.isfinite(generated_at) or not math.isfinite(seconds):
         raise ValueError("no time")
     fields = {

@@ -8,31 +8,25 @@ from __future__ import annotations
 
 import itertools
 import typing as t
-from collections.abc import Callable
-from collections.abc import Iterable
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import MethodType
 
 from .answer import NotPage
 from .key import Origin
-from .metadata import declares_page
-from .metadata import HARMLESS
-from .metadata import Headers
-from .metadata import is_isr_header
-from .metadata import remove_isr
-from .metadata import status_code
-from .metadata import without_isr
-from .render import Capture
-from .render import close
-from .render import current_origin
-from .render import is_endless
-from .render import Response
+from .metadata import (
+    HARMLESS,
+    Headers,
+    declares_page,
+    is_isr_header,
+    remove_isr,
+    status_code,
+    without_isr,
+)
+from .render import Capture, Response, close, current_origin, is_endless
 
 if t.TYPE_CHECKING:
     from _typeshed import OptExcInfo
-    from _typeshed.wsgi import StartResponse
-    from _typeshed.wsgi import WSGIApplication
-    from _typeshed.wsgi import WSGIEnvironment
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 PRIVATE = "private, no-store"
 #: Headers that caches obey before ``Cache-Control`` (RFC 9213 and its forerunners).

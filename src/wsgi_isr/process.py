@@ -17,25 +17,20 @@ import weakref
 from collections.abc import Callable
 
 from . import signals
-from .answer import Hit
-from .answer import NotPage
+from .answer import Hit, NotPage
 from .attempt import Attempts
 from .config import Config
-from .key import Origin
-from .key import PageKey
+from .key import Origin, PageKey
 from .metrics import Counters
 from .page import Codec
 from .render import Renderer
 from .renders import Renders
 from .rules import Rule
-from .store.memory import Fingerprint
-from .store.memory import is_long
+from .store.memory import Fingerprint, is_long
 from .store.opening import Opener
 from .store.pages import Pages
 from .store.protocol import Changes
-from .threads import Background
-from .threads import ExecutorLike
-from .threads import start
+from .threads import Background, ExecutorLike, start
 
 logger = logging.getLogger("wsgi_isr")
 

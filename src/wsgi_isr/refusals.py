@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import re
 import typing as t
-from collections.abc import Iterable
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from .metadata import STORABLE
-from .metadata import STORABLE_IF_DECLARED
-from .metadata import vary_fields
+from .metadata import STORABLE, STORABLE_IF_DECLARED, vary_fields
 
 
 class Refusal(t.NamedTuple):

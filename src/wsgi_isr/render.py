@@ -9,20 +9,14 @@ import math
 import tempfile
 import time
 import typing as t
-from collections.abc import Callable
-from collections.abc import Iterable
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
-from .key import Origin
-from .key import PageKey
-from .metadata import ENDLESS
-from .metadata import Headers
-from .metadata import status_code
+from .key import Origin, PageKey
+from .metadata import ENDLESS, Headers, status_code
 
 if t.TYPE_CHECKING:
     from _typeshed import OptExcInfo
-    from _typeshed.wsgi import WSGIApplication
-    from _typeshed.wsgi import WSGIEnvironment
+    from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
 
 logger = logging.getLogger("wsgi_isr")
 

@@ -18,27 +18,16 @@ import time
 import typing as t
 from collections.abc import Callable
 
-from .attempt import Attempts
-from .attempt import MAX_BACK_OFF
+from .attempt import MAX_BACK_OFF, Attempts
 from .config import Config
-from .freshness import Invalidated
-from .freshness import State
-from .freshness import state_of
+from .freshness import Invalidated, State, state_of
 from .key import PageKey
-from .outcome import Kind
-from .outcome import Outcome
-from .render import RenderError
-from .render import rendering
-from .render import RenderTimeout
-from .rules import compile_pattern
-from .rules import Rule
+from .outcome import Kind, Outcome
+from .render import RenderError, RenderTimeout, rendering
+from .rules import Rule, compile_pattern
 from .store.memory import Entry
 from .store.pages import Pages
-from .store.protocol import Busy
-from .store.protocol import Changes
-from .store.protocol import Lease
-from .store.protocol import Number
-from .store.protocol import Wanted
+from .store.protocol import Busy, Changes, Lease, Number, Wanted
 from .threads import Background
 
 #: Seconds before a page whose lease another process has is tried again.

@@ -5,17 +5,13 @@ from __future__ import annotations
 import shutil
 import sys
 import typing as t
-from collections.abc import Callable
-from collections.abc import Iterable
-from collections.abc import Sequence
-from urllib.parse import unquote_to_bytes
-from urllib.parse import urlsplit
+from collections.abc import Callable, Iterable, Sequence
+from urllib.parse import unquote_to_bytes, urlsplit
 
 import click
 
 from .listing import PageInfo
-from .ondemand import RefusedError
-from .ondemand import Result
+from .ondemand import RefusedError, Result
 from .refusals import REMEDIES
 from .rules import compile_pattern
 

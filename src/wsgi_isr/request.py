@@ -8,46 +8,21 @@ from __future__ import annotations
 import typing as t
 from collections.abc import Iterable
 
-from .answer import choose_coding
-from .answer import Hit
-from .answer import make_answer
-from .answer import NotPage
-from .answer import send
-from .fallback import is_crawler
-from .fallback import not_found
-from .fallback import serve_shell
-from .fallback import Unlisted
-from .freshness import State
-from .freshness import state_of
-from .key import is_ambiguous
-from .key import MAX_KEY_LENGTH
-from .key import Origin
-from .key import PageKey
-from .metadata import InvalidMetadata
-from .metadata import NOT_NOW
-from .metadata import read_metadata
-from .metadata import REDIRECTS
-from .metadata import remove_isr
-from .metadata import vary_fields
-from .outcome import Kind
-from .outcome import Outcome
-from .passing import Afterwards
-from .passing import deliver
-from .passing import Discover
-from .passing import Passing
+from .answer import Hit, NotPage, choose_coding, make_answer, send
+from .fallback import Unlisted, is_crawler, not_found, serve_shell
+from .freshness import State, state_of
+from .key import MAX_KEY_LENGTH, Origin, PageKey, is_ambiguous
+from .metadata import NOT_NOW, REDIRECTS, InvalidMetadata, read_metadata, remove_isr, vary_fields
+from .outcome import Kind, Outcome
+from .passing import Afterwards, Discover, Passing, deliver
 from .process import Process
 from .refusals import Refusal
-from .render import rendering
-from .render import Response
-from .rules import Excluded
-from .rules import has_undeclared
-from .rules import Rule
-from .store.memory import Entry
-from .store.memory import Fingerprint
+from .render import Response, rendering
+from .rules import Excluded, Rule, has_undeclared
+from .store.memory import Entry, Fingerprint
 
 if t.TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse
-    from _typeshed.wsgi import WSGIEnvironment
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 
 class Request:

@@ -11,27 +11,14 @@ import logging
 import re
 import time
 import typing as t
-from collections.abc import Callable
-from collections.abc import Iterable
-from collections.abc import Iterator
-from collections.abc import Mapping
-from collections.abc import Sequence
-from dataclasses import dataclass
-from dataclasses import field
-from dataclasses import replace
-from urllib.parse import parse_qsl
-from urllib.parse import unquote_to_bytes
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from urllib.parse import parse_qsl, unquote_to_bytes
 
-from werkzeug.datastructures import Accept
-from werkzeug.datastructures import CharsetAccept
-from werkzeug.datastructures import LanguageAccept
-from werkzeug.datastructures import MIMEAccept
+from werkzeug.datastructures import Accept, CharsetAccept, LanguageAccept, MIMEAccept
 from werkzeug.http import parse_accept_header
 
-from .metadata import check_expire
-from .metadata import check_revalidate
-from .metadata import check_tags
-from .metadata import Defaults
+from .metadata import Defaults, check_expire, check_revalidate, check_tags
 
 if t.TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment

@@ -9,8 +9,7 @@ from __future__ import annotations
 import logging
 import typing as t
 
-from blinker import NamedSignal
-from blinker import Namespace
+from blinker import NamedSignal, Namespace
 
 logger = logging.getLogger("wsgi_isr")
 

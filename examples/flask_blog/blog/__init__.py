@@ -7,18 +7,12 @@ import typing as t
 from datetime import datetime
 from pathlib import Path
 
-from flask import Flask
-from flask import render_template
-from flask import request
-from flask import Response
+from flask import Flask, Response, render_template, request
 from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import BaseConverter
 
-from . import api
-from . import database
-from . import editor
-from . import pages
+from . import api, database, editor, pages
 
 #: Only the blog's own style sheet, and pictures. No script runs on a page, whatever a post says.
 CONTENT_SECURITY_POLICY = (

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import secrets
 
-from flask import Blueprint
-from flask import current_app
-from flask import request
+from flask import Blueprint, current_app, request
 from flask.typing import ResponseReturnValue
 
 from wsgi_isr import RevalidationError

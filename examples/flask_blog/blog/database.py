@@ -9,9 +9,7 @@ import typing as t
 from contextlib import contextmanager
 from pathlib import Path
 
-from flask import current_app
-from flask import Flask
-from flask import g
+from flask import Flask, current_app, g
 
 from . import stdlib
 

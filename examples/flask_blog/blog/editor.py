@@ -9,25 +9,25 @@ import re
 import typing as t
 from urllib.parse import urlsplit
 
-from flask import abort
-from flask import Blueprint
-from flask import flash
-from flask import make_response
-from flask import redirect
-from flask import render_template
-from flask import request
-from flask import Response
-from flask import url_for
+from flask import (
+    Blueprint,
+    Response,
+    abort,
+    flash,
+    make_response,
+    redirect,
+    render_template,
+    request,
+    url_for,
+)
 from flask.typing import ResponseReturnValue
 
 from wsgi_isr import RevalidationError
-from wsgi_isr.flask import revalidate
-from wsgi_isr.flask import revalidate_tag
+from wsgi_isr.flask import revalidate, revalidate_tag
 
 from . import posts
 from .database import get_db
-from .pages import isr
-from .pages import page_number
+from .pages import isr, page_number
 from .posts import Post
 from .rest import complaints
 

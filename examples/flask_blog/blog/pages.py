@@ -8,14 +8,10 @@ from __future__ import annotations
 
 import typing as t
 
-from flask import abort
-from flask import Blueprint
-from flask import render_template
-from flask import request
+from flask import Blueprint, abort, render_template, request
 from flask.sansio.blueprints import BlueprintSetupState
 
-from wsgi_isr.flask import ISR
-from wsgi_isr.flask import isr_page
+from wsgi_isr.flask import ISR, isr_page
 
 from . import posts
 from .database import get_db

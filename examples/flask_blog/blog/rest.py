@@ -11,8 +11,7 @@ import threading
 import typing as t
 
 from docutils import nodes
-from docutils.core import publish_doctree
-from docutils.core import publish_from_doctree
+from docutils.core import publish_doctree, publish_from_doctree
 from docutils.parsers.rst import roles
 from docutils.writers.html5_polyglot import Writer
 from markupsafe import Markup

@@ -16,8 +16,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from .docstring import to_line
-from .docstring import to_rest
+from .docstring import to_line, to_rest
 
 #: Folders of the standard library that are not part of its documentation.
 _SKIPPED = {

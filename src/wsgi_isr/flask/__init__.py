@@ -8,8 +8,8 @@ try:
 except ImportError as error:  # pragma: no cover
     raise ImportError("wsgi_isr.flask needs Flask: pip install 'wsgi-isr[flask]'") from error
 
-from .extension import invalidate as invalidate
 from .extension import ISR as ISR
+from .extension import invalidate as invalidate
 from .extension import revalidate as revalidate
 from .extension import revalidate_tag as revalidate_tag
 from .pages import isr_page as isr_page

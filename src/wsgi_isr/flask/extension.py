@@ -9,44 +9,26 @@ import os
 import threading
 import typing as t
 import weakref
-from collections.abc import Callable
-from collections.abc import Iterable
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from urllib.parse import quote
 
 import click
-from flask import current_app
-from flask import Flask
-from flask import got_request_exception
-from flask import has_request_context
-from flask import request
+from flask import Flask, current_app, got_request_exception, has_request_context, request
 from flask.cli import with_appcontext
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from ..cli import App
-from ..cli import group
+from ..cli import App, group
 from ..key import Origin
 from ..middleware import ISRMiddleware
 from ..ondemand import Result
-from ..rules import digest_of
-from ..rules import Excluded
-from ..rules import make_rules
-from ..rules import Rule
-from ..rules import Rules
+from ..rules import Excluded, Rule, Rules, digest_of, make_rules
 from . import routes
 from .build import build_digest
-from .pages import declaration_of
-from .pages import mistakes
-from .paths import Generators
-from .paths import Listing
-from .paths import match
-from .paths import prerender_paths
-from .paths import with_fallback
+from .pages import declaration_of, mistakes
+from .paths import Generators, Listing, match, prerender_paths, with_fallback
 
 if t.TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse
-    from _typeshed.wsgi import WSGIApplication
-    from _typeshed.wsgi import WSGIEnvironment
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 logger = logging.getLogger("wsgi_isr")
 

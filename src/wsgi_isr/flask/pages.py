@@ -7,26 +7,12 @@ import functools
 import logging
 import typing as t
 import weakref
-from collections.abc import Callable
-from collections.abc import Iterable
-from collections.abc import Iterator
-from collections.abc import Mapping
-from collections.abc import Sequence
-from dataclasses import dataclass
-from dataclasses import field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
-from flask import after_this_request
-from flask import current_app
-from flask import Flask
-from flask import g
-from flask import has_request_context
-from flask import request
-from flask import Response
+from flask import Flask, Response, after_this_request, current_app, g, has_request_context, request
 
-from ..metadata import check_expire
-from ..metadata import check_revalidate
-from ..metadata import check_tags
-from ..metadata import page_headers
+from ..metadata import check_expire, check_revalidate, check_tags, page_headers
 from ..rules import Rule
 
 logger = logging.getLogger("wsgi_isr")

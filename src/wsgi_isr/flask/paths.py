@@ -12,29 +12,20 @@ import os
 import threading
 import typing as t
 import warnings
-from collections.abc import Callable
-from collections.abc import Iterable
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from time import monotonic
-from urllib.parse import unquote
-from urllib.parse import unquote_to_bytes
-from urllib.parse import urlsplit
+from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
-from flask import Flask
-from flask import request
-from flask import url_for
+from flask import Flask, request, url_for
 from werkzeug.exceptions import HTTPException
 
 from ..fallback import Unlisted
 from ..key import Origin
 from ..rules import Rule
-from .pages import Declaration
-from .pages import declaration_of
+from .pages import Declaration, declaration_of
 
 if t.TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse
-    from _typeshed.wsgi import WSGIApplication
-    from _typeshed.wsgi import WSGIEnvironment
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 logger = logging.getLogger("wsgi_isr")
 

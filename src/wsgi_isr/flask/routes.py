@@ -8,12 +8,8 @@ import logging
 import typing as t
 from collections.abc import Callable
 
-from flask import current_app
-from flask import Flask
-from flask import request
-from flask import Response
-from itsdangerous import BadData
-from itsdangerous import URLSafeTimedSerializer
+from flask import Flask, Response, current_app, request
+from itsdangerous import BadData, URLSafeTimedSerializer
 from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.sansio.http import parse_cookie
 

@@ -22,31 +22,25 @@ import secrets
 import threading
 import time
 import typing as t
-from collections.abc import Callable
-from collections.abc import Iterable
-from collections.abc import Iterator
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from cachelib import BaseCache
 
 from ..threads import start
 from . import protocol
-from .entries import BRIEF
-from .entries import Entries
-from .entries import frame
-from .entries import WEEK
-from .epochs import Epochs
-from .epochs import replaces
-from .protocol import Busy
-from .protocol import Changes
-from .protocol import Failure
-from .protocol import Invalidation
-from .protocol import Number
-from .protocol import Record
-from .protocol import Stored
-from .protocol import TooLarge
-from .protocol import Validity
+from .entries import BRIEF, WEEK, Entries, frame
+from .epochs import Epochs, replaces
+from .protocol import (
+    Busy,
+    Changes,
+    Failure,
+    Invalidation,
+    Number,
+    Record,
+    Stored,
+    TooLarge,
+    Validity,
+)
 
 logger = logging.getLogger("wsgi_isr")
 

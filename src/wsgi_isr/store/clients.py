@@ -15,15 +15,10 @@ import re
 import select
 import typing as t
 import weakref
-from collections.abc import Callable
-from collections.abc import Iterator
-from urllib.parse import parse_qsl
-from urllib.parse import urlsplit
+from collections.abc import Callable, Iterator
+from urllib.parse import parse_qsl, urlsplit
 
-from cachelib import BaseCache
-from cachelib import MemcachedCache
-from cachelib import RedisCache
-from cachelib import ValkeyCache
+from cachelib import BaseCache, MemcachedCache, RedisCache, ValkeyCache
 
 logger = logging.getLogger("wsgi_isr")
 

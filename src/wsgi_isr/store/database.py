@@ -19,10 +19,8 @@ import typing as t
 import weakref
 from collections.abc import Callable
 
-from . import schema
-from . import signal
-from .protocol import ReadOnly
-from .protocol import StoreError
+from . import schema, signal
+from .protocol import ReadOnly, StoreError
 from .schema import State
 
 logger = logging.getLogger("wsgi_isr")

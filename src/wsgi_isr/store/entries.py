@@ -15,16 +15,11 @@ import threading
 import time
 import typing as t
 import zlib
-from collections.abc import Iterator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from cachelib import BaseCache
-from cachelib import MemcachedCache
+from cachelib import BaseCache, MemcachedCache
 
-from .protocol import Number
-from .protocol import Record
-from .protocol import StoreError
-from .protocol import TooLarge
+from .protocol import Number, Record, StoreError, TooLarge
 
 _MAGIC = b"isr2"
 #: cachelib takes a timeout of 0 for "evict first", and some servers a date of 32 bits: ten years.

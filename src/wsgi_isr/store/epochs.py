@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import re
 import typing as t
-from collections.abc import Iterator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from urllib.parse import unquote_to_bytes
 
 from ..freshness import Invalidated
 from ..rules import compile_pattern
-from .protocol import Invalidation
-from .protocol import Number
+from .protocol import Invalidation, Number
 
 _PATTERN = "pattern:"
 #: Patterns with the same literal beginning that are matched one by one.

@@ -15,9 +15,7 @@ import weakref
 from collections.abc import Callable
 
 from ..threads import start
-from .protocol import ReadOnly
-from .protocol import Store
-from .protocol import TooLarge
+from .protocol import ReadOnly, Store, TooLarge
 
 logger = logging.getLogger("wsgi_isr")
 

@@ -19,14 +19,8 @@ from collections.abc import Sequence
 from ..rules import compile_pattern
 from . import schema
 from .database import Database
-from .epochs import Epochs
-from .epochs import Last
-from .epochs import prefix_of
-from .protocol import Changes
-from .protocol import Invalidation
-from .protocol import MAX_HISTORY
-from .protocol import MAX_LABELS
-from .protocol import Number
+from .epochs import Epochs, Last, prefix_of
+from .protocol import MAX_HISTORY, MAX_LABELS, Changes, Invalidation, Number
 from .schema import State
 
 #: Patterns with the same literal beginning; each costs every page below it a match.

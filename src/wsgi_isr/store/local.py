@@ -9,28 +9,24 @@ import secrets
 import threading
 import typing as t
 from collections import deque
-from collections.abc import Iterator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from cachelib import BaseCache
-from cachelib import NullCache
-from cachelib import SimpleCache
+from cachelib import BaseCache, NullCache, SimpleCache
 
-from .cachelib import CachelibStore
-from .cachelib import Clock
-from .cachelib import Lease
-from .entries import Entries
-from .entries import RETENTION
+from .cachelib import CachelibStore, Clock, Lease
+from .entries import RETENTION, Entries
 from .epochs import Epochs
-from .protocol import Changes
-from .protocol import Failure
-from .protocol import Invalidation
-from .protocol import Kind
-from .protocol import MAX_HISTORY
-from .protocol import MAX_LABELS
-from .protocol import Number
-from .protocol import Record
-from .protocol import Validity
+from .protocol import (
+    MAX_HISTORY,
+    MAX_LABELS,
+    Changes,
+    Failure,
+    Invalidation,
+    Kind,
+    Number,
+    Record,
+    Validity,
+)
 
 MEMORY = Kind("memory", "process", True, True, True, False, False)
 #: That of a store with a cache, whose pages it cannot list. When it forgets the oldest labels, all

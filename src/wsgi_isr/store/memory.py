@@ -11,11 +11,7 @@ from ..freshness import Invalidated
 from ..key import PageKey
 from ..page import Page
 from .epochs import Epochs
-from .protocol import Changes
-from .protocol import Invalidation
-from .protocol import MAX_HISTORY
-from .protocol import Number
-from .protocol import Validity
+from .protocol import MAX_HISTORY, Changes, Invalidation, Number, Validity
 
 #: What a request says of the page that it is for, before anything is parsed: path, query, host,
 #: scheme, mount point, accepted content codings.

@@ -12,23 +12,21 @@ import sqlite3
 import time
 import typing as t
 import zlib
-from collections.abc import Callable
-from collections.abc import Iterator
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from .database import Database
-from .labels import has_path
-from .labels import list_path
-from .protocol import ABANDONED
-from .protocol import Busy
-from .protocol import Failure
-from .protocol import MAX_BUILDS
-from .protocol import MAX_FAILURES
-from .protocol import MAX_WANTED
-from .protocol import StoreError
-from .protocol import Wanted
-from .schema import seal
-from .schema import unseal
+from .labels import has_path, list_path
+from .protocol import (
+    ABANDONED,
+    MAX_BUILDS,
+    MAX_FAILURES,
+    MAX_WANTED,
+    Busy,
+    Failure,
+    StoreError,
+    Wanted,
+)
+from .schema import seal, unseal
 
 T = t.TypeVar("T")
 

@@ -24,15 +24,10 @@ from urllib import parse
 import cachelib
 
 from . import clients
-from .cachelib import CachelibStore
 from .cachelib import KIND as CACHELIB
-from .cachelib import MEMCACHED
-from .local import LOCAL
-from .local import LocalStore
-from .local import MEMORY
-from .protocol import Kind
-from .protocol import Store
-from .protocol import StoreError
+from .cachelib import MEMCACHED, CachelibStore
+from .local import LOCAL, MEMORY, LocalStore
+from .protocol import Kind, Store, StoreError
 from .redis import RedisStore
 from .sqlite import SQLiteStore
 from .sqlite_cache import SQLiteCache

@@ -6,35 +6,26 @@ import logging
 import threading
 import time
 import typing as t
-from collections.abc import Callable
-from collections.abc import Iterable
-from collections.abc import Iterator
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from ..freshness import Invalidated
-from ..freshness import State
-from ..freshness import state_of
+from ..freshness import Invalidated, State, state_of
 from ..key import PageKey
 from ..metadata import GONE
-from ..page import Codec
-from ..page import Page
-from ..page import page_label
-from ..page import Size
+from ..page import Codec, Page, Size, page_label
 from .guard import Guard
-from .memory import Entry
-from .memory import is_same_render
-from .memory import MemoryLevel
-from .memory import replaces
-from .protocol import Changes
-from .protocol import Invalidation
-from .protocol import Number
-from .protocol import Record
-from .protocol import Store
-from .protocol import Stored
-from .protocol import StoreError
-from .protocol import TooLarge
-from .protocol import Validity
+from .memory import Entry, MemoryLevel, is_same_render, replaces
+from .protocol import (
+    Changes,
+    Invalidation,
+    Number,
+    Record,
+    Store,
+    Stored,
+    StoreError,
+    TooLarge,
+    Validity,
+)
 
 logger = logging.getLogger("wsgi_isr")
 

@@ -35,10 +35,7 @@ everywhere when it returns, or raises.
 from __future__ import annotations
 
 import typing as t
-from collections.abc import Iterable
-from collections.abc import Iterator
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ..freshness import Invalidated
 
@@ -54,6 +51,10 @@ ABANDONED = 5.0
 MAX_FAILURES = 10_000
 #: Builds whose order is remembered.
 MAX_BUILDS = 100
+#: Entries of the journal; the oldest are forgotten first.
+MAX_JOURNAL = 200
+#: Minutes of which the totals are kept.
+MAX_MINUTES = 61
 
 
 class StoreError(Exception):
@@ -250,9 +251,13 @@ class Store(t.Protocol):
     def delete(self, name: str) -> None:
         """Remove a page, if it is there."""
 
-    def records(self, *, build: str | None = None, path: str | None = None) -> Iterator[Stored]:
+    def records(
+        self, *, build: str | None = None, path: str | None = None, after: str = ""
+    ) -> Iterator[Stored]:
         """Stored pages with empty bodies, of one build or of one full path, a few at a time.
 
+        :param after: begin behind the page of this name, in an order that stays the same while
+            nothing is stored; for lists that are shown in parts.
         :raises NotImplementedError: where pages cannot be listed.
         """
 
@@ -328,6 +333,21 @@ class Store(t.Protocol):
 
     def totals(self) -> dict[str, float]:
         """The totals of all processes since the store began; they never go down."""
+
+    def minutes(self) -> dict[int, dict[str, float]]:
+        """The totals as the first `add` of each minute left them, of the last hour.
+
+        :returns: by the minute since 1970, in order; at most `MAX_MINUTES`.
+        """
+
+    def log(self, entry: bytes) -> None:
+        """Append to the journal of the site, of which the last `MAX_JOURNAL` entries are kept."""
+
+    def journal(self) -> list[bytes]:
+        """The entries of the journal, latest first."""
+
+    def once(self, name: str, seconds: float) -> bool:
+        """Whether no process asked this of a name in the last so many seconds; it is asked now."""
 
     def report(self, process: Mapping[str, t.Any] | None) -> None:
         """Leave what this process has now (JSON values), in place of what it left before.

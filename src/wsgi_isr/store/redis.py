@@ -14,31 +14,25 @@ import threading
 import time
 import typing as t
 import weakref
-from collections.abc import Callable
-from collections.abc import Iterable
-from collections.abc import Iterator
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from urllib.parse import quote
 
 from ..freshness import Invalidated
 from . import protocol
-from .protocol import Busy
-from .protocol import Changes
-from .protocol import Failure
-from .protocol import Invalidation
-from .protocol import Number
-from .protocol import Record
-from .protocol import Sizes
-from .protocol import Stored
-from .protocol import Validity
-from .protocol import Wanted
+from .protocol import (
+    Busy,
+    Changes,
+    Failure,
+    Invalidation,
+    Number,
+    Record,
+    Sizes,
+    Stored,
+    Validity,
+    Wanted,
+)
 from .redis_news import News
-from .redis_server import advise
-from .redis_server import Heart
-from .redis_server import Lease
-from .redis_server import milliseconds
-from .redis_server import Server
+from .redis_server import Heart, Lease, Server, advise, milliseconds
 
 logger = logging.getLogger("wsgi_isr")
 

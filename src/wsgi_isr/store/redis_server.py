@@ -18,12 +18,8 @@ import typing as t
 from collections.abc import Callable
 
 from .. import threads
-from .clients import close_client
-from .clients import connections_of
-from .clients import database_of
-from .clients import is_refusal
-from .protocol import ReadOnly
-from .protocol import StoreError
+from .clients import close_client, connections_of, database_of, is_refusal
+from .protocol import ReadOnly, StoreError
 
 logger = logging.getLogger("wsgi_isr")
 

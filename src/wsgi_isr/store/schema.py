@@ -16,10 +16,7 @@ import zlib
 from array import array
 from urllib.parse import quote
 
-from .protocol import Number
-from .protocol import ReadOnly
-from .protocol import StoreError
-from .protocol import TooLarge
+from .protocol import Number, ReadOnly, StoreError, TooLarge
 
 #: Label rows, and rows of paths after them. All exist from the beginning: a missing one is damage.
 LABEL_BUCKETS, PATH_BUCKETS = 4096, 1024

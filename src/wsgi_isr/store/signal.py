@@ -21,10 +21,8 @@ import typing as t
 import weakref
 from collections.abc import Iterator
 
-from .protocol import ReadOnly
-from .protocol import StoreError
-from .schema import translate
-from .schema import unwritable
+from .protocol import ReadOnly, StoreError
+from .schema import translate, unwritable
 
 #: Longest wait for the lock: a frozen process may have it.
 LOCK_TIMEOUT = 1.0

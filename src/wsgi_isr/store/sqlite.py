@@ -14,30 +14,16 @@ import sqlite3
 import threading
 import time
 import typing as t
-from collections.abc import Iterable
-from collections.abc import Iterator
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from ..freshness import Invalidated
 from . import labels as labels_of
-from . import schema
-from . import signal
+from . import schema, signal
 from .database import Database
-from .epochs import Last
-from .epochs import replaces
+from .epochs import Last, replaces
 from .labels import Page
-from .notes import add
-from .notes import drop
-from .notes import Notes
-from .protocol import Changes
-from .protocol import Kind
-from .protocol import Number
-from .protocol import Record
-from .protocol import Sizes
-from .protocol import Stored
-from .protocol import StoreError
-from .protocol import TooLarge
-from .protocol import Validity
+from .notes import Notes, add, drop
+from .protocol import Changes, Kind, Number, Record, Sizes, Stored, StoreError, TooLarge, Validity
 from .schema import State
 
 #: Pages that are evicted or pruned in one step, and their bytes.

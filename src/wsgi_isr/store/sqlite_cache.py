@@ -14,8 +14,7 @@ from cachelib import BaseCache
 
 from .database import Database
 from .protocol import StoreError
-from .schema import seal
-from .schema import unseal
+from .schema import seal, unseal
 
 logger = logging.getLogger("wsgi_isr")
 

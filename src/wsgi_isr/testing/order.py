@@ -8,26 +8,21 @@ import typing as t
 
 import pytest
 
-from ..store.protocol import Busy
-from ..store.protocol import Failure
-from ..store.protocol import MAX_HISTORY
-from ..store.protocol import MAX_WANTED
-from ..store.protocol import Number
-from ..store.protocol import Store
-from ..store.protocol import Stored
-from ..store.protocol import Wanted
-from .support import Contract
-from .support import differs
-from .support import eventually
-from .support import FOLLOWS
-from .support import GRACE
-from .support import listening
-from .support import make_record
-from .support import NO
-from .support import NOTHING
-from .support import run_threads
-from .support import take_lease
-from .support import TAKEN_OVER
+from ..store.protocol import MAX_HISTORY, MAX_WANTED, Busy, Failure, Number, Store, Stored, Wanted
+from .support import (
+    FOLLOWS,
+    GRACE,
+    NO,
+    NOTHING,
+    TAKEN_OVER,
+    Contract,
+    differs,
+    eventually,
+    listening,
+    make_record,
+    run_threads,
+    take_lease,
+)
 
 
 class OrderContract(Contract):

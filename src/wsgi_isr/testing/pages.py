@@ -10,19 +10,19 @@ from collections.abc import Sequence
 
 import pytest
 
-from ..store.protocol import MAX_LABELS
-from ..store.protocol import Store
-from ..store.protocol import Stored
-from .support import Contract
-from .support import differs
-from .support import EXPIRED
-from .support import FOLLOWS
-from .support import FOREIGN
-from .support import GRACE
-from .support import listening
-from .support import make_record
-from .support import NO
-from .support import STALE
+from ..store.protocol import MAX_LABELS, Store, Stored
+from .support import (
+    EXPIRED,
+    FOLLOWS,
+    FOREIGN,
+    GRACE,
+    NO,
+    STALE,
+    Contract,
+    differs,
+    listening,
+    make_record,
+)
 
 
 class PagesContract(Contract):

@@ -9,18 +9,10 @@ import threading
 import typing as t
 from collections.abc import Callable
 
-from ..store.protocol import Busy
-from ..store.protocol import Failure
-from ..store.protocol import Store
+from ..store.protocol import Busy, Failure, Store
 from .order import OrderContract
 from .pages import PagesContract
-from .support import add_often
-from .support import eventually
-from .support import GRACE
-from .support import run_threads
-from .support import STALE
-from .support import take_lease
-from .support import TAKEN_OVER
+from .support import GRACE, STALE, TAKEN_OVER, add_often, eventually, run_threads, take_lease
 
 
 class StoreContract(PagesContract, OrderContract):

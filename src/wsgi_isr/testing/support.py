@@ -7,16 +7,12 @@ import multiprocessing
 import threading
 import time
 import typing as t
-from collections.abc import Callable
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from ..freshness import Invalidated
-from ..store.protocol import Busy
-from ..store.protocol import Number
-from ..store.protocol import Record
-from ..store.protocol import Store
+from ..store.protocol import Busy, Number, Record, Store
 
 NO, STALE, EXPIRED = Invalidated.NO, Invalidated.STALE, Invalidated.EXPIRED
 NOTHING = Number("", 0)
