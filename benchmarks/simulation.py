@@ -26,8 +26,8 @@ from wsgi_isr.metadata import Metadata
 from wsgi_isr.page import Codec, Page
 from wsgi_isr.process import POLL
 from wsgi_isr.renders import ELSEWHERE
-from wsgi_isr.store.epochs import Epochs
-from wsgi_isr.store.memory import Entry, MemoryLevel, replaces
+from wsgi_isr.store.epochs import Epochs, replaces
+from wsgi_isr.store.memory import Entry, MemoryLevel
 from wsgi_isr.store.protocol import Changes, Invalidation, Number
 from wsgi_isr.threads import MAX_QUEUE
 
@@ -255,7 +255,8 @@ class Play:
         figures.finished += 1
         figures.calls += CALLS - 3
         figures.read += (READS - 1) * self.wire
-        if replaces(page, self.pages[url], LINEAGE):
+        mine, other = (Number(LINEAGE, each.sequence) for each in (page, self.pages[url]))
+        if replaces(mine, other, LINEAGE):
             self.pages[url] = page
             figures.written += self.wire
             figures.messages += self.size.machines

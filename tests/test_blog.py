@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import typing as t
+
 import pytest
 from blogs import SECRET, form, headings, module, stamp
 from blogs import app as app
@@ -9,6 +12,8 @@ from blogs import editor as editor
 from blogs import example as example
 from blogs import filled as filled
 from blogs import visitor as visitor
+from browser import LOOKS, faults, serving
+from browser import browser as browser
 from flask import Flask
 from flask.testing import FlaskClient
 
@@ -39,6 +44,33 @@ class TestPages:
         assert "heappush(heap, item)" in response.text
         assert 'href="/tag/data-types"' in response.text
 
+    def test_a_drawing_is_set_as_code(self, visitor: FlaskClient) -> None:
+        text = visitor.get("/post/concurrent.futures.process").text
+        assert re.search(
+            r"<pre[^>]*>\|=+ In-process =+.*?\| Call Q    \|.*?</pre>", text, re.DOTALL
+        )
+
+    def test_a_post_has_a_date_and_neighbours_that_follow_their_titles(
+        self, visitor: FlaskClient, editor: FlaskClient
+    ) -> None:
+        def neighbours(slug: str) -> list[tuple[str, str]]:
+            text = visitor.get(f"/post/{slug}").text
+            return re.findall(r'rel="(prev|next)" .*</small> (.*?)</a>', text)
+
+        assert re.search(
+            r'Published <time datetime="\d{4}-\d\d-\d\d">\d+ \w+ \d{4}<',
+            visitor.get("/post/json").text,
+        )
+        assert neighbours("json") == [("prev", "itertools"), ("next", "json.decoder")]
+        assert neighbours("__future__") == [("next", "abc")]
+        editor.post("/edit/json.decoder", data=form(title="json.decoder, new"))
+        assert neighbours("json") == [("prev", "itertools"), ("next", "json.decoder, new")]
+        editor.post("/delete/json.decoder")
+        assert neighbours("json") == [("prev", "itertools"), ("next", "json.encoder")]
+        editor.post("/new", data=form(title="Zebra"))
+        assert neighbours("__future__") == [("prev", "Zebra"), ("next", "abc")]
+        assert neighbours("zebra") == [("next", "__future__")]
+
     def test_a_tag(self, visitor: FlaskClient) -> None:
         assert set(headings(visitor.get("/tag/json"))) >= {"json", "json.tool"}
         assert visitor.get("/tag/encodings?page=2").status_code == 200
@@ -55,6 +87,39 @@ class TestPages:
         assert window - 5 < int(hit.headers["Cache-Status"].split("=")[1]) <= window
         assert "because of a miss" in stamp(miss)
         assert stamp(hit) == stamp(miss)
+
+    def test_says_when_and_why_it_was_rendered(
+        self, visitor: FlaskClient, editor: FlaskClient
+    ) -> None:
+        def box() -> str:
+            return re.sub("<.*?>", "", visitor.get("/post/json").text)
+
+        sentence = r"Rendered \d\d:\d\d:\d\d UTC by worker \d+, {}\. Reload: it stays the same\."
+        assert re.search(sentence.format("for its first visitor"), box())
+        editor.post("/edit/json", data=form())
+        assert re.search(sentence.format("after an edit"), box())
+        assert "for you alone. Reload: it is rendered again." in visitor.get("/nowhere").text
+
+    def test_links_to_the_status_page_where_there_is_one(
+        self, app: Flask, visitor: FlaskClient
+    ) -> None:
+        link = 'href="/_isr/"'
+        assert link in visitor.get("/").text
+        assert visitor.get("/_isr/").status_code == 401
+        app.config["ISR_SECRET"] = ""
+        assert link not in visitor.get("/nowhere").text
+
+    @LOOKS
+    @pytest.mark.servers
+    def test_is_legible(self, app: Flask, browser: t.Any, width: int, scheme: str) -> None:
+        size = {"width": width, "height": 800}
+        context = browser.new_context(viewport=size, color_scheme=scheme)
+        with serving(app) as address, context:
+            page = context.new_page()
+            for path in ("/", "/post/concurrent.futures.process", "/tag", "/editor", "/new"):
+                page.goto(address + path)
+                page.click("summary")
+                assert faults(page) == []
 
     def test_no_page_depends_on_a_cookie(self, visitor: FlaskClient, editor: FlaskClient) -> None:
         editor.post("/edit/json", data=form(title="Mine"))

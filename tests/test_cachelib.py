@@ -16,7 +16,7 @@ from redis_server import Memcached, running
 
 from wsgi_isr.freshness import Invalidated
 from wsgi_isr.store import cachelib as cachelib_store
-from wsgi_isr.store import entries
+from wsgi_isr.store import entries, leases
 from wsgi_isr.store.cachelib import CachelibStore
 from wsgi_isr.store.entries import Entries, frame, unframe
 from wsgi_isr.store.local import LocalStore
@@ -252,8 +252,8 @@ class TestLoss:
 
 class TestLeases:
     def test_are_kept_up_while_their_process_lives(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(cachelib_store, "TERM", 0.4)
-        monkeypatch.setattr(cachelib_store, "BEAT", 0.05)
+        monkeypatch.setattr(leases, "TERM", 0.4)
+        monkeypatch.setattr(leases, "BEAT", 0.05)
         cache = OwnCache()
         store, other = CachelibStore(cache, ""), CachelibStore(cache, "")
         lease = store.lease("page", 60, False)
@@ -284,8 +284,8 @@ class TestLeases:
     def test_last_for_their_time_where_threads_do_not_run(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(cachelib_store, "start", lambda thread: False)
-        monkeypatch.setattr(cachelib_store, "TERM", 0.1)
+        monkeypatch.setattr("wsgi_isr.threads.start", lambda thread: False)
+        monkeypatch.setattr(leases, "TERM", 0.1)
         cache = OwnCache()
         store, other = CachelibStore(cache, ""), CachelibStore(cache, "")
         store.lease("page", 60, False)

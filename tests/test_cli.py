@@ -80,7 +80,7 @@ class TestTheApp:
         [
             ("missing", "'missing'"),
             ("create_app", "write 'a_module_of_a_test:create_app()'"),
-            ("number", "has none as its wsgi_app"),
+            ("number", "has none inside"),
             ("app +", "the app is named MODULE:APP"),
             ("create_app(app)", "the app is named MODULE:APP"),
             ("", "the app is named MODULE:APP"),
@@ -156,7 +156,7 @@ class TestWhatItActsOn:
         assert "Warning" not in command("list").stderr
         command.module.app = make(files, base_url=BASE, build_id="two")  # type: ignore[attr-defined]
         result = command("list")
-        assert "Warning: workers run with other builds, 'one'" in result.stderr
+        assert "Warning: workers run other builds, 'one'" in result.stderr
         assert "http://localhost/a" not in result.stdout
 
 

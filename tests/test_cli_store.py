@@ -7,6 +7,7 @@ import os
 import sys
 import time
 import types
+import typing as t
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from cachelib import FileSystemCache
 from commands import Command
 from conftest import Browser, Clock, Make, Site, status_of
 from redis_server import Redis
+
+from wsgi_isr import Rule
+from wsgi_isr.cli import INTERRUPTED, REFRESH
 
 Browse = Callable[..., Browser]
 
@@ -51,7 +55,7 @@ class TestList:
         browser.get("/gone")
         browser.isr.close()
         head, one, two, three = (line.split() for line in command("list").stdout.splitlines())
-        assert head == "URL STATUS STATE AGE TTL SIZE RENDER TAGS LAST ERROR".split()
+        assert head == "URL STATUS STATE AGE TTL SIZE RENDER P95 TAGS LAST ERROR".split()
         assert one[:8] == f"{BASE}/a 200 fresh 2 min 2 min 200".split()
         assert one[-2:] == ["one,", "two"]
         assert two[:6] == f"{BASE}/b 200 fresh 2 min -".split()
@@ -112,6 +116,8 @@ class TestList:
         browser.get("/b")
         one, other = sorted(json.loads(command("list", "--json").stdout), key=lambda p: p["url"])
         assert one.pop("seconds") > 0
+        (render,) = one.pop("renders")
+        assert render[2] == "miss"
         assert one | {"age": 0} == {
             "url": "http://localhost/a",
             "status": 200,
@@ -123,6 +129,7 @@ class TestList:
             "codings": [],
             "last_error": None,
             "sizes": {"identity": 1},
+            "failures": 0,
         }
         assert other["ttl"] is None
 
@@ -146,7 +153,10 @@ class TestStats:
         lines = command("stats").stdout.splitlines()
         assert ["hits", "3"] in [line.split() for line in lines]
         assert ["hit", "ratio", "75.0%"] in [line.split() for line in lines]
-        assert lines[-1].startswith(f"pid {os.getpid()}, ")
+        head, process = lines[-3].split(), lines[-2].split()
+        assert (head[:2], process[0]) == (["PID", "HOST"], str(os.getpid()))
+        periods = [line.split("%")[1] for line in lines if "since the" in line or "today" in line]
+        assert len(periods) == 3 and all(what.startswith(" of 4 visits, ") for what in periods)
 
     def test_is_json_for_programs(self, command: Command, visitor: Browser) -> None:
         found = json.loads(command("stats", "--json").stdout)
@@ -154,6 +164,23 @@ class TestStats:
         assert found["render_seconds"]["count"] == 1
         (worker,) = found["workers"]
         assert worker["pid"] == os.getpid()
+
+    def test_is_shown_again_and_again(
+        self, command: Command, visitor: Browser, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        rounds = iter(range(2))
+
+        def sleep(seconds: float) -> None:
+            if seconds == REFRESH:
+                visitor.get("/")
+                visitor.isr.stats()
+                if next(rounds, None) is None:
+                    raise KeyboardInterrupt
+
+        monkeypatch.setattr("wsgi_isr.cli.time", types.SimpleNamespace(sleep=sleep))
+        result = command("stats", "--watch", "--json")
+        assert [json.loads(line)["hits"] for line in result.stdout.splitlines()] == [3, 4, 5]
+        assert result.exit_code == INTERRUPTED
 
     def test_of_nothing(self, command: Command) -> None:
         result = command("stats")
@@ -171,6 +198,27 @@ class TestExplain:
         assert ["url", f"{BASE}/a"] in lines
         assert ["reason", "miss"] in lines
         assert ["error", "-"] in lines
+
+    def test_is_of_a_visitor_with_cookies_and_headers(
+        self, site: Site, command: Command, make: Make, files: str
+    ) -> None:
+        vary = {"Accept-Language": ["en", "de"]}
+        rules = {"/a": Rule(vary=vary), "/**": None}
+        isr = make(files, base_url=BASE, rules=rules, bypass=["sessionid"])
+        command.module.app = isr  # type: ignore[attr-defined]
+
+        def explain(*args: str) -> t.Any:
+            return json.loads(command("explain", "--json", "/a", *args).stdout)
+
+        assert "fwd=uri-miss" in explain()["answer"]
+        assert "detail=bypass" in explain("--cookie", "sessionid=1")["answer"]
+        german = explain("--header", "Accept-Language: de")
+        assert german["key"]["vary"] == [["accept-language", "de"]]
+        assert german["rules"] == [
+            "'/a' matches",
+            "'/**' matches, but stands behind the one that counts",
+        ]
+        assert command("explain", "/a", "--header", "nonsense").exit_code == 2
 
     def test_is_json_for_programs(self, site: Site, command: Command) -> None:
         found = json.loads(command("explain", "--json", "/never").stdout)

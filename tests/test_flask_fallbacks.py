@@ -168,7 +168,7 @@ class TestFalse:
         assert browser.get("/blog/b").status_code == 404
         listed.append("b")
         assert browser.get("/blog/b").status_code == 404
-        monkeypatch.setattr("wsgi_isr.flask.paths.monotonic", lambda: 10.0**9)
+        monkeypatch.setattr("wsgi_isr.views.monotonic", lambda: 10.0**9)
         assert browser.get("/blog/b").status_code == 200
 
     def test_a_generator_that_fails_leaves_the_list_as_it_was(
@@ -180,7 +180,7 @@ class TestFalse:
     ) -> None:
         assert browser.get("/blog/b").status_code == 404
         listed.append("broken")
-        monkeypatch.setattr("wsgi_isr.flask.paths.monotonic", lambda: 10.0**9)
+        monkeypatch.setattr("wsgi_isr.views.monotonic", lambda: 10.0**9)
         assert browser.get("/blog/b").status_code == 404
         assert browser.get("/blog/a").status_code == 200
         assert "no list of the paths of 'post'" in caplog.text

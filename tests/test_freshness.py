@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from steps import visit
 
 from wsgi_isr.freshness import CLOCK_TOLERANCE, Invalidated, State, state_of, window_of
-from wsgi_isr.store.memory import replaces
+from wsgi_isr.store.epochs import replaces
+from wsgi_isr.store.protocol import Number
 
 FRESH, STALE, EXPIRED = State.FRESH, State.STALE, State.EXPIRED
 BEGAN = 1000.0
@@ -108,16 +109,15 @@ class TestReplaces:
 
     @pytest.mark.parametrize(("sequence", "wins"), [(4, False), (5, True), (6, True)])
     def test_within_a_lineage_the_number_counts(self, sequence: int, wins: bool) -> None:
-        old = page(sequence=5, lineage="a")
-        assert replaces(page(sequence=sequence, lineage="a"), old, "a") is wins
+        assert replaces(Number("a", sequence), Number("a", 5), "a") is wins
 
     def test_of_another_lineage_the_stores_counts(self) -> None:
-        mine, other = page(sequence=1, lineage="a"), page(sequence=9, lineage="b")
+        mine, other = Number("a", 1), Number("b", 9)
         assert replaces(mine, other, "a")
         assert not replaces(other, mine, "a")
 
     def test_of_no_lineage_nobody_knows_when_it_was(self) -> None:
-        assert not replaces(page(lineage=""), page(sequence=1, lineage="a"), "a")
+        assert not replaces(Number("", 1), Number("a", 1), "a")
 
 
 class TestAClockThatIsSetBack:

@@ -67,6 +67,8 @@ class TestHosts:
     ) -> None:
         site.page("/x", "a page")
         isr = make(trusted_hosts=trusted, rules=rules)
+        # Without anybody on a trusted host, a warning would say so.
+        run(isr, "/other", HTTP_HOST="example.com")
         for host in (*self.HOSTILE, "xn--", f"{'a' * 64}.example.com", "..", "-.-", "a..b"):
             assert host not in self.HOSTILE or normalize_host(host, "http") is None
             sent = run(isr, HTTP_HOST=host)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cachelib import BaseCache, FileSystemCache, NullCache, RedisCache, SimpleCache
+from cachelib import BaseCache, FileSystemCache, RedisCache, SimpleCache
 
 from wsgi_isr import SQLiteCache
 from wsgi_isr.store import opening
@@ -86,7 +86,6 @@ class TestKinds:
             ("memcached://localhost:11211", "memcached", CachelibStore),
             (lambda: RedisCache("localhost", socket_timeout=1), "redis", RedisStore),
             (SimpleCache, "local", LocalStore),
-            (NullCache, "local", LocalStore),
             (ProcessCache, "local", LocalStore),
             (NetworkCache, "cachelib", CachelibStore),
             (OwnCache, "cachelib", CachelibStore),

@@ -1,10 +1,9 @@
-"""What is installed, and whether README.md tells the truth about it."""
+"""What is installed and uploaded, and the commands of README.md; `test_docs` runs its programs."""
 
 from __future__ import annotations
 
 import configparser
 import email
-import importlib
 import importlib.metadata
 import importlib.resources
 import re
@@ -13,13 +12,10 @@ import subprocess
 import sys
 import tarfile
 import tomllib
-import typing as t
 import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import status_of
-from werkzeug.test import Client
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -55,7 +51,7 @@ class TestDistribution:
         assert len(minors) >= 3
 
     def test_extras_that_texts_name_exist(self) -> None:
-        sources = [*(ROOT / "src" / "wsgi_isr").rglob("*.py"), *(ROOT / "docs").glob("*.md")]
+        sources = [*(ROOT / "src" / "wsgi_isr").rglob("*.py"), *(ROOT / "docs").rglob("*.md")]
         texts = [README, *(path.read_text("utf-8") for path in sources)]
         named = {extra for text in texts for extra in re.findall(r"wsgi-isr\[([\w,]+)\]", text)}
         assert {"cli", "flask", "redis"} <= named
@@ -63,7 +59,7 @@ class TestDistribution:
 
     def test_each_requirement_has_a_lower_bound_and_no_other(self) -> None:
         # Of what the library needs itself: an upper bound would hold back the apps that use it.
-        extras = {*EXTRAS} - {"benchmarks", "dev", "example", "test"}
+        extras = {*EXTRAS} - {"benchmarks", "dev", "docs", "example", "test"}
         needed = [*PROJECT["dependencies"], *(r for name in extras for r in EXTRAS[name])]
         assert len(needed) > 10
         assert not [text for text in needed if not re.fullmatch(r"[\w-]+>=[\d.]+", text)]
@@ -129,6 +125,7 @@ class TestBuilds:
         assert found.get_all("License-File") == PROJECT["license-files"]
         assert found.get_all("Classifier") == PROJECT["classifiers"]
         assert found.get_all("Provides-Extra") == [*EXTRAS]
+        assert found.get_all("Project-URL")
         assert wheel.read(path).decode().endswith(README)
 
     def test_the_sdist_has_what_runs_the_tests(self, built: Path) -> None:
@@ -137,7 +134,8 @@ class TestBuilds:
             names = {name.partition("/")[2] for name in archive.getnames()}
         wanted = {str(path.relative_to(ROOT)) for path in (ROOT / "tests").glob("*.py")}
         wanted |= {f".ci/{path.name}" for path in (ROOT / ".ci").iterdir() if path.is_file()}
-        wanted |= {"CHANGES.rst", "LICENSE.txt", "README.md", "SECURITY.md", "docs/stores.md"}
+        wanted |= {f"{name}.md" for name in ("CONTRIBUTING", "README", "SECURITY", "docs/stores")}
+        wanted |= {"CHANGES.rst", "LICENSE.txt", "docs/conf.py", ".pre-commit-config.yaml"}
         assert not {name for name in wanted if name not in names}
 
 
@@ -171,63 +169,3 @@ class TestCommands:
         ).stdout
         assert taken == commands("<!-- the tests -->")
         assert '-c "$tests"' in script
-
-
-class TestReadme:
-    """Its Python blocks are two programs: one without a framework, one with Flask."""
-
-    @pytest.fixture
-    def program(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> t.Callable[[str], t.Any]:
-        """Import the blocks of README.md under a name, in a new folder."""
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.syspath_prepend(tmp_path)
-        monkeypatch.setenv("REVALIDATE_TOKEN", "correct horse")
-        blocks = re.findall(r"^```python\n(.+?)^```$", README, re.DOTALL | re.MULTILINE)
-        with_flask = next(i for i, block in enumerate(blocks) if "Flask(" in block)
-
-        def load(name: str, number: int | None = None) -> t.Any:
-            own = {"plain": blocks[:with_flask], "with_flask": blocks[with_flask:]}[name]
-            name = f"readme_{name}"
-            Path(f"{name}.py").write_text("\n".join(own[:number]), "utf-8")
-            monkeypatch.delitem(sys.modules, name, raising=False)
-            return importlib.import_module(name)
-
-        return load
-
-    def test_a_plain_app(self, program: t.Any) -> None:
-        module = program("plain", 1)
-        client = Client(module.app)
-        first, second = client.get("/"), client.get("/")
-        assert status_of(first) == "isr; fwd=uri-miss; stored"
-        assert status_of(second).startswith("isr; hit; ttl=")
-        assert first.text == second.text
-        assert first.text.startswith("Rendered at ")
-        assert not [name for name in second.headers.keys() if name.startswith("ISR")]
-        assert Path(".isr-cache").is_dir()
-        module.app.close()
-
-    def test_rules(self, program: t.Any) -> None:
-        module = program("plain")
-        client = Client(module.app)
-        for path, fresh in (("/blog/a?page=2", "hit"), ("/blog/a?page=3", "fwd=uri-miss")):
-            client.get("/blog/a?utm=1&page=2")
-            assert status_of(client.get(path)).startswith(f"isr; {fresh}")
-        (tags,) = {page.tags for page in module.app.pages()}
-        assert tuple(tags) == ("posts",)
-        module.app.close()
-
-    def test_flask(self, program: t.Any) -> None:
-        module = program("with_flask")
-        Path("posts").mkdir()
-        Path("posts/hello.html").write_text("old")
-        client = module.app.test_client()
-        assert status_of(client.get("/blog/hello")) == "isr; fwd=uri-miss; stored"
-        Path("posts/hello.html").write_text("new")
-        hit = client.get("/blog/hello")
-        assert (hit.text, status_of(hit)[:8]) == ("old", "isr; hit")
-        assert client.get("/api/revalidate?secret=x").status_code == 401
-        assert client.get("/api/revalidate?secret=correct horse").json == {"revalidated": True}
-        hit = client.get("/blog/hello")
-        assert (hit.text, status_of(hit)[:8]) == ("new", "isr; hit")
-        missing = client.get("/blog/missing")
-        assert (missing.status_code, status_of(missing)) == (404, "isr; fwd=uri-miss; stored")

@@ -130,6 +130,7 @@ class TestPages:
             last_error=None,
             sizes=page.sizes,
             seconds=page.seconds,
+            renders=page.renders,
         )
         assert page.sizes["identity"] == 1000 and "gzip" in page.codings
         assert tuple(page.sizes) == ("identity", *page.codings)

@@ -17,7 +17,7 @@ from wsgi_isr.freshness import Invalidated
 from wsgi_isr.rules import compile_pattern
 from wsgi_isr.store import redis as module
 from wsgi_isr.store.clients import redis_client
-from wsgi_isr.store.protocol import MAX_FAILURES, MAX_HISTORY, Failure, Number, Wanted
+from wsgi_isr.store.protocol import MAX_FAILURES, Failure, Number, Wanted
 from wsgi_isr.store.redis import RedisStore
 from wsgi_isr.testing.support import make_record
 
@@ -148,7 +148,7 @@ class TestBounds:
         monkeypatch.setattr(module, "PAGES", 10)
 
     def labels(self, redis: Redis) -> int:
-        return int(redis.do("HLEN", "{site:}labels"))
+        return int(redis.do("ZCARD", "{site:}order"))
 
     def test_old_labels_are_applied_and_forgotten(self, redis: Redis, store: RedisStore) -> None:
         early = store.number()
@@ -178,20 +178,16 @@ class TestBounds:
         with listening(store):
             assert eventually(lambda: self.labels(redis) <= 51, 5)
 
-    def test_alike_patterns_are_applied_and_forgotten(
+    def test_old_patterns_are_applied_and_forgotten(
         self, redis: Redis, store: RedisStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(module, "MAX_ALIKE", 10)
+        monkeypatch.setattr(module, "MAX_PATTERNS", 10)
         put(store, path="/shop/a3b")
         put(store, "other", path="/shop/b")
         for number in range(40):
             store.invalidate([f"pattern:/shop/*{number}*"], False)
         assert redis.do("ZCARD", "{site:}patterns") < 20
         assert (state(store), state(store, "other")) == (STALE, NO)
-
-    def test_history_is_bounded(self, redis: Redis, store: RedisStore) -> None:
-        store.invalidate([f"tag:{number}" for number in range(3 * MAX_HISTORY)], False)
-        assert redis.do("ZCARD", "{site:}history") == MAX_HISTORY
 
     def test_failures_are_bounded(self, store: RedisStore, monkeypatch: pytest.MonkeyPatch) -> None:
         assert MAX_FAILURES >= 1000

@@ -162,9 +162,9 @@ class TestAServerThatLostWrites:
         "loss",
         [
             ("FLUSHALL",),
-            *(("DEL", f"{{site:}}{key}") for key in "clock labels order patterns history".split()),
+            *(("DEL", f"{{site:}}{key}") for key in "clock order hard patterns".split()),
             ("DEL", "{site:}pages"),
-            ("HDEL", "{site:}labels", "tag:a"),
+            ("ZREM", "{site:}order", "tag:a"),
         ],
         ids=lambda loss: " ".join(loss),
     )  # fmt: skip
@@ -173,7 +173,7 @@ class TestAServerThatLostWrites:
     ) -> None:
         store = open_store()
         put(store, tags=["a"])
-        store.invalidate(["tag:a", "tag:b", "pattern:/x/*"], False)
+        store.invalidate(["tag:a", "tag:b", "pattern:/x/*"], True)
         at = store.changes(Number("", 0)).at
         server.do(*loss)
         changes = store.changes(at)
@@ -279,8 +279,9 @@ class TestAServerThatTakesNoWrites:
 
 class TestForeignKeysUnderOurNames:
     KEYS = (
-        "clock labels order patterns history pages page:page lease:page outcome:t failures failed "
-        "wanted:b queue:b claims:b paths builds totals reports processes serving:b probe"
+        "clock order hard patterns pages page:page lease:page outcome:t failures failed "
+        "wanted:b queue:b claims:b paths builds totals reports processes serving:b probe journal "
+        "once:x minute:1"
     ).split()
 
     @pytest.mark.parametrize("kind", ["string", "list", "hash", "zset"])
@@ -324,6 +325,10 @@ class TestForeignKeysUnderOurNames:
         store.report({"pid": 1})
         assert {"pid": 1} in store.processes()
         store.report(None)
+        store.log(b"entry")
+        assert store.journal()[0] == b"entry"
+        assert isinstance(store.once("x", 5), bool)
+        assert list(store.minutes().values())
         store.lease("page", 1, True).release()  # type: ignore[union-attr]
         store.probe()
 
@@ -333,7 +338,7 @@ class TestForeignKeysUnderOurNames:
             ("page:page", "sequence", "x"), ("page:page", "labels", b"\xff\xfe"),
             ("page:page", "path", ""), ("page:page", "stale", "x"), ("page:page", "used", "x"),
             ("clock", "sequence", "x"), ("clock", "changed", ""), ("clock", "swept", "(zz"),
-            ("clock", "lineage", b"\xff"), ("labels", "tag:a", "x"), ("totals", "hits", "x"),
+            ("clock", "lineage", b"\xff"), ("totals", "hits", "x"),
         ],
     )  # fmt: skip
     def test_damaged_fields_harm_nobody_for_good(

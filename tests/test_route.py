@@ -15,7 +15,7 @@ from flask import Flask
 from flasks import flask_app, flask_browser
 
 from wsgi_isr.flask import isr_page
-from wsgi_isr.flask.routes import MAX_LENGTH, MAX_NAMES
+from wsgi_isr.route import MAX_LENGTH, MAX_NAMES
 from wsgi_isr.store.protocol import StoreError
 
 SECRET = "correct horse battery staple"
@@ -189,7 +189,7 @@ class TestTheToken:
             compared.append((given, token))
             return given == token
 
-        monkeypatch.setattr("wsgi_isr.flask.routes.hmac.compare_digest", compare)
+        monkeypatch.setattr("wsgi_isr.route.hmac.compare_digest", compare)
         call(browser, "caf\u00e9", tags=["posts"])
         assert compared == [("caf\u00e9".encode("latin-1"), SECRET.encode())]
 
@@ -200,14 +200,14 @@ class TestTheToken:
 
     def test_that_is_neither_text_nor_bytes_is_an_error(self, app: Flask) -> None:
         app.config["ISR_SECRET"] = 123
-        with pytest.raises(TypeError, match="ISR_SECRET takes a text or bytes"):
+        with pytest.raises(TypeError, match="ISR_SECRET takes a string or bytes"):
             flask_browser(app)
 
     def test_that_can_be_guessed_is_a_warning(
         self, app: Flask, caplog: pytest.LogCaptureFixture
     ) -> None:
         flask_browser(app, secret="fifteen letters")
-        assert "ISR_SECRET has fewer than 16 characters" in caplog.text
+        assert "ISR_SECRET) has fewer than 16 characters" in caplog.text
         caplog.clear()
         flask_browser(flask_app(Path(app.root_path)), secret="sixteen letters.")
         assert caplog.text == ""
@@ -229,9 +229,9 @@ class TestABodyThatWillNotDo:
                 b'{"tags": ["posts"], "path": ["/blog/a"]}',
                 "unknown: path; there are paths, tags, patterns",
             ),
-            (b'{"tags": ["posts"], "paths": "/blog/a"}', "paths is a list of texts"),
-            (b'{"tags": ["posts", 1]}', "tags is a list of texts"),
-            (b'{"tags": ["posts"], "patterns": null}', "patterns is a list of texts"),
+            (b'{"tags": ["posts"], "paths": "/blog/a"}', "paths is a list of strings"),
+            (b'{"tags": ["posts", 1]}', "tags is a list of strings"),
+            (b'{"tags": ["posts"], "patterns": null}', "patterns is a list of strings"),
             (b'{"tags": ["posts"], "expire": 1}', "expire is true or false"),
             (b'{"tags": ["posts"], "workers": 0}', "workers is a whole number from 1 to 16"),
             (b'{"tags": ["posts"], "workers": true}', "workers is a whole number from 1 to 16"),

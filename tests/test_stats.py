@@ -251,7 +251,8 @@ class TestExplain:
         )
         site.page("/refused", headers=[("Set-Cookie", "a=b")])
         browser.get("/refused")
-        assert explain(HOME + "refused").refusal == "set-cookie"
+        found = explain(HOME + "refused")
+        assert found.refusal == "set-cookie: a" and "do not set cookies" in (found.remedy or "")
 
     def test_renders_nothing_and_takes_what_has_a_host(self, site: Site, make: Make) -> None:
         isr = make(base_url="http://localhost")

@@ -238,7 +238,7 @@ class Hit(Answer):
         By one thread at a time.
 
         :param now: by the clock of this process.
-        :param offset: what the clock of the store is ahead of it.
+        :param offset: seconds by which the store's clock is ahead of it.
         """
         entry = self.entry
         assert entry is not None

@@ -11,6 +11,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urljoin, urlsplit
 from . import codings, signals
 from .config import Config
 from .key import DEFAULT_PORTS, PageKey, canonical_query
+from .logs import fields
 from .metadata import (
     GONE,
     NO_DEFAULTS,
@@ -24,7 +25,7 @@ from .metadata import (
 from .metrics import Counters
 from .outcome import Kind, Outcome
 from .page import Page
-from .refusals import REMEDIES, Refusal, form_token, refusal
+from .refusals import Refusal, answered, form_token, refusal
 from .render import Renderer, RenderError, RenderTimeout, Response
 from .rules import Rule
 from .store.memory import Entry
@@ -37,6 +38,8 @@ logger = logging.getLogger("wsgi_isr")
 MAX_BACK_OFF = 30.0
 #: Seconds between two log lines about one page and reason.
 QUIET = 60.0
+#: Log lines of the last minute, and failing pages, that a process remembers.
+MAX_LOGGED = 1000
 #: Bytes of a body that is compressed while a visitor waits: a millisecond or two.
 COMPRESSED_AT_ONCE = 32 * 1024
 
@@ -64,7 +67,9 @@ class Attempts:
         self._pages = pages
         self._counters = counters
         self._run_later = run_later
-        self._logged: dict[tuple[str, str], float] = {}
+        self._logged: dict[str, float] = {}
+        #: Names of pages whose renders have failed here.
+        self._failed_here: set[str] = set()
 
     def __call__(
         self,
@@ -91,6 +96,9 @@ class Attempts:
         finally:
             seconds = time.perf_counter() - started
             self._counters.rendered(seconds)
+        code, millis = response.code, 1000 * seconds
+        extra = fields("rendered", url=key.url, status=code, seconds=seconds, reason=reason)
+        logger.debug("rendered %s %s in %.0f ms (%s)", key.url, code, millis, reason, extra=extra)
         try:
             made = self._judge(key, rule, previous, response)
             if not isinstance(made, Page):
@@ -104,9 +112,8 @@ class Attempts:
                 self._reject(key, Refusal(detail, str(error)))
                 outcome = outcome._replace(detail=detail, response=_without_cookies(response))
             return self._failed(key, previous, reason, outcome)
-        made.generated_at, made.reason, made.seconds = began, reason, seconds
+        made.rendered(began, seconds, reason, None if previous is None else previous.page)
         made.sequence, made.lineage = number.sequence, number.lineage
-        logger.debug("rendered %s: %s in %.0f ms (%s)", key.url, made.code, 1000 * seconds, reason)
         return self._store(made, previous, reason)
 
     # Judging.
@@ -134,7 +141,7 @@ class Attempts:
         metadata = read_metadata(headers, NO_DEFAULTS if rule is None else rule.defaults)
         if metadata is None:
             if previous is None or code not in GONE:
-                return Refusal("no-metadata", str(code))
+                return Refusal("no-metadata", answered(code, headers))
             # The content is gone, and the app's 404 does not know whose it was.
             metadata = previous.page.metadata
         elif refused := refusal(code, headers, variants, ignored) or _login(key, code, headers):
@@ -161,7 +168,8 @@ class Attempts:
         if awaited and codings.is_compressible(page):
             # The visitor who waits gets it as it is.
             self._run_later(lambda: self._pages.recode(codings.compress(page)))
-        if previous is not None and previous.retry_at or self._may_have_failed(page.key):
+        if previous is not None and previous.retry_at or page.name in self._failed_here:
+            self._failed_here.discard(page.name)
             self._pages.guard.ask(
                 "failure", lambda: self._pages.store.set_failure(page.name, None), write=True
             )
@@ -173,9 +181,6 @@ class Attempts:
             signals.page_stored, self._sender, url=page.key.url, status=page.code, reason=reason
         )
         return Outcome(Kind.STORED, entry, status=page.code)
-
-    def _may_have_failed(self, key: PageKey) -> bool:
-        return (key.name, "failed") in self._logged
 
     def _refused(
         self,
@@ -200,7 +205,12 @@ class Attempts:
         if withdrawn or reason == "revalidate":
             self._pages.withdraw(key)
         if withdrawn:
-            logger.warning("%s is withdrawn: its app no longer offers it (%s)", key.url, refused)
+            logger.warning(
+                "%s is withdrawn: its app no longer offers it (%s)",
+                key.url,
+                refused,
+                extra=fields("withdrawn", url=key.url, detail=refused.detail),
+            )
             signals.send(signals.page_withdrawn, self._sender, url=key.url, reason=refused.detail)
         kind = Kind.NOT_A_PAGE
         if refused.detail == "too-large":
@@ -230,13 +240,17 @@ class Attempts:
                 why.__cause__ = response.error
         if why is None:
             why = RenderError(f"the app answered {response.status if response else 'nothing'}")
-        count = self._remember_failure(key, previous, str(why) or type(why).__name__)
+        kind = type(why).__name__
+        count = self._remember_failure(key, previous, str(why) or kind)
         signals.send(
             signals.regeneration_failed, self._sender, url=key.url, error=why, failures=count
         )
-        if reason in ("stale", "prerender") or previous is not None:
+        is_ours = reason in ("stale", "prerender") or previous is not None
+        # What a cold render raises reaches the server, which logs it.
+        if is_ours and self._is_new("failed", key.name, kind):
             stays = "; the last good page stays" if previous is not None else ""
-            logger.error("render of %s failed%s", key.url, stays, exc_info=why)
+            extra = fields("failed", url=key.url, reason=reason, failures=count, error=str(why))
+            logger.error("render of %s failed%s", key.url, stays, exc_info=why, extra=extra)
         return outcome._replace(error=why)
 
     def _remember_failure(self, key: PageKey, previous: Entry | None, error: str) -> int:
@@ -250,7 +264,8 @@ class Attempts:
             pause = min(2.0 ** min(count - 2, 10), MAX_BACK_OFF)
         failure = Failure(count, self._clock() + pause, error[:500], key.url, key.build)
         pages.guard.ask("failure", lambda: pages.store.set_failure(name, failure), write=True)
-        self._is_new((name, "failed"))
+        if len(self._failed_here) < MAX_LOGGED:
+            self._failed_here.add(name)
         if previous is not None:
             previous.retry_at = failure.retry_at
         return count
@@ -263,18 +278,34 @@ class Attempts:
         self.warn_rejected(key, refused)
 
     def warn_rejected(self, key: PageKey, refused: Refusal) -> None:
-        """One line for each page and reason, once a minute."""
-        if self._is_new((key.name, refused.detail)):
-            logger.warning("%s is not stored (%s): %s", key.url, refused, REMEDIES[refused.detail])
+        """One line for each page and reason, once a minute; and what `explain` says later."""
+        if not self._is_new("refused", key.name, refused.detail):
+            return
+        extra = fields("refused", url=key.url, detail=refused.detail, culprit=refused.culprit)
+        logger.warning("%s is not stored (%s): %s", key.url, refused, refused.remedy, extra=extra)
+        why = Failure(0, self._clock(), str(refused)[:500], key.url, key.build)
+        pages, name = self._pages, refusal_name(key.name)
+        pages.guard.ask("refusal", lambda: pages.store.set_failure(name, why), write=True)
 
-    def _is_new(self, what: tuple[str, str]) -> bool:
-        now = time.monotonic()
-        if now < self._logged.get(what, 0.0):
+    def _is_new(self, *what: str) -> bool:
+        """Whether nobody on the site has logged that in the last minute."""
+        name, now = ":".join(what), time.monotonic()
+        if now < self._logged.get(name, 0.0):
             return False
-        if len(self._logged) >= 1000:
+        if len(self._logged) >= MAX_LOGGED:
             self._logged.clear()
-        self._logged[what] = now + QUIET
-        return True
+        self._logged[name] = now + QUIET
+        pages = self._pages
+        is_first = pages.guard.ask("once", lambda: pages.store.once(name, QUIET), write=True)
+        return is_first is not False
+
+
+def refusal_name(name: str) -> str:
+    """The name under which a store remembers why a page was refused last, as a `Failure`.
+
+    It has no times: nobody waits before they try again.
+    """
+    return f"refused:{name}"
 
 
 def _as_failure(raised: BaseException, reason: str) -> Exception:

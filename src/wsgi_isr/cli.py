@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import getpass
 import itertools
 import json
 import os
@@ -25,14 +26,28 @@ import click
 from werkzeug.utils import import_string
 
 from .key import Origin, normalize_host
+from .metrics import hit_ratio
 from .middleware import ISRMiddleware
-from .ondemand import Result
-from .report import ORDERS, amount, describe, line, number, page_rows, printable, selector, table
+from .ondemand import Result, called_by
+from .report import (
+    describe,
+    explanation_rows,
+    first,
+    line,
+    number,
+    overview_tables,
+    page_rows,
+    printable,
+    selector,
+    table,
+)
 
 #: Where frameworks and middlewares keep the application that they wrap.
 _INNER = ("wsgi_app", "app", "application", "__self__")
 #: The exit status of a process that SIGINT ended.
 INTERRUPTED = 130
+#: Seconds between two tables of `stats --watch`.
+REFRESH = 2.0
 
 
 class App(t.NamedTuple):
@@ -54,16 +69,16 @@ class App(t.NamedTuple):
         store, build = self.middleware.store, self.middleware.build_id
         if store.kind.shared == "process":
             raise click.ClickException(
-                "pages are in memory only, where no command reaches those of running workers: use "
+                "pages are in memory only, and commands cannot reach that of running workers: use "
                 "file:///path or a store on the network, and run this as the workers' user"
             )
         _say(f"Store: {store.kind.name}, {_place_of(self.middleware)}; build {build!r}")
         processes, totals = store.processes(), store.totals()
         if others := {str(process.get("build")) for process in processes} - {build}:
             names = ", ".join(sorted(map(repr, others)))
-            _say(f"Warning: workers run with other builds, {names}: their pages at most expire")
+            _say(f"Warning: workers run other builds, {names}: this can only expire their pages")
         if not processes and not any(map(totals.get, ("hits", "stale_hits", "misses", "passed"))):
-            _say("Warning: no worker has used this store: is it theirs, and are you their user?")
+            _say("Warning: no worker has used this store: is it theirs? are you their user?")
 
     def place(self, base_url: str | None) -> Origin | None:
         """Where the pages are that a path names.
@@ -82,6 +97,13 @@ class App(t.NamedTuple):
             what = f"scheme and host of this app's pages, as in {own.scheme}://{own.host}"
             raise click.ClickException(f"--base-url takes {what}, not {base_url!r}")
         return origin
+
+
+def _user() -> str:
+    """Who types the command; a container may have no name for them."""
+    with contextlib.suppress(Exception):
+        return getpass.getuser()
+    return f"uid {os.getuid()}"
 
 
 def _say(text: str) -> None:
@@ -103,7 +125,8 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> t.Any:
         try:
             ctx.obj.announce()
-            return super().invoke(ctx)
+            with called_by(f"isr {ctx.info_name} ({_user()})"):
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             _say("Interrupted.")
             ctx.exit(INTERRUPTED)
@@ -246,7 +269,7 @@ def invalidate(app: App, patterns: tuple[str, ...], tags: tuple[str, ...], expir
 @click.option("--stale", is_flag=True, help="Pages that are stale or expired.")
 @tags
 @click.option("--match", "patterns", multiple=True, metavar="P", help="As in invalidate.")
-@click.option("--sort", type=click.Choice(list(ORDERS)[1:]), help="Most of it first.")
+@click.option("--sort", type=click.Choice(["age", "size", "render"]), help="Most of it first.")
 @click.option("--limit", type=at_least_one, metavar="N", help="The first N.")
 @as_json
 @pass_app
@@ -254,7 +277,7 @@ def list_pages(
     app: App, /, sort: str | None, limit: int | None, as_json: bool, **which: t.Any
 ) -> None:
     """List what is stored of this build."""
-    found = sorted(filter(selector(**which), app.middleware.pages()), key=ORDERS[sort])[:limit]
+    found = first(filter(selector(**which), app.middleware.pages()), sort, limit)
     if as_json:
         click.echo(json.dumps([page._asdict() for page in found], indent=1))
         return
@@ -262,40 +285,60 @@ def list_pages(
 
 
 @group.command(cls=Command)
+@click.option("--watch", is_flag=True, help="Again every two seconds, until Ctrl-C.")
 @as_json
 @pass_app
-def stats(app: App, as_json: bool) -> None:
+def stats(app: App, watch: bool, as_json: bool) -> None:
     """Show what all workers have counted, and what each has now."""
-    found, processes = app.middleware.stats(), app.middleware.store.processes()
-    hits = found["hits"] + found["stale_hits"]
-    ratio = hits / (hits + found["misses"]) if hits else 0.0
-    if as_json:
-        found |= {"hit_ratio": round(ratio, 4), "workers": processes}
-        click.echo(json.dumps(found, indent=1))
-        return
-    times = found.pop("render_seconds")
-    mean = 1000 * times["sum"] / max(1, times["count"])
-    rows = [(name.replace("_", " "), f"{value:,}") for name, value in found.items()]
-    table([*rows, ("hit ratio", f"{ratio:.1%}"), ("mean render", f"{mean:,.0f} ms")])
-    for process in processes:
-        names = ("pid", "host", "build", "waiting", "store")
-        what = ", ".join(f"{name} {process.get(name)}" for name in names)
-        rendering, memory = len(process.get("rendering", ())), process.get("memory_bytes", 0)
-        click.echo(printable(f"{what}, {rendering} rendering, {amount(memory)} in memory"))
+    on_demand = app.middleware.on_demand()
+    while True:
+        found = on_demand.overview()
+        if watch and sys.stdout.isatty():
+            click.clear()
+        if as_json:
+            counts = found.pop("stats")
+            whole = counts | {"hit_ratio": hit_ratio(counts)} | found
+            # In a watch each is one line, for programs that read lines.
+            click.echo(json.dumps(whole, indent=None if watch else 1))
+        else:
+            for rows in overview_tables(found):
+                table(rows)
+                click.echo()
+        if not watch:
+            return
+        time.sleep(REFRESH)
 
 
 @group.command(cls=Command)
 @click.argument("url")
+@click.option("--cookie", "cookies", multiple=True, metavar="NAME=VALUE", help="Of a visitor.")
+@click.option("--header", "headers", multiple=True, metavar="NAME:VALUE", help="Of a visitor.")
 @base_url
 @as_json
 @pass_app
-def explain(app: App, url: str, base_url: str | None, as_json: bool) -> None:
-    """Say what would happen to a request for URL, and why."""
-    found = dataclasses.asdict(app.middleware.on_demand().explain(url, app.place(base_url)))
+def explain(
+    app: App,
+    url: str,
+    cookies: tuple[str, ...],
+    headers: tuple[str, ...],
+    base_url: str | None,
+    as_json: bool,
+) -> None:
+    """Say what would happen to a request for URL, and why.
+
+    With cookies and headers, such as "Accept-Language: de": for a visitor who has them.
+    """
+    given = [("Cookie", "; ".join(cookies))] if cookies else []
+    for header in headers:
+        name, colon, value = header.partition(":")
+        if not name or not colon:
+            raise click.UsageError(f"a header is NAME:VALUE, as in 'Accept-Language: de': {header}")
+        given.append((name.strip(), value.strip()))
+    found = app.middleware.on_demand().explain(url, app.place(base_url), given)
     if as_json:
-        click.echo(json.dumps(found, indent=1))
-    else:
-        table([(name, "-" if value is None else str(value)) for name, value in found.items()])
+        click.echo(json.dumps(dataclasses.asdict(found), indent=1))
+        return
+    table(explanation_rows(found))
 
 
 @group.command(cls=Command)
@@ -308,7 +351,7 @@ def regenerate(app: App, workers: int | None) -> None:
     as there are cores for renders.
     """
     if app.middleware.workers:
-        _say("Warning: web workers render themselves, unless they have workers=0")
+        _say("Warning: web workers render stale pages themselves, unless they have workers=0")
     stop = threading.Event()
 
     def end(number: int, frame: object) -> None:
@@ -351,8 +394,8 @@ def prune(app: App, /, **bounds: t.Any) -> None:
 def main(context: click.Context, app: str) -> None:
     """Act on the pages of an app.
 
-    MODULE:APP is an ISRMiddleware, or has one as its wsgi_app, as in "site:app" or
-    "site:create_app()".
+    MODULE:APP is an ISRMiddleware, or has one as its wsgi_app, as in "wsgi:app" or
+    "wsgi:create_app()".
     """
     context.obj = load(app)
 
@@ -368,7 +411,7 @@ def load(name: str) -> App:
         found = import_string(name.removesuffix("()"))
     except ImportError as error:
         raise click.ClickException(
-            f"the app is named MODULE:APP, as in 'site:app' or 'site:create_app()': {error}"
+            f"the app is named MODULE:APP, as in 'wsgi:app' or 'wsgi:create_app()': {error}"
         ) from error
     if name.endswith("()"):
         found = found()
@@ -385,4 +428,4 @@ def load(name: str) -> App:
     if middleware is not None:
         return App(middleware)
     hint = f"; if it is a factory, write '{name}()'" if callable(found) else ""
-    raise click.ClickException(f"{name!r} is no ISRMiddleware, and has none as its wsgi_app{hint}")
+    raise click.ClickException(f"{name!r} is not an ISRMiddleware and has none inside{hint}")

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 import re
 import time
 import typing as t
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from .answer import Caching
 from .key import Origin, Origins, PageKey, canonical_query, is_ambiguous
-from .metadata import check_tags_header
-from .rules import Excluded, Rule, Rules
+from .metadata import check_list, check_tags_header
+from .rules import Excluded, Rule, Rules, to_wsgi
+from .store.protocol import Kind
 
 if t.TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
@@ -21,6 +23,9 @@ if t.TYPE_CHECKING:
 logger = logging.getLogger("wsgi_isr")
 
 _PREFIX = re.compile(r"[\x21-\x7e]{0,64}")
+_COOKIE_NAME = re.compile(r"[^\s=;](?:[^=;]*[^\s=;])?")
+#: Middlewares within each other that are searched.
+_MAX_DEPTH = 20
 
 
 @dataclass
@@ -74,6 +79,10 @@ class Config:
         """The key and the rule of a page that is named, not visited; whether it is excluded."""
         environ = PageKey(*origin, path).to_environ("revalidate", self.middleware)
         environ["QUERY_STRING"] = query_string
+        return self.find(origin, environ)
+
+    def find(self, origin: Origin, environ: WSGIEnvironment) -> tuple[PageKey, Rule | None, bool]:
+        """The same for a request."""
         found = self.rules.resolve(environ)
         excluded = isinstance(found, Excluded)
         rule = None if isinstance(found, Excluded) else found
@@ -103,26 +112,29 @@ def check(**options: t.Any) -> None:
     :raises TypeError: for an argument of the wrong kind, with the remedy.
     :raises ValueError: for a value that cannot work, with the remedy.
     """
-    if not callable(options["app"]):
-        raise TypeError(f"app is a WSGI application, not {options['app']!r}")
+    app = options["app"]
+    if not callable(app):
+        raise TypeError(f"app is a WSGI application, not {app!r}")
+    if any(map(inspect.iscoroutinefunction, (app, getattr(app, "__call__", None)))):  # noqa: B004
+        raise TypeError(f"app is an ASGI application, which this cannot serve: {app!r}")
     least = {"memory_size": 0, "max_body_size": 1, "workers": 0, "previous_builds": 0}
     for name, minimum in least.items():
         value = options[name]
         if isinstance(value, bool) or not isinstance(value, int):
             raise TypeError(f"{name} takes a whole number, not {value!r}")
         if value < minimum:
-            raise ValueError(f"{name} is at least {minimum}, not {value}")
+            raise ValueError(f"{name} must be at least {minimum}, not {value}")
     timeout = options["render_timeout"]
     if isinstance(timeout, bool) or not isinstance(timeout, int | float):
         raise TypeError(f"render_timeout takes seconds, not {timeout!r}")
     if not 0 < timeout <= 86400 or math.isnan(timeout):
-        raise ValueError(f"render_timeout is more than 0 and at most 86400 seconds, not {timeout}")
+        raise ValueError(f"render_timeout takes more than 0 seconds, up to 86400, not {timeout}")
     for name in ("enabled", "cdn_purged"):
         if not isinstance(options[name], bool):
             raise TypeError(f"{name} takes True or False, not {options[name]!r}")
     build_id = options["build_id"]
     if build_id is not None and not isinstance(build_id, str):
-        raise TypeError(f"build_id takes a text, not {build_id!r}")
+        raise TypeError(f"build_id takes a string, not {build_id!r}")
     if not isinstance(options["key_prefix"], str) or not _PREFIX.fullmatch(options["key_prefix"]):
         raise ValueError(
             "key_prefix takes up to 64 printable ASCII characters without spaces, "
@@ -130,9 +142,9 @@ def check(**options: t.Any) -> None:
         )
     key = options["signing_key"]
     if key is not None and not isinstance(key, bytes | str):
-        raise TypeError(f"signing_key takes bytes or a text, not {type(key).__name__}")
+        raise TypeError(f"signing_key takes bytes or a string, not {type(key).__name__}")
     if key is not None and len(key) < 16:
-        raise ValueError(f"signing_key has at least 16 bytes, not {len(key)}")
+        raise ValueError(f"signing_key needs at least 16 bytes, not {len(key)}")
     if options["tags_header"] is not None:
         check_tags_header(options["tags_header"])
     executor = options["executor"]
@@ -148,6 +160,32 @@ def check(**options: t.Any) -> None:
         )
     if options["workers"] == 0 and executor is not None:
         raise ValueError("workers=0 leaves renders to other processes; leave executor out")
+
+
+def mistakes(config: Config, trusted: object, rules: object, kind: Kind | None) -> Iterator[str]:
+    """What has no effect, or another than it seems, though the site can go on."""
+    base = config.origins.base
+    if base is not None and trusted is not None:
+        yield "trusted_hosts has no effect beside base_url: leave it out"
+    if base is not None and base.mount and isinstance(rules, Mapping):
+        for pattern in rules:
+            if (to_wsgi(pattern) + "/").startswith(base.mount + "/"):
+                yield f"rules[{pattern!r}] is for paths below {base.mount}: leave that out"
+    if config.previous_builds and not config.build_id:
+        yield "previous_builds has no effect without build_id, because all builds have one name"
+    elif config.previous_builds and kind is not None and kind.shared == "process":
+        yield "previous_builds has no effect, because pages of this store end with their process"
+    app: object = config.app
+    for _ in range(_MAX_DEPTH):
+        name = type(app).__name__
+        if name == "ISRMiddleware":
+            yield "ISRMiddleware, or ISR(app), is inside of another one: leave one of them out"
+        elif name == "ProxyFix" and base is None:
+            yield (
+                "ProxyFix is inside of ISR(app) or ISRMiddleware, so pages are rendered without "
+                "the public scheme and host: wrap the outcome in ProxyFix, or set base_url"
+            )
+        app = getattr(app, "app", None)
 
 
 def make_bypass(enabled: bool, bypass: t.Any) -> Callable[[WSGIEnvironment], str | None] | None:
@@ -169,11 +207,11 @@ def make_bypass(enabled: bool, bypass: t.Any) -> Callable[[WSGIEnvironment], str
                 return "bypass"
 
         return by_callable
-    if isinstance(bypass, str | bytes) or not all(
-        isinstance(name, str) and name for name in bypass
-    ):
-        raise TypeError(f"bypass takes names of cookies, as in ['sessionid'], not {bypass!r}")
+    check_list("bypass", bypass, "sessionid")
     names = tuple(bypass)
+    for name in names:
+        if not isinstance(name, str) or not _COOKIE_NAME.fullmatch(name):
+            raise TypeError(f"bypass takes names of cookies, as in ['sessionid'], not {name!r}")
     if not names:
         return None
     pattern = re.compile(r"(?:^|[;,\s])(?:" + "|".join(map(re.escape, names)) + r")\s*=")

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import io
 import json
+import logging
 import re
 import sys
 import typing as t
@@ -18,15 +19,19 @@ from urllib.parse import parse_qsl, quote, unquote_to_bytes, urlencode, urlsplit
 
 from werkzeug.sansio.utils import host_is_trusted
 
+from .metadata import check_list
+
 if t.TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
+
+logger = logging.getLogger("wsgi_isr")
 
 DEFAULT_PORTS = {"http": "80", "https": "443"}
 
 #: Longer keys are not stored: every byte of a key is chosen by the client.
 MAX_KEY_LENGTH = 2048
 
-#: That of a domain name (RFC 1035 section 2.3.4) with its last dot and a port.
+#: The longest domain name (RFC 1035 section 2.3.4), with its last dot and a port.
 MAX_HOST_LENGTH = 260
 
 # Paths that proxies, frameworks and file systems read differently (web cache deception).
@@ -34,8 +39,8 @@ MAX_HOST_LENGTH = 260
 _AMBIGUOUS = re.compile(r"//|\\|[\x00-\x1f\x7f]|\xc2[\x80-\x9f]|/\.\.?(?:/|\Z)")
 _HOST = re.compile(r"(?:[a-z0-9_](?:[a-z0-9_.-]{0,252})|\[[0-9a-f:.]{2,45}\])(?::[0-9]{1,5})?")
 
-# RFC 3986 pchar, so that a URL reads as in a browser's address bar.
-_PATH_SAFE = "/!$&'()*+,;=:@~"
+# RFC 3986 pchar, so that a URL reads as in a browser's address bar; a * would make it a pattern.
+_PATH_SAFE = "/!$&'()+,;=:@~"
 
 
 class PageKey(t.NamedTuple):
@@ -200,14 +205,12 @@ class Origins:
     """
 
     def __init__(self, base_url: str | None, trusted_hosts: Iterable[str] | None) -> None:
-        if isinstance(trusted_hosts, str):
-            raise TypeError(f"trusted_hosts takes a list of hosts, as in [{trusted_hosts!r}]")
         self._trusted: list[tuple[str, str]] | None = None
+        #: Whether somebody has come by a trusted host, or a warning has said that nobody does.
+        self._is_used = False
         if trusted_hosts is not None:
-            hosts = [host.lower() for host in trusted_hosts]
-            if any("/" in host for host in hosts):
-                raise ValueError("trusted_hosts takes hosts, as in ['www.example.com'], not URLs")
-            self._trusted = [_split_port(host) for host in hosts]
+            check_list("trusted_hosts", trusted_hosts, "www.example.com")
+            self._trusted = [_parse_trusted(host) for host in trusted_hosts]
             if not self._trusted:
                 raise ValueError("trusted_hosts is empty: name a host, or leave it None for any")
         #: What ``base_url`` says; an empty mount point is the visitor's.
@@ -223,7 +226,13 @@ class Origins:
         if host is None:
             host = f"{environ['SERVER_NAME']}:{environ['SERVER_PORT']}"
         trusted = self.trust(scheme, host)
-        return None if trusted is None else Origin(scheme, trusted, mount)
+        if trusted is not None:
+            self._is_used = True
+            return Origin(scheme, trusted, mount)
+        if not self._is_used and normalize_host(host, scheme) is not None:
+            self._is_used = True
+            logger.warning("%r is not among trusted_hosts: requests for it get no pages", host)
+        return None
 
     def trust(self, scheme: str, host: str) -> str | None:
         """The normalised host if it may have pages."""
@@ -239,7 +248,9 @@ class Origins:
         name, port = _split_port(normal)
         try:
             trusted = any(
-                port == its_port and host_is_trusted(name, [its_name])
+                (its_port == "*" or port == ("" if its_port == DEFAULT_PORTS[scheme] else its_port))
+                # Werkzeug does not read addresses in brackets.
+                and (name == its_name or host_is_trusted(name, [its_name]))
                 for its_name, its_port in self._trusted
             )
         except UnicodeError:
@@ -251,6 +262,22 @@ class Origins:
 def _split_port(host: str) -> tuple[str, str]:
     name, _, port = host.rpartition(":") if _has_port(host) else (host, "", "")
     return name, port
+
+
+def _parse_trusted(host: object) -> tuple[str, str]:
+    """The name and the port of a host that is trusted; a dot before the name trusts subdomains.
+
+    A port of ``*`` is any, for adapters of frameworks that trust hosts without their ports.
+    """
+    bare = host.lower().removeprefix(".") if isinstance(host, str) else ""
+    named = bare.removesuffix(":*")
+    if not named or named.isascii() and normalize_host(named, "") is None:
+        raise ValueError(
+            "trusted_hosts takes hosts, as in ['www.example.com'], or '.example.com' with its "
+            f"subdomains, not URLs and no *; None trusts any; not {host!r}"
+        )
+    name, port = _split_port(bare)
+    return str(host)[: str(host).startswith(".")] + name.removesuffix("."), port
 
 
 def _parse_base_url(base_url: str) -> Origin:

@@ -6,6 +6,7 @@ Pure functions over statuses and headers; nothing here does I/O.
 from __future__ import annotations
 
 import functools
+import logging
 import re
 import typing as t
 from collections.abc import Iterable, Sequence
@@ -16,12 +17,15 @@ from werkzeug.http import is_hop_by_hop_header, parse_set_header
 if t.TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
+logger = logging.getLogger("wsgi_isr")
+
 Header: t.TypeAlias = "tuple[str, str]"
 Headers: t.TypeAlias = "list[Header]"
 
 MAX_TAGS = 128
 MAX_TAG_LENGTH = 256
-ISR_HEADERS = frozenset({"isr-revalidate", "isr-expire", "isr-tags"})
+_NAMES = ("ISR-Revalidate", "ISR-Expire", "ISR-Tags")
+ISR_HEADERS = frozenset(name.lower() for name in _NAMES)
 #: Names of other response headers, as apps spell them: a set is faster than `str.lower`.
 HARMLESS: set[str] = set()
 MAX_HARMLESS = 1000
@@ -98,19 +102,27 @@ def check_expire(expire: object, revalidate: int | t.Literal[False] | None) -> N
     if revalidate is False:
         raise ValueError("a page that is fresh until it is revalidated (False) cannot expire")
     if revalidate is not None and expire < revalidate:
-        raise ValueError(f"expire ({expire}) is at least revalidate ({revalidate})")
+        raise ValueError(f"expire ({expire}) must be at least revalidate ({revalidate})")
+
+
+def check_list(name: str, value: object, example: str) -> None:
+    """
+    :raises TypeError: for a string, or for anything else that is not a list, with the remedy.
+    """
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        shown = value if isinstance(value, str) else example
+        raise TypeError(f"{name} takes a list, as in [{shown!r}], not {value!r}")
 
 
 def check_tags(tags: Iterable[str], limit: int | None = MAX_TAGS) -> tuple[str, ...]:
     """Tags without doubles, in their order.
 
     :param limit: how many there may be; ``None`` for any number.
-    :raises TypeError: for a text in place of a list.
+    :raises TypeError: for a string in place of a list.
     :raises ValueError: for too many, or one that is empty, longer than 256 characters, has a comma
         or control characters, or cannot be encoded as UTF-8.
     """
-    if isinstance(tags, str | bytes):
-        raise TypeError(f"tags takes a list of names, as in [{tags!r}]")
+    check_list("tags", tags, "posts")
     tags = tuple(tags)
     for tag in tags:
         if not isinstance(tag, str) or not tag or tag != tag.strip() or "," in tag:
@@ -120,10 +132,10 @@ def check_tags(tags: Iterable[str], limit: int | None = MAX_TAGS) -> tuple[str, 
                 f"a tag has at most {MAX_TAG_LENGTH} characters and no control character: {tag!r}"
             )
         if any("\ud800" <= char <= "\udfff" for char in tag):
-            raise ValueError(f"a tag is a text that UTF-8 can encode, not {tag!r}")
+            raise ValueError(f"a tag is a string that UTF-8 can encode, not {tag!r}")
     unique = tuple(dict.fromkeys(tags))
     if limit is not None and len(unique) > limit:
-        raise ValueError(f"a page has at most {limit} tags, not {len(unique)}")
+        raise ValueError(f"a page may have at most {limit} tags, not {len(unique)}")
     return unique
 
 
@@ -181,13 +193,15 @@ def header(name: str, value: str) -> Header:
 
 def declares_page(headers: Iterable[tuple[str, str]]) -> bool:
     """Whether a response calls itself a page, if only by mistake."""
-    return any(name.lower() in ISR_HEADERS for name, _ in headers)
+    return any(name not in HARMLESS and is_isr_header(name) for name, _ in headers)
 
 
 def is_isr_header(name: str) -> bool:
     """Whether a response header is the library's; one that is not is `HARMLESS` from now on."""
     if name.lower() in ISR_HEADERS:
         return True
+    if name.lower().startswith("isr-"):
+        logger.warning("%s means nothing: the headers of pages are %s", name, ", ".join(_NAMES))
     if len(HARMLESS) < MAX_HARMLESS:
         HARMLESS.add(name)
     return False

@@ -1,8 +1,14 @@
-"""Counters of one process: plain numbers, which are added to the totals of the store."""
+"""Counters of one process, the totals in the store, and both in the format of Prometheus."""
 
 from __future__ import annotations
 
+import collections
 import typing as t
+from collections.abc import Iterable, Iterator, Mapping
+
+if t.TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
+    from prometheus_client import Metric
 
 #: Upper bounds of the histogram of render seconds; the last one is open.
 BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -65,13 +71,47 @@ class Counters:
         self._added = now
         return {name: count for name, count in new.items() if count}
 
-    def give_back(self, counts: t.Mapping[str, float]) -> None:
-        """Have counts taken again: the store did not get them."""
+    def give_back(self, counts: Mapping[str, float]) -> None:
+        """Count these again: the store did not get them."""
         for name, count in counts.items():
             self._added[name] = self._added.get(name, 0) - count
 
 
-def totals_of(sums: t.Mapping[str, float]) -> dict[str, t.Any]:
+#: What is counted of requests that have to do with pages.
+SERVED = ("hits", "stale_hits", "misses")
+#: What the totals are remembered for: as the store, the day (UTC) and the build began.
+PERIODS = ("store", "day", "build")
+
+
+def beginning(
+    period: str, identity: int, now: float, sums: Mapping[str, float]
+) -> dict[str, float]:
+    """What to add to the totals, so that they say what they are as a period begins.
+
+    :param identity: another one than that of the period before.
+    """
+    start = {f"{period}:{name}": sums.get(name, 0) for name in SERVED}
+    start |= {f"{period}:id": identity, f"{period}:at": now}
+    return {name: value - sums.get(name, 0) for name, value in start.items()}
+
+
+def periods_of(sums: Mapping[str, float]) -> dict[str, dict[str, t.Any]]:
+    """The hits and misses of each period, its hit ratio, and when it began."""
+    found = {}
+    for period in PERIODS:
+        if at := sums.get(f"{period}:at"):
+            counts = {n: int(sums.get(n, 0) - sums.get(f"{period}:{n}", 0)) for n in SERVED}
+            found[period] = {"at": at, **counts, "hit_ratio": hit_ratio(counts)}
+    return found
+
+
+def hit_ratio(counts: Mapping[str, float]) -> float:
+    """The share of visits, 0 to 1, that found a page."""
+    hits = counts["hits"] + counts["stale_hits"]
+    return round(hits / (hits + counts["misses"]), 4) if hits else 0.0
+
+
+def totals_of(sums: Mapping[str, float]) -> dict[str, t.Any]:
     """The totals as `ISRMiddleware.stats` gives them."""
     found: dict[str, t.Any] = {name: int(sums.get(name, 0)) for name in COUNTERS}
     found["evictions"] = int(sums.get("evictions", 0))
@@ -85,3 +125,124 @@ def totals_of(sums: t.Mapping[str, float]) -> dict[str, t.Any]:
         "buckets": buckets,
     }
     return found
+
+
+# Prometheus.
+
+#: Media type of the text format.
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_HELP = {
+    "hits": "Visits that got a fresh page.",
+    "stale_hits": "Visits that got a stale page.",
+    "misses": "Visits that waited for a render, or got the app's own answer in its place.",
+    "passed": "Requests that have nothing to do with pages.",
+    "bypassed": "Visits that never get a page: draft mode, bypass, or switched off.",
+    "renders": "Renders.",
+    "failures": "Renders that failed.",
+    "rejections": "Answers that were refused.",
+    "evictions": "Pages removed from the store to make room.",
+    "store_errors": "Calls that the store did not answer.",
+    "invalidations": "Calls on demand.",
+    "pages": "Pages in the store.",
+    "bytes": "Bytes of the pages in the store.",
+    "memory_bytes": "Bytes of pages in the memory of all processes.",
+    "rendering": "Pages that are rendered now.",
+    "waiting": "Requests that wait for a render.",
+    "processes": "Processes that serve or render.",
+    "max_pages": "Pages that the store may have.",
+    "max_bytes": "Bytes that the pages in the store may have.",
+    "render_seconds": "How long renders take.",
+    "store_up": "Whether the store reads and writes.",
+    "build_processes": "Processes of each build.",
+}
+
+#: The end of a sample's name, its labels and its value; and a metric: its name, its kind, what it
+#: is, and its samples.
+Sample: t.TypeAlias = "tuple[str, dict[str, str], float]"
+Family: t.TypeAlias = "tuple[str, str, str, Iterable[Sample]]"
+
+
+def families(isr: t.Any) -> Iterator[Family]:
+    """All metrics of a middleware; without its store no totals, since they never go down."""
+    found = isr.on_demand().overview()
+    stats, store = found["stats"], found["store"]
+    times = stats.pop("render_seconds")
+
+    def family(name: str, kind: str, *samples: Sample) -> Family:
+        return f"wsgi_isr_{name}", kind, _HELP[name], samples
+
+    for name, value in stats.items():
+        if name not in COUNTERS and name != "evictions":
+            yield family(name, "gauge", ("", {}, value))
+        elif store["has_totals"]:
+            yield family(name, "counter", ("_total", {}, value))
+    if store["has_totals"]:
+        samples: list[Sample] = [("_sum", {}, times["sum"]), ("_count", {}, times["count"])]
+        buckets = (("_bucket", {"le": bound}, n) for bound, n in times["buckets"].items())
+        yield family("render_seconds", "histogram", *buckets, *samples)
+    for name in ("max_pages", "max_bytes"):
+        if store[name]:
+            yield family(name, "gauge", ("", {}, store[name]))
+    yield family("store_up", "gauge", ("", {}, int(store["state"] == "ok")))
+    builds = collections.Counter(str(process.get("build")) for process in found["workers"])
+    of_builds = (("", {"build": build}, count) for build, count in builds.items())
+    yield family("build_processes", "gauge", *of_builds)
+
+
+def exposition(isr: t.Any) -> bytes:
+    """All metrics of a middleware as text."""
+    lines = []
+    for name, kind, text, samples in families(isr):
+        whole = f"{name}_total" if kind == "counter" else name
+        lines += [f"# HELP {whole} {text}", f"# TYPE {whole} {kind}"]
+        for suffix, labels, value in samples:
+            words = ",".join(f'{label}="{_escaped(word)}"' for label, word in labels.items())
+            lines.append(f"{name}{suffix}{f'{{{words}}}' if words else ''} {value}")
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+
+
+class Collector:
+    """All metrics of a middleware, for a registry of prometheus-client.
+
+    They are right over all workers and restarts, without ``PROMETHEUS_MULTIPROC_DIR``: register
+    it in one registry that one process serves, or in each.
+
+    :param isr: the middleware, or an extension that has one.
+    :raises ImportError: without prometheus-client, with the extra to install.
+
+    .. code-block:: python
+
+        prometheus_client.REGISTRY.register(Collector(isr))
+    """
+
+    def __init__(self, isr: t.Any) -> None:
+        try:
+            from prometheus_client import Metric
+        except ImportError as error:
+            raise ImportError(
+                "Collector needs prometheus-client: pip install 'wsgi-isr[prometheus]'"
+            ) from error
+        self._isr = isr
+        self._metric = Metric
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: a registry asks it when the app may not be there yet."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        for name, kind, text, samples in families(getattr(self._isr, "middleware", self._isr)):
+            metric = self._metric(name, text, kind)
+            for suffix, labels, value in samples:
+                metric.add_sample(name + suffix, labels, value)
+            yield metric
+
+
+def bearer(environ: WSGIEnvironment) -> bytes:
+    """The bearer token of a request, empty without one; to compare in constant time."""
+    scheme, _, given = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
+    # Bytes, which WSGI spells as latin-1: compare_digest refuses texts beyond ASCII.
+    return given.strip().encode("latin-1", "replace") if scheme.lower() == "bearer" else b""

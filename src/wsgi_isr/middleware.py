@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from time import time
 
 from .answer import Caching, Hit, NotPage, send
-from .config import Config, check, make_bypass
+from .config import Config, check, make_bypass, mistakes
 from .key import Origin, Origins
 from .listing import Explanation, PageInfo, pages_of, stats_of
 from .metrics import Counters
-from .ondemand import OnDemand, Result
+from .ondemand import OnDemand, Result, check_workers
 from .page import Codec
 from .passing import Passing, PassThrough
 from .process import Process
@@ -45,7 +45,7 @@ class ISRMiddleware:
         directory, which all workers of the machine share. A URL, as ``file:///var/cache/site``,
         ``redis://host:6379/0`` or ``memory://``; a cachelib cache; a callable that returns one,
         called once in each process; or a `wsgi_isr.store.protocol.Store`.
-    :param rules: what is known of URLs before the app is asked: a mapping of path patterns to
+    :param rules: what you say of URLs before the app is asked: a mapping of path patterns to
         `Rule` or seconds, where ``None`` excludes a URL; or a callable that takes an environ and
         returns a `Rule` or ``None``.
     :param query: query parameters that are part of a page's key, where no rule says otherwise.
@@ -53,7 +53,7 @@ class ISRMiddleware:
     :param trusted_hosts: hosts that may have pages, with a port only where one is named; ``None``:
         any.
     :param bypass: visitors who always get the app's own answer, never stored: names of cookies,
-        or a callable that takes an environ and returns whether.
+        or a callable that takes an environ and returns true for them.
     :param memory_size: bytes of rendered pages kept in this process; 0: none.
     :param max_body_size: bytes; a larger response is delivered, never stored.
     :param workers: threads that regenerate, per process; 0: processes of
@@ -125,8 +125,8 @@ class ISRMiddleware:
             raise ValueError("memory:// with memory_size=0 stores nothing; leave one of them out")
         if kind is not None and not kind.wants and workers == 0:
             raise ValueError(
-                "workers=0 leaves renders to other processes, which this store cannot tell of "
-                "them: use a file:// URL or Redis"
+                "workers=0 leaves renders to other processes, but this store cannot hand pages "
+                "over to them: use a file:// URL or Redis"
             )
         self.app = app
         #: What was handed over. A URL may have a password in it.
@@ -147,6 +147,8 @@ class ISRMiddleware:
             memory_size=memory_size,
             clock=lambda: self._clock(),
         )
+        for mistake in mistakes(self._config, trusted_hosts, rules, kind):
+            logger.warning("%s", mistake)
         self._bypass: Callable[[WSGIEnvironment], str | None] | None = None
         if (decide := make_bypass(enabled, bypass)) is not None:
             self.set_bypass(decide)
@@ -433,7 +435,7 @@ class ISRMiddleware:
         :param workers: renders at a time; ``None``: two.
         :raises NotImplementedError: on a store that cannot hand pages over.
         """
-        regenerate(self._here(), stop, workers or 2)
+        regenerate(self._here(), stop, check_workers(workers))
 
     def prune(
         self,
@@ -448,14 +450,17 @@ class ISRMiddleware:
         :param keep_builds: keep this build and the others used last, so many in all.
         :param everything: remove all pages, of whatever build.
         :raises NotImplementedError: on a store that cannot list.
+        :raises ValueError: for a number of builds that is not at least 1.
         """
         pages = self._here().pages
         builds: Sequence[str] | None = None
         if keep_builds is not None:
+            if keep_builds < 1:
+                raise ValueError(f"keep_builds is at least 1, this build, not {keep_builds}")
             builds = [self.build_id, *pages.earlier_builds()[: keep_builds - 1]]
         if everything:
             # First, so that other processes do not serve what they have in memory.
-            pages.invalidate(["pattern:/**"], True)
+            self.on_demand().invalidate(["/**"], True, None)
         return pages.store.prune(
             max_pages=max_pages, max_bytes=max_bytes, keep_builds=builds, everything=everything
         )

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from .key import Origin, Origins, PageKey, is_ambiguous
-from .rules import check_pattern, to_wsgi
+from .rules import check_pattern, is_pattern, to_wsgi
 
-_UNPRINTABLE = re.compile(r"[\x00-\x20\x7f]")
+_UNPRINTABLE = re.compile(r"[\x00-\x20\x7f\ud800-\udfff]")
 
 
 def parse(origins: Origins, path: str, origin: Origin | None) -> tuple[Origin | None, str, str]:
@@ -18,7 +18,7 @@ def parse(origins: Origins, path: str, origin: Origin | None) -> tuple[Origin | 
     :raises ValueError: for what is no path.
     """
     if not isinstance(path, str):
-        raise ValueError(f"each path is an argument of its own: revalidate(*paths), not {path!r}")
+        raise ValueError(f"pass each path as an argument: revalidate(*paths), not {path!r}")
     if not path or _UNPRINTABLE.search(path):
         raise ValueError(f"a path starts with / and is percent-encoded, not {path!r}")
     base = origins.base
@@ -41,6 +41,11 @@ def parse(origins: Origins, path: str, origin: Origin | None) -> tuple[Origin | 
     if not local.startswith("/") or "#" in local:
         raise ValueError(f"a path starts with / and has no fragment: {path!r}")
     local, _, query_string = local.partition("?")
+    if is_pattern(local):
+        raise ValueError(
+            f"{path!r} is a pattern, which invalidate() takes; write *, < and [ of a path as %2A, "
+            "%3C and %5B"
+        )
     full_path = to_wsgi(local)
     if is_ambiguous(full_path):
         raise ValueError(f"{path!r} has //, dot segments, \\ or control characters")
@@ -65,15 +70,12 @@ def label_of(origins: Origins, pattern: str, origin: Origin | None) -> str:
     :raises ValueError: for a pattern that can never match.
     """
     check_pattern(pattern)
-    path = to_wsgi(pattern)
-    if is_ambiguous(path.replace("*", "x")):
-        raise ValueError(f"{pattern!r} can never match: no page has such a path")
     base = origins.base
     mount = (base.mount if base is not None else "") or (origin.mount if origin else "")
-    literal = path.partition("*")[0]
+    literal = to_wsgi(pattern.partition("*")[0])
     if mount and not (mount + "/").startswith(literal) and not is_under(mount, literal):
         raise ValueError(f"{pattern!r} can never match: pages are under {mount!r}")
-    return f"pattern:{pattern}" if "*" in pattern else f"path:{path}"
+    return f"pattern:{pattern}" if "*" in pattern else f"path:{literal}"
 
 
 def is_under(mount: str, full_path: str) -> bool:

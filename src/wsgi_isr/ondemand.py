@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import contextvars
 import itertools
+import json
 import logging
+import os
+import socket
 import typing as t
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from . import signals
 from .key import Origin, PageKey
-from .listing import Explanation, explain_key
-from .metadata import check_tags
+from .listing import (
+    Explanation,
+    PageInfo,
+    Visit,
+    explain_visit,
+    failing,
+    journal_of,
+    matching,
+    overview_of,
+)
+from .logs import fields
+from .metadata import check_list, check_tags
 from .naming import label_of, mounted, parse
 from .outcome import Kind, Outcome
 from .page import page_label
 from .process import Process
 from .render import RenderError, current_origin, rendering
 from .rules import Rule
-from .store.protocol import Number, StoreError
+from .store.protocol import Number, Record, StoreError
 
 logger = logging.getLogger("wsgi_isr")
 
@@ -27,6 +41,25 @@ logger = logging.getLogger("wsgi_isr")
 MAX_VARIANTS = 64
 #: Pages that `revalidate` and `prerender` render at a time where nothing says otherwise.
 WORKERS = 2
+#: Names of a call that the journal has, and characters of each.
+MAX_NAMES, MAX_NAME = 50, 200
+_caller: contextvars.ContextVar[str | None] = contextvars.ContextVar("wsgi_isr_by", default=None)
+
+
+@contextlib.contextmanager
+def called_by(who: str) -> Iterator[None]:
+    """Let the log and the journal say who makes the on-demand calls in this block.
+
+    .. code-block:: python
+
+        with called_by(f"editor {user.id}"):
+            isr.revalidate("/blog/1")
+    """
+    token = _caller.set(who[:MAX_NAME])
+    try:
+        yield
+    finally:
+        _caller.reset(token)
 
 
 class Result(t.NamedTuple):
@@ -143,11 +176,13 @@ class OnDemand:
 
         :param render: false while the library is switched off: stored pages become stale.
         """
+        workers = check_workers(workers)
         # All of them before any render: a mistake in the last path renders nothing.
         parsed = [(path, *parse(self._config.origins, path, origin)) for path in paths]
         requested = [self._requested(*each, only_generated) for each in parsed]
         requested = [each for each in requested if each.pages or not only_generated]
         if not requested:
+            logger.info("on demand: no path was named, or none has a page")
             return
         # A page that calls this in its own render is an error below, and stays as it is.
         own = rendering.get()
@@ -164,11 +199,12 @@ class OnDemand:
             failed = [Result(k.url, None, error, "failed") for r in requested for k in r.pages]
             raise RevalidationError({r.path: error for r in requested}, failed) from error
         if changed:
-            self._announce(False, paths=[each.full_path for each in changed])
+            count = sum(len(each.pages) for each in requested) if render else 0
+            self._announce(False, number, count, paths=[each.full_path for each in changed])
         if not render:
             return
         jobs = ((r.path, key, rule, number) for r in requested for key, rule in r.pages.items())
-        yield from _in_parallel(self._render, jobs, workers or WORKERS)
+        yield from _in_parallel(self._render, jobs, workers)
 
     def _render(
         self, path: str, key: PageKey, rule: Rule | None, number: Number
@@ -271,24 +307,45 @@ class OnDemand:
         self, labels: list[str], names: Sequence[str], expire: bool, **extra: t.Any
     ) -> None:
         if not labels:
+            logger.info("on demand: nothing was named")
             return
         try:
-            self._pages.invalidate(labels, expire)
+            number = self._pages.invalidate(labels, expire)
         except StoreError as error:
             raise RevalidationError(dict.fromkeys(names, error)) from error
-        self._announce(expire, **extra)
+        self._announce(expire, number, **extra)
 
     def _announce(
         self,
         expire: bool,
+        number: Number,
+        pages: int | None = None,
         paths: Sequence[str] = (),
         tags: Sequence[str] = (),
         patterns: Sequence[str] = (),
     ) -> None:
         self._process.counters.invalidations += 1
         what = {"paths": tuple(paths), "tags": tuple(tags), "patterns": tuple(patterns)}
-        words = ", ".join(f"{kind} {', '.join(names)}" for kind, names in what.items() if names)
-        logger.info("on demand: %s %s", words[:1000], "expired" if expire else "invalidated")
+        kind, names = next(item for item in what.items() if item[1])
+        call: dict[str, t.Any] = {
+            "at": round(self._clock(), 3),
+            "kind": {"paths": "revalidate", "patterns": "invalidate"}.get(kind, kind),
+            "what": [name[:MAX_NAME] for name in names[:MAX_NAMES]],
+            "expire": expire,
+            "pages": pages,
+            "number": number.sequence,
+            "by": _caller.get(),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+        }
+        store, entry = self._pages.store, json.dumps(call).encode()
+        self._pages.guard.ask("log", lambda: store.log(entry), write=True)
+        text = f"{kind} {', '.join(names)}"[:1000]
+        done = "expired" if expire else "invalidated"
+        count = "" if pages is None else f", pages to render: {pages}"
+        by = f", by {call['by']}" if call["by"] else ""
+        extra = fields("on-demand", **call)
+        logger.info("on demand: %s %s%s%s", text, done, count, by, extra=extra)
         signals.send(signals.invalidated, self._config.middleware, expire=expire, **what)
 
     # Ahead of the visitors.
@@ -296,8 +353,9 @@ class OnDemand:
     def prerender(
         self, paths: Iterable[str], workers: int | None, origin: Origin | None
     ) -> Iterator[Result]:
+        check_list("paths", paths, "/")
         jobs = (job for path in paths for job in self._variants(path, origin))
-        return _in_parallel(self._prerender, jobs, workers or WORKERS)
+        return _in_parallel(self._prerender, jobs, check_workers(workers))
 
     def _variants(self, path: str, origin: Origin | None) -> Iterator[tuple[t.Any, ...]]:
         try:
@@ -327,7 +385,36 @@ class OnDemand:
         self._exists(key, rule, outcome)
         return _result(key, outcome)
 
-    def explain(self, url: str, origin: Origin | None) -> Explanation:
+    def matching(
+        self, after: str, matches: Callable[[Record], bool]
+    ) -> Iterator[tuple[str, PageInfo | None]]:
+        """Stored pages after the one of a name, by name; ``None`` for one that does not match.
+
+        :raises NotImplementedError: on a store that cannot list.
+        """
+        return matching(self._process, after, matches)
+
+    def failing(self) -> Iterator[PageInfo]:
+        """Pages whose last render failed.
+
+        :raises NotImplementedError: on a store that cannot list.
+        """
+        return failing(self._process)
+
+    def overview(self) -> dict[str, t.Any]:
+        """What an operator asks first; see `wsgi_isr.listing.overview_of`."""
+        return overview_of(self._process)
+
+    def journal(self) -> list[dict[str, t.Any]]:
+        """The last on-demand calls, latest first; see `wsgi_isr.listing.journal_of`."""
+        return journal_of(self._process)
+
+    def explain(
+        self, url: str, origin: Origin | None, headers: Iterable[tuple[str, str]] = ()
+    ) -> Explanation:
+        """
+        :param headers: of the visitor who asks for it, besides those of a canonical request.
+        """
         place, full_path, query_string = parse(self._config.origins, url, origin)
         stored = self._stored(full_path)
         if place is None:
@@ -336,8 +423,15 @@ class OnDemand:
             place = Origin(stored[0].scheme, stored[0].host, stored[0].mount)
         place = mounted(place, full_path, stored)
         local = full_path.removeprefix(place.mount)
-        key, rule, excluded = self._config.describe(place, local, query_string)
-        return explain_key(self._process, key, rule, excluded)
+        config = self._config
+        environ = PageKey(*place, local).to_environ("", config.middleware)
+        del environ["wsgi_isr.reason"]
+        environ["QUERY_STRING"] = query_string
+        environ |= {f"HTTP_{name.upper().replace('-', '_')}": value for name, value in headers}
+        key, rule, excluded = config.find(place, environ)
+        bypass = None if config.bypass is None else config.bypass(environ)
+        considered = config.rules.consider(environ)
+        return explain_visit(self._process, Visit(key, rule, excluded, bypass, considered))
 
 
 def _is_declared(key: PageKey, rule: Rule | None) -> bool:
@@ -345,6 +439,12 @@ def _is_declared(key: PageKey, rule: Rule | None) -> bool:
     variants = {} if rule is None else dict(rule.variants)
     names = [name for name, _ in key.vary]
     return names == list(variants) and all(value in variants[name] for name, value in key.vary)
+
+
+def check_workers(workers: int | None) -> int:
+    if workers is not None and (isinstance(workers, bool) or workers < 1):
+        raise ValueError(f"workers is at least 1, or None for {WORKERS}, not {workers!r}")
+    return workers or WORKERS
 
 
 J = t.TypeVar("J", bound="tuple[t.Any, ...]")

@@ -32,7 +32,7 @@ class Outcome(t.NamedTuple):
 
     :param detail: the reason of a refusal, in the words of ``Cache-Status``.
     :param response: the app's error page, or an answer that was not collected to its end.
-    :param collapsed: for one who waited for another's attempt.
+    :param collapsed: whether the attempt was another request's.
     :param withdrawn: whether a stored page was removed.
     """
 
@@ -55,7 +55,7 @@ class Outcome(t.NamedTuple):
             self.response.discard()
 
     def shared(self) -> Outcome:
-        """What one gets who waited: an error page, or an error of their own."""
+        """What a request gets that waited: the error page, or an error of its own."""
         response = self.response
         if self.kind is not Kind.FAILED:
             return self

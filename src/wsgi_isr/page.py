@@ -37,8 +37,24 @@ _MAGIC = b"ISR\x02"
 MAX_CACHED_HEAD = 4096
 #: Bytes that a tag costs in memory beyond its characters.
 TAG = 80
+#: Renders of a page that are remembered with it.
+MAX_RENDERS = 10
 _STATUSES = STORABLE | STORABLE_IF_DECLARED
 _DIGEST = re.compile(r"[0-9a-f]{32}")
+_HISTORY = re.compile(r"(?:(?:;|^)[0-9]{1,12} [0-9]{1,5}\.[0-9]{3} [a-z]{0,20}){0,10}")
+
+
+class Render(t.NamedTuple):
+    """A render of a page that ended well.
+
+    :param at: seconds since 1970 at which it began.
+    :param seconds: how long it took.
+    :param reason: ``"miss"``, ``"stale"``, ``"revalidate"`` or ``"prerender"``.
+    """
+
+    at: float
+    seconds: float
+    reason: str
 
 
 # Not frozen: that makes it four times as slow to build one, which is a tenth of reading a file.
@@ -54,6 +70,7 @@ class Page:
     :param lineage: names the counter that the number comes from.
     :param reason: why it was rendered: ``"miss"``, ``"stale"``, ``"revalidate"``, ``"prerender"``.
     :param seconds: how long its render took.
+    :param history: its last renders as one short text, this one first; see `renders`.
     """
 
     key: PageKey
@@ -68,6 +85,7 @@ class Page:
     seconds: float = 0.0
     #: Request headers that a cache has to tell apart, for ``Vary``.
     vary: tuple[str, ...] = ()
+    history: str = ""
     name: str = field(default="", compare=False)
     #: Names the body: the strong ``ETag``.
     digest: str = ""
@@ -81,6 +99,19 @@ class Page:
             self.digest = hashlib.sha256(self.bodies["identity"]).hexdigest()[:32]
         if not self.weight:
             self.weight = _weight(self.key, self.headers, self.metadata.tags)
+
+    @property
+    def renders(self) -> tuple[Render, ...]:
+        """Its last renders, at most `MAX_RENDERS`, this one first."""
+        found = (render.split(" ") for render in self.history.split(";") if render)
+        return tuple(Render(float(at), float(took), reason) for at, took, reason in found)
+
+    def rendered(self, at: float, seconds: float, reason: str, previous: Page | None) -> None:
+        """Note the render that it comes from, before those of the page that it replaces."""
+        self.generated_at, self.seconds, self.reason = at, seconds, reason
+        before = previous.history.split(";") if previous is not None and previous.history else []
+        this = f"{max(0, at):.0f} {min(seconds, 99999):.3f} {reason}"
+        self.history = ";".join([this, *before[: MAX_RENDERS - 1]])
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -162,6 +193,7 @@ class Codec:
                 "reason": page.reason,
                 "seconds": round(page.seconds, 4),
                 "vary": page.vary,
+                "history": page.history,
                 "digest": page.digest,
                 "check": self._check_body(body),
                 "bodies": [[coding, len(one)] for coding, one in page.bodies.items()],
@@ -218,8 +250,8 @@ def _parse_head(data: bytes) -> tuple[dict[str, t.Any], tuple[Size, ...], str]:
     key = parse_key(head["key"])
     vary = _strings(head["vary"])
     headers = shared_headers(_pairs(head["headers"]))
-    status, lineage, digest, reason = _strings(
-        [head["status"], head["lineage"], head["digest"], head["reason"]]
+    status, lineage, digest, reason, history = _strings(
+        [head[name] for name in ("status", "lineage", "digest", "reason", "history")]
     )
     # No header splitting on the way out.
     values = [*headers, *((name, "") for name in vary), ("Status", status)]
@@ -231,6 +263,8 @@ def _parse_head(data: bytes) -> tuple[dict[str, t.Any], tuple[Size, ...], str]:
     generated_at, seconds = float(head["generated_at"]), round(float(head["seconds"]), 4)
     if not math.isfinite(generated_at) or not math.isfinite(seconds):
         raise ValueError("no time")
+    if not _HISTORY.fullmatch(history):
+        raise ValueError("no renders")
     fields = {
         "key": key,
         "status": status,
@@ -242,6 +276,7 @@ def _parse_head(data: bytes) -> tuple[dict[str, t.Any], tuple[Size, ...], str]:
         "reason": reason,
         "seconds": seconds,
         "vary": vary,
+        "history": history,
         "name": key.name,
         "digest": digest,
         "weight": _weight(key, headers, metadata.tags),

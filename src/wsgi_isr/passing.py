@@ -1,7 +1,7 @@
 """The other way out of a request: the app's own answer to a visitor.
 
 It passes unread and unbuffered, as the very iterable that the app returned. Only an answer that
-has metadata, where nobody knew that its URL has a page, is put aside.
+has metadata, for a URL that was not declared, is put aside.
 """
 
 from __future__ import annotations

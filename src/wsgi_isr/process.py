@@ -14,6 +14,7 @@ import threading
 import time
 import typing as t
 import weakref
+import zlib
 from collections.abc import Callable
 
 from . import signals
@@ -21,7 +22,7 @@ from .answer import Hit, NotPage
 from .attempt import Attempts
 from .config import Config
 from .key import Origin, PageKey
-from .metrics import Counters
+from .metrics import PERIODS, SERVED, Counters, beginning
 from .page import Codec
 from .render import Renderer
 from .renders import Renders
@@ -38,8 +39,9 @@ logger = logging.getLogger("wsgi_isr")
 POLL = 0.5
 #: Seconds between two reports of a process, and the longest before its counts reach the store.
 REPORT = 2.0
-#: Seconds between two clocks that may as well be the way to the server.
+#: Seconds: a smaller difference between two clocks may come from the way to the server.
 MIN_OFFSET = 0.1
+DAY = 86_400
 #: URLs remembered as no pages.
 MAX_NOT_PAGES = 10_000
 
@@ -91,7 +93,9 @@ class Process:
         )
         self.not_pages = NotPages(self.pages, self.local_clock)
         self._renewing = threading.Lock()
+        self._adding = threading.Lock()
         self._upkept_at = time.monotonic()
+        self._day = -1
         self.is_closed = False
         self.pages.follow()
         if self.pages.guard.is_well:
@@ -105,8 +109,8 @@ class Process:
         self._has_thread = start(thread)
         if config.workers == 0 and not store.kind.wants:
             logger.warning(
-                "workers=0 leaves renders to other processes, which this store cannot tell of "
-                "them: pages are rendered here; use files or Redis"
+                "workers=0 leaves renders to other processes, but this store cannot hand pages "
+                "over to them, so they are rendered here: use a file:// URL or Redis"
             )
 
     @property
@@ -178,20 +182,38 @@ class Process:
         self.pages.tell_used()
         if not self.pages.guard.is_well:
             return
-        # Not through the guard: these are extras, and nothing else depends on them.
-        counts = self.counters.take()
-        try:
-            if counts:
-                self.pages.store.add(counts)
-        except Exception:
-            self.counters.give_back(counts)
-            return
+        # Not through the guard: these are extras, and nothing else depends on them. Under a lock,
+        # so that all that was counted is there when this returns, whichever thread took it.
+        with self._adding:
+            counts = self.counters.take()
+            try:
+                if counts:
+                    self._begin_periods()
+                    self.pages.store.add(counts)
+            except Exception:
+                self.counters.give_back(counts)
+                return
         self._set_clock()
         with contextlib.suppress(Exception):
+            self.pages.catch_up()
             report = self.report()
             if report is not None:
                 self.pages.store.report(report)
                 self.pages.earlier_builds()
+
+    def _begin_periods(self) -> None:
+        """Let the store remember the totals with which the store, a day or a build begins."""
+        day = int(self.clock() // DAY)
+        if day == self._day:
+            return
+        store, sums = self.pages.store, self.pages.store.totals()
+        build = zlib.crc32(self.config.build_id.encode())
+        for period, identity in zip(PERIODS, (1, day, build), strict=True):
+            # While two builds take turns, the newer one has begun last.
+            is_new = sums.get(f"{period}:id") != identity
+            if is_new and store.once(f"began:{period}:{identity}", DAY / 2):
+                store.add(beginning(period, identity, self.clock(), sums))
+        self._day = day
 
     def _set_clock(self) -> None:
         with contextlib.suppress(Exception):
@@ -215,6 +237,10 @@ class Process:
             "rendering": [key.url for key in self.renders.running[:20]],
             "waiting": self.renders.waiting,
             "store": self.pages.guard.state,
+            "since": round(self.pages.guard.since, 3),
+            # The last invalidation that it has taken in: who have the same serve the same.
+            "followed": self.pages.memory.at.sequence,
+            **{name: int(counted[name]) for name in (*SERVED, "renders", "failures")},
         }
 
     def listen(self) -> None:

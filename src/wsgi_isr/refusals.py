@@ -19,6 +19,16 @@ class Refusal(t.NamedTuple):
     detail: str
     culprit: str = ""
 
+    @property
+    def remedy(self) -> str:
+        """What to do about it: for an app's author, and for the owner of an app that stays."""
+        remedy = REMEDIES[self.detail]
+        if self.detail == "set-cookie":
+            remedy = next(filter(None, map(COOKIES.get, self.culprit.split(", "))), remedy)
+        if self.detail in ("status", "no-metadata") and _LOGIN.match(self.culprit):
+            remedy += f"; or {REMEDIES['login']}"
+        return remedy
+
     def __str__(self) -> str:
         return f"{self.detail}: {self.culprit}" if self.culprit else self.detail
 
@@ -40,10 +50,9 @@ def refusal(
     fields = vary_fields(headers)
     if status in STORABLE_IF_DECLARED and "isr-revalidate" in values:
         if "cookie" in fields:
-            return Refusal("login", f"{status} with Vary: Cookie")
+            return Refusal("login", f"{answered(status, headers)} with Vary: Cookie")
     elif status not in STORABLE:
-        location = values.get("location", [""])[0]
-        return Refusal("status", f"{status} to {location}" if location else str(status))
+        return Refusal("status", answered(status, headers))
     if "set-cookie" in values and "set-cookie" not in ignored:
         names = (value.partition("=")[0].strip() for value in values["set-cookie"])
         return Refusal("set-cookie", ", ".join(dict.fromkeys(names)))
@@ -60,7 +69,16 @@ def refusal(
     return None
 
 
-#: What to do about a refusal, for an app's author and for the owner of an app that stays as it is.
+def answered(status: int, headers: Iterable[tuple[str, str]]) -> str:
+    """An answer in a few words: its status, and where it leads."""
+    location = next((value for name, value in headers if name.lower() == "location"), "")
+    return f"{status} to {location}" if location else str(status)
+
+
+#: Answers to those who are not logged in.
+_LOGIN = re.compile(r"40[13]\b|30[237] to .*(?:log-?in|sign-?in|auth|sso|next=)", re.IGNORECASE)
+#: For adapters of frameworks: what to do about cookies that they set, by name.
+COOKIES: dict[str, str] = {}
 REMEDIES = {
     "set-cookie": "a page is the same for everybody: do not set cookies while "
     "environ['wsgi_isr.reason'] is present, or, where the cookie means nothing, "
@@ -69,8 +87,8 @@ REMEDIES = {
     "Rule(ignore=('Cache-Control',))",
     "vary": "declare the request header with Rule(vary={...}), or do not let the page depend on it",
     "status": "200, 301, 308, 404 and 410 are pages, and 302 and 307 with an ISR-Revalidate header",
-    "login": "this redirect leads to a login: exclude the URL with a rule of None, or put the "
-    "decorator that requires a login above the one that makes it a page, and set bypass=",
+    "login": "the page depends on who is logged in: set bypass= to the cookie of a login, or "
+    "exclude the URL with a rule of None",
     "redirect": "the page redirects to itself: put ProxyFix outside of ISRMiddleware, or set "
     "base_url, or declare the query parameter that makes the difference",
     "metadata": "correct the ISR header",
@@ -84,16 +102,17 @@ REMEDIES = {
     "header, and no rule gives it a window",
 }
 
-#: Fields that carry a token against CSRF: Django, Flask-WTF, Rails, Laravel, ASP.NET, Symfony,
-#: Express, Trac, Roundup, and their like.
+#: Tokens against CSRF: in fields of Django, Flask-WTF, Tornado, Rails, Laravel, ASP.NET, Symfony,
+#: Express, Trac, Roundup, WordPress and their like, and where a script reads them.
 _FORM_TOKEN = re.compile(
-    rb"""name\s*=\s*["']?(csrfmiddlewaretoken|csrf[_-]?token|authenticity_token|_csrf(?:_token)?|_token"""
-    rb"""|__requestverificationtoken|__form_token|form_token|@csrf|xsrf[_-]token)["'\s>/]""",
+    rb"""name\s*=\s*["']?([\w@-]{0,40}[cx]srf(?:[_-]?\w{0,20}token)?|authenticity_token|_token"""
+    rb"""|_wpnonce|form_key|__requestverificationtoken|(?:__)?form_token)["'\s>/]"""
+    rb"""|([cx]srf[_-]?token)(?:["']|&quot;|&\#34;)?\s*[:=]\s*(?:["']|&quot;|&\#34;)""",
     re.IGNORECASE,
 )
 
 
 def form_token(body: bytes) -> str | None:
-    """The name of a form's token against CSRF, if a page has one."""
+    """The name of a token against CSRF, if a page has one."""
     found = _FORM_TOKEN.search(body)
-    return None if found is None else found[1].decode()
+    return None if found is None else (found[1] or found[2]).decode()

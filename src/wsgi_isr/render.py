@@ -11,6 +11,7 @@ import time
 import typing as t
 from collections.abc import Callable, Iterable, Iterator
 
+from . import tracing
 from .key import Origin, PageKey
 from .metadata import ENDLESS, Headers, status_code
 
@@ -240,6 +241,7 @@ class Renderer:
         context = contextvars.Context()
         context.run(rendering.set, (*rendering.get(), key))
         context.run(current_origin.set, Origin(key.scheme, key.host, key.mount))
+        tracing.hand_over(context)
         response: Response = context.run(self._run, environ)
         response.error = environ.get(ERROR)
         if response.rest is not None:

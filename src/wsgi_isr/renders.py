@@ -18,6 +18,7 @@ import time
 import typing as t
 from collections.abc import Callable
 
+from . import tracing
 from .attempt import MAX_BACK_OFF, Attempts
 from .config import Config
 from .freshness import Invalidated, State, state_of
@@ -55,6 +56,8 @@ class Flight:
         #: Whether it has taken a number, or is about to.
         self.is_numbered = False
         self.number: Number | None = None
+        #: The span of the request that caused it.
+        self.cause = tracing.current()
         #: The sequence of the last invalidation that may be about its page.
         self.invalidated = 0.0
         self.outcome: Outcome | None = None
@@ -67,7 +70,7 @@ class Flight:
 
 
 class Renders:
-    """Brings about renders, of each page one at a time."""
+    """Starts renders, one at a time for each page."""
 
     def __init__(
         self,
@@ -216,7 +219,9 @@ class Renders:
                     # First: what is invalidated from now on has a later number.
                     flight.is_numbered = True
                     flight.number = number = self._pages.number()
-                    outcome = self._attempt(key, reason, rule, previous, number)
+                    with tracing.span(flight.cause, key.url, reason) as note:
+                        outcome = self._attempt(key, reason, rule, previous, number)
+                        note(outcome.kind.value, outcome.status, outcome.error)
             return outcome
         finally:
             # Even a SystemExit lets the others go on.

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import heapq
 import shutil
 import sys
+import time
 import typing as t
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from urllib.parse import unquote_to_bytes, urlsplit
 
-import click
-
-from .listing import PageInfo
+from .listing import Explanation, PageInfo
+from .metrics import hit_ratio
 from .ondemand import RefusedError, Result
 from .refusals import REMEDIES
 from .rules import compile_pattern
@@ -50,29 +51,109 @@ def selector(
     return selects
 
 
-ORDERS: dict[str | None, Callable[[PageInfo], t.Any]] = {
+_ORDERS: dict[str | None, Callable[[PageInfo], t.Any]] = {
     None: lambda page: page.url,
     "age": lambda page: -page.age,
     "size": lambda page: -page.size,
-    "render": lambda page: -page.seconds,
+    "render": lambda page: -page.render_seconds(0.5),
 }
+
+
+def first(pages: Iterable[PageInfo], order: str | None, limit: int | None) -> list[PageInfo]:
+    """The first pages of an order; no more than that many are kept meanwhile."""
+    if limit is None:
+        return sorted(pages, key=_ORDERS[order])
+    return heapq.nsmallest(limit, pages, key=_ORDERS[order])
 
 
 def page_rows(pages: Iterable[PageInfo]) -> list[Sequence[str]]:
     """The table of pages, with its head."""
     rows: list[Sequence[str]] = [
-        ("URL", "STATUS", "STATE", "AGE", "TTL", "SIZE", "RENDER", "TAGS", "LAST ERROR")
+        ("URL", "STATUS", "STATE", "AGE", "TTL", "SIZE", "RENDER", "P95", "TAGS", "LAST ERROR")
     ]
     for page in pages:
         ttl = "-" if page.ttl is None else span(page.ttl)
         what = (page.url, str(page.status or "-"), page.state, span(page.age), ttl)
-        render, error = f"{1000 * page.seconds:,.0f} ms", page.last_error or ""
-        rows.append((*what, amount(page.size), render, ", ".join(page.tags), error))
+        render, p95 = (millis(page.render_seconds(share)) for share in (0.5, 0.95))
+        times = f" ({page.failures} times)" if page.failures > 1 else ""
+        error = f"{page.last_error}{times}" if page.last_error else ""
+        rows.append((*what, amount(page.size), render, p95, ", ".join(page.tags), error))
+    return rows
+
+
+def overview_tables(found: dict[str, t.Any]) -> Iterator[list[Sequence[str]]]:
+    """What `wsgi_isr.listing.overview_of` gives, as tables."""
+    stats, store = dict(found["stats"]), found["store"]
+    times = stats.pop("render_seconds")
+    names = {"store": "since the store began", "day": "today (UTC)", "build": "since the deploy"}
+    rows: list[Sequence[str]] = [("hit ratio", f"{hit_ratio(stats):.1%}")]
+    for period, counts in found["periods"].items():
+        visits = sum(counts[name] for name in ("hits", "stale_hits", "misses"))
+        what = (
+            f"{counts['hit_ratio']:.1%} of {number(visits, 'visit')}, from {moment(counts['at'])}"
+        )
+        rows.append((f"  {names[period]}", what))
+    for name, value in stats.items():
+        shown = amount(value) if name.endswith("bytes") else f"{value:,}"
+        bound = store.get(f"max_{name}")
+        most = amount(bound) if name == "bytes" and bound else f"{bound:,}" if bound else ""
+        rows.append((name.replace("_", " "), f"{shown} of {most}" if most else shown))
+    rows.append(("mean render", millis(times["sum"] / max(1, times["count"]))))
+    yield [*rows, ("store", f"{store['kind']}, {store['state']} since {moment(store['since'])}")]
+    columns = ("pid", "host", "build", "store", "hits", "misses", "renders", "waiting")
+    rows = [(*map(str.upper, columns), "SINCE", "MEMORY", "RENDERING")]
+    for process in found["workers"]:
+        cells = [str(process.get(name, "")) for name in columns]
+        memory, now = amount(process.get("memory_bytes", 0)), process.get("rendering", ())
+        rows.append((*cells, moment(process.get("began", 0)), memory, ", ".join(now)))
+    if found["workers"]:
+        yield rows
+
+
+def moment(at: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at))
+
+
+def millis(seconds: float) -> str:
+    return f"{1000 * seconds:,.0f} ms"
+
+
+#: Facts of an explanation that are shown even where there are none.
+_FACTS = 14
+
+
+def explanation_rows(found: Explanation) -> list[Sequence[str]]:
+    """What is said of a page, one fact a row."""
+    said = dict(vars(found))
+    for name in list(said)[_FACTS:]:
+        # Of what may be there besides, only what is.
+        if not said[name]:
+            del said[name]
+    if found.rendered_at is not None:
+        said["rendered_at"] = moment(found.rendered_at)
+        said["age"], said["seconds"] = span(found.age or 0), millis(found.seconds or 0)
+    if found.renders:
+        said["renders"] = tuple(
+            f"{moment(r.at)}: {millis(r.seconds)} {r.reason}" for r in found.renders
+        )
+    if found.invalidation is not None:
+        call = found.invalidation
+        by = f" by {call['by']}" if call.get("by") else ""
+        where = f"host {call.get('host')}, pid {call.get('pid')}"
+        said["invalidation"] = f"{moment(call.get('at', 0))}: {call.get('kind')}{by} ({where})"
+    rows: list[Sequence[str]] = []
+    for name, value in said.items():
+        each = value if isinstance(value, tuple) else (value,)
+        words = ["-" if word is None else str(word) for word in each] or ["-"]
+        rows += [(name.replace("_", " ") if not i else "", word) for i, word in enumerate(words)]
     return rows
 
 
 def table(rows: Sequence[Sequence[str]]) -> None:
     """Print aligned columns; on a terminal no wider than it is."""
+    # Here, since the status page uses this module, too, and needs no click.
+    import click
+
     room = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
     cells = [[_fit(printable(cell), room // 2) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

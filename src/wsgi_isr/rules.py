@@ -1,4 +1,4 @@
-"""What is known of a URL before the app is asked: `Rule`, URL patterns, and who finds the rule.
+"""What the site says of a URL: `Rule`, URL patterns, and what finds the rule of a request.
 
 The first rule that matches a path counts.
 """
@@ -18,7 +18,8 @@ from urllib.parse import parse_qsl, unquote_to_bytes
 from werkzeug.datastructures import Accept, CharsetAccept, LanguageAccept, MIMEAccept
 from werkzeug.http import parse_accept_header
 
-from .metadata import Defaults, check_expire, check_revalidate, check_tags
+from .key import is_ambiguous
+from .metadata import Defaults, check_expire, check_list, check_revalidate, check_tags
 
 if t.TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -36,12 +37,12 @@ QUIET = 60.0
 # A longer value is as good as none: parsing 64 KB takes a tenth of a second.
 _MAX_LENGTH = 1024
 # A page that depends on one of these is not one page for all: the canonical request has none.
-_NEVER_VARY = frozenset({"cookie", "authorization", "host", "accept-encoding"})
+_NEVER_VARY = frozenset({"cookie", "authorization", "host", "accept-encoding", "range"})
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What is known of a URL before the app is asked.
+    """What you say of a URL before the app is asked.
 
     A rule declares its URLs: the app only ever sees canonical requests for them. A rule with
     ``revalidate`` makes pages of an app that sends no ISR headers; a header of the response
@@ -97,8 +98,7 @@ class Rule:
             )
         if self.undeclared not in ("ignore", "pass"):
             raise ValueError(f"undeclared takes 'ignore' or 'pass', not {self.undeclared!r}")
-        if isinstance(self.ignore, str):
-            raise TypeError(f"ignore takes a list of response headers, as in ({self.ignore!r},)")
+        check_list("ignore", self.ignore, "Set-Cookie")
         ignored = frozenset(str(name).lower() for name in self.ignore)
         if unknown := ignored - {"set-cookie", "cache-control", "vary"}:
             raise ValueError(
@@ -161,8 +161,7 @@ def _reduce(name: str, value: str | None, allowed: tuple[str | None, ...]) -> st
 
 
 def check_query(names: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(names, str):
-        raise TypeError(f"query takes a list of parameter names, as in ({names!r},)")
+    check_list("query", names, "page")
     names = tuple(names)
     for name in names:
         if not isinstance(name, str) or not name:
@@ -181,7 +180,7 @@ def _check_vary(
         if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name):
             raise ValueError(f"vary takes names of request headers, not {name!r}")
         if name.lower() in _NEVER_VARY:
-            raise ValueError(f"a page cannot vary by {name}: it is one page for all who have it")
+            raise ValueError(f"a page cannot vary by {name}, because it is the same for everybody")
         if isinstance(values, str) or not values:
             raise ValueError(f"vary[{name!r}] takes a list of the values that make a difference")
         for value in values:
@@ -195,6 +194,7 @@ def _check_vary(
 
 
 _ROUTE = re.compile(r"<[^>]*>|\[[^\]]*\]")
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 #: Any number of segments, and the end of one.
 _ANY_SEGMENTS = "(?:/[^/]*)*"
 _END = r"(?=/|\Z)"
@@ -203,13 +203,14 @@ _END = r"(?=/|\Z)"
 def compile_pattern(pattern: str) -> re.Pattern[str]:
     """A path pattern as a regular expression over WSGI paths.
 
-    ``*`` is one segment (or a part of one), ``**`` any number of segments, none among them.
+    ``*`` is one segment (or a part of one), ``**`` any number of segments, none among them, and
+    ``%2A`` is the character itself.
 
     :raises ValueError: for a pattern that does not start with ``/``.
     """
     if not isinstance(pattern, str) or not pattern.startswith("/") or pattern.startswith("//"):
         raise ValueError(f"a pattern is a path with * and **, as in '/blog/*', not {pattern!r}")
-    if len(pattern) > 1024 or any(char < " " for char in pattern):
+    if len(pattern) > 1024 or _UNPRINTABLE.search(pattern):
         raise ValueError(f"a pattern has at most 1024 printable characters: {pattern!r}")
     # The runs of segments between the **; runs of ** mean what one means.
     first: list[str] = []
@@ -229,17 +230,24 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
     return re.compile(expression, re.DOTALL)
 
 
+def is_pattern(path: str) -> bool:
+    """Whether a path has wildcards or variables; those of its own are percent-encoded."""
+    return "*" in path or _ROUTE.search(path) is not None
+
+
 def check_pattern(pattern: str) -> re.Pattern[str]:
     """The same for a pattern that a user writes.
 
     :raises ValueError: for one that can never match, too.
     """
     compiled = compile_pattern(pattern)
-    for bad, what in (("?", "query"), ("#", "fragment"), ("//", "//"), ("\\", "\\")):
+    for bad, what in (("?", "query"), ("#", "fragment")):
         if bad in pattern:
             raise ValueError(f"{pattern!r} can never match: a path has no {what}")
     if _ROUTE.search(pattern):
         raise ValueError(f"{pattern!r} can never match: write * in place of a variable")
+    if is_ambiguous(to_wsgi(pattern.replace("*", "x"))):
+        raise ValueError(f"{pattern!r} can never match: no page has such a path")
     return compiled
 
 
@@ -247,7 +255,7 @@ def _segment(segment: str) -> str:
     """A segment of a pattern, as an expression that does not backtrack on made-up paths."""
     if segment == "*":
         return "/[^/]++"
-    first, *others = re.split(r"(?:\\\*)+", re.escape(to_wsgi(segment)))
+    first, *others = (re.escape(to_wsgi(part)) for part in re.split(r"\*+", segment))
     if not others:
         return f"/{first}"
     *between, last = others
@@ -277,11 +285,18 @@ class Rules:
     :param resolve: from an environ to a rule.
     :param by_url: whether nothing but the URL decides. If not, what one visitor's headers lead to
         is never remembered for others.
+    :param consider: says of each rule whether it matches a request, for `ISRMiddleware.explain`.
     """
 
-    def __init__(self, resolve: Resolver, by_url: bool) -> None:
+    def __init__(
+        self,
+        resolve: Resolver,
+        by_url: bool,
+        consider: Callable[[WSGIEnvironment], list[str]] = lambda environ: [],
+    ) -> None:
         self.resolve = resolve
         self.by_url = by_url
+        self.consider = consider
 
 
 def make_rules(rules: Mapping[str, RuleLike] | Resolver | Rules | None) -> Rules:
@@ -295,7 +310,8 @@ def make_rules(rules: Mapping[str, RuleLike] | Resolver | Rules | None) -> Rules
     if isinstance(rules, Rules):
         return rules
     if isinstance(rules, Mapping):
-        return Rules(_PatternRules(rules), True)
+        resolver = _PatternRules(rules)
+        return Rules(resolver, True, resolver.consider)
     if callable(rules):
         return Rules(_checked(rules), False)
     raise TypeError('rules takes a mapping, as in {"/blog/*": 60}, or a callable(environ)')
@@ -319,10 +335,41 @@ def _without_callable(rule: RuleLike) -> RuleLike:
 class _PatternRules:
     def __init__(self, rules: Mapping[str, RuleLike]) -> None:
         self._rules = [(check_pattern(key), _as_rule(key, rule)) for key, rule in rules.items()]
+        self._patterns = list(rules)
+        for later, name in enumerate(rules):
+            paths = _paths_of(name)
+            for earlier, first in itertools.islice(enumerate(rules), later):
+                if all(map(self._rules[earlier][0].fullmatch, paths)):
+                    logger.warning(
+                        "rules[%r] has no effect, because %r stands before it and matches all of "
+                        "its paths: put it first",
+                        name,
+                        first,
+                    )
+                    break
 
     def __call__(self, environ: WSGIEnvironment) -> Rule | Excluded | None:
         path = environ.get("PATH_INFO") or "/"
         return next((rule for pattern, rule in self._rules if pattern.fullmatch(path)), None)
+
+    def consider(self, environ: WSGIEnvironment) -> list[str]:
+        path, said, found = environ.get("PATH_INFO") or "/", [], False
+        for pattern, (compiled, _) in zip(self._patterns, self._rules, strict=True):
+            matches = compiled.fullmatch(path) is not None
+            which = "matches, but stands behind the one that counts" if found else "matches"
+            said.append(f"{pattern!r} {which if matches else 'does not match'}")
+            found = found or matches
+        return said
+
+
+def _paths_of(pattern: str) -> list[str]:
+    """Paths of a pattern that only wildcards match where it has wildcards."""
+    segments = pattern.split("/")[1:]
+    found = []
+    for some in ("", "/", "/\1", "/\1/\2"):
+        parts = (some if it == "**" else "/" + it.replace("*", "\1") for it in segments)
+        found.append(to_wsgi("".join(parts)) or "/")
+    return found
 
 
 def _as_rule(pattern: str, rule: RuleLike) -> Rule | Excluded:

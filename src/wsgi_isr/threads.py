@@ -87,7 +87,7 @@ class Background:
         return True
 
     def _provide(self) -> None:
-        """See to it that something runs the jobs."""
+        """Make sure that something runs the jobs."""
         executor = self._executor
         if executor is not None:
             try:

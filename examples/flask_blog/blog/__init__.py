@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import typing as t
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
-from flask import Flask, Response, render_template, request
+from flask import Flask, Response, current_app, render_template, request
 from flask.typing import ResponseReturnValue
+from markupsafe import Markup
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import BaseConverter
 
@@ -19,6 +20,15 @@ CONTENT_SECURITY_POLICY = (
     "default-src 'none'; style-src 'self'; img-src 'self' https: data:;"
     " form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
+
+
+#: Why a page is rendered, in words.
+OCCASIONS = {
+    "miss": "for its first visitor",
+    "stale": "because the page before it was too old",
+    "revalidate": "after an edit",
+    "prerender": "ahead of its visitors",
+}
 
 
 class SlugConverter(BaseConverter):
@@ -35,8 +45,8 @@ def create_app(config: t.Mapping[str, t.Any] | None = None) -> Flask:
 
     :param config: overrides the defaults below and the environment:
         ``BLOG_DATABASE`` is the path of the SQLite file, ``BLOG_SECRET`` the token of
-        ``/api/revalidate``, ``BLOG_SHELL=1`` shows a shell while a post is rendered for the
-        first time, and ``FLASK_…`` is every other key (``FLASK_ISR_CACHE``).
+        ``/api/revalidate`` and of the status page, ``BLOG_SHELL=1`` shows a shell while a post
+        is rendered for the first time, and ``FLASK_…`` is every other key (``FLASK_ISR_CACHE``).
     """
     app = Flask(__name__)
     app.config.from_mapping(
@@ -48,6 +58,7 @@ def create_app(config: t.Mapping[str, t.Any] | None = None) -> Flask:
     )
     app.config.from_prefixed_env()
     app.config.from_mapping(config)
+    app.config.setdefault("ISR_SECRET", app.config["BLOG_SECRET"])
     app.url_map.converters["slug"] = SlugConverter
     database.init_app(app)
     pages.isr.init_app(app)
@@ -55,22 +66,33 @@ def create_app(config: t.Mapping[str, t.Any] | None = None) -> Flask:
     app.register_blueprint(editor.bp)
     app.register_blueprint(api.bp)
     app.context_processor(rendered)
+    app.add_template_filter(date)
     app.register_error_handler(HTTPException, error_page)
     app.after_request(secure)
     return app
 
 
 def rendered() -> dict[str, t.Any]:
-    """When, why and by which worker a page is rendered, for its footer.
+    """When, why and by which worker a page is rendered, for the box above it.
 
     The library gives the reason; without one, the page is for this visitor alone.
     """
+    reason: str | None = request.environ.get("wsgi_isr.reason")
+    has_status = bool(current_app.config["ISR_SECRET"])
     return {
-        "rendered_at": datetime.now().isoformat(" ", "milliseconds"),
-        "rendered_because": request.environ.get("wsgi_isr.reason"),
+        "rendered_at": datetime.now(UTC),
+        "rendered_because": reason,
+        "rendered_for": OCCASIONS.get(reason or "", "for you alone"),
         "rendered_by": os.getpid(),
         "preview": pages.isr.is_draft,
+        "status": f"{request.script_root}/_isr/" if has_status else None,
     }
+
+
+def date(seconds: float) -> Markup:
+    """A day, for people and for programs."""
+    day = datetime.fromtimestamp(seconds, UTC)
+    return Markup('<time datetime="{:%Y-%m-%d}">{} {:%B %Y}</time>').format(day, day.day, day)
 
 
 def error_page(error: HTTPException) -> ResponseReturnValue:

@@ -6,11 +6,13 @@ import re
 import textwrap
 import typing as t
 
-from .rest import complaints
+from .rest import complaints, is_table
 
 _BULLET = re.compile(r" *(?:[-*+•]|\d+[.)]) +\S")
 _HEADING = re.compile(r"(?:([=~^*#-])\1+\n)?(\S.*)\n([=~^*#-])\3{2,} *$")
 _TABLE_RULE = re.compile(r"^ *\+?[=-]{2,}[ +=-]*$", re.MULTILINE)
+#: A row of a drawing, from edge to edge. A table is drawn like that, too.
+_DRAWING = re.compile(r"^ *[|+].*[|+] *$", re.MULTILINE)
 #: Prose has no columns, no indented lines, no arrows.
 _LAYOUT = re.compile(r"[^.?!:\s]\s{3,}\S|\n |--+[>|]|\S +-- .*\n.*\S +-- ")
 #: Lines of code or of a shell.
@@ -84,6 +86,8 @@ def _is_literal(block: str) -> bool:
     indented, block = block.startswith(" "), textwrap.dedent(block)
     if block.startswith(">>> ") or _HEADING.match(block):
         return False
+    if _DRAWING.search(block) and not is_table(block):
+        return True
     if _TABLE_RULE.search(block):
         return bool(complaints(block))
     if _BULLET.match(block):

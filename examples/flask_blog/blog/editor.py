@@ -42,15 +42,19 @@ _NO_TITLE = "A post needs a title, and an address of letters or digits."
 def renew(post: Post, tags: t.Iterable[str], message: str) -> ResponseReturnValue:
     """Bring a change, already committed, to every page that shows the post.
 
-    The lists expire: the next visitor of each, perhaps the editor, waits for its render and
-    sees the change. Without ``expire`` they would get the old list once more. The post's own
-    page is rendered now, so nobody waits for it.
+    The lists, and the pages of the posts before and after it, expire: the next visitor of each,
+    perhaps the editor, waits for its render and sees the change. Without ``expire`` they would
+    get the old page once more. The post's own page is rendered now, so nobody waits for it.
 
     :param tags: the tags of the post, before and after the change.
     :param message: for the editor, who returns to the form.
     """
     try:
-        revalidate_tag("posts", *sorted({f"tag:{tag}" for tag in tags}), expire=True)
+        names = {f"tag:{tag}" for tag in tags} | {f"beside:{post.slug}"}
+        # A new post comes between two that link to each other until now.
+        stored = posts.get_post(get_db(), post.slug) or post
+        names |= {f"post:{other.slug}" for other in posts.neighbours(get_db(), stored) if other}
+        revalidate_tag("posts", *sorted(names), expire=True)
         revalidate(url_for("blog.post", slug=post.slug))
     except RevalidationError:
         # Nothing is lost: the old page stays, and its next visitor starts a new attempt.

@@ -56,7 +56,13 @@ def post(slug: str) -> str:
         # A 404 is a page, too. It is replaced when somebody publishes the post.
         abort(404, "There is no such post (yet).")
     found = draft or found
-    return render_template("post.html", post=found, body=render(found.body))
+    newer, older = posts.neighbours(get_db(), found)
+    for other in filter(None, (newer, older)):
+        # This page shows its title.
+        isr_page.current.tags.add(f"beside:{other.slug}")
+    return render_template(
+        "post.html", post=found, body=render(found.body), newer=newer, older=older
+    )
 
 
 @bp.record

@@ -19,6 +19,7 @@ _COLUMNS = """
         SELECT group_concat(tag, ' ') FROM post_tags WHERE post_tags.slug = posts.slug
     ) AS tags
 """
+_NEWEST_FIRST = "published DESC, title COLLATE NOCASE"
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,21 @@ def list_posts(db: sqlite3.Connection, page: int, tag: str | None = None) -> Lis
     else:
         where = "published IS NOT NULL AND slug IN (SELECT slug FROM post_tags WHERE tag = ?)"
         values = [tag]
-    return _listing(db, where, values, "published DESC, title COLLATE NOCASE", page)
+    return _listing(db, where, values, _NEWEST_FIRST, page)
+
+
+def neighbours(db: sqlite3.Connection, post: Post) -> tuple[Post | None, Post | None]:
+    """The published posts right before and right after one in the list: a newer, an older one."""
+    found = []
+    for side, order in ((">", "published, title COLLATE NOCASE DESC"), ("<", _NEWEST_FIRST)):
+        later = "<" if side == ">" else ">"
+        row = db.execute(
+            f"SELECT {_COLUMNS} FROM posts WHERE published {side} :at"
+            f" OR published = :at AND title COLLATE NOCASE {later} :title ORDER BY {order} LIMIT 1",
+            {"at": post.published, "title": post.title},
+        ).fetchone()
+        found.append(_post(row) if row else None)
+    return found[0], found[1]
 
 
 def find_posts(db: sqlite3.Connection, page: int, words: str) -> Listing | None:

@@ -65,6 +65,13 @@ def complaints(text: str) -> list[str]:
     return [f"line {m.get('line', '?')}: {m.children[0].astext()}" for m in messages]
 
 
+def is_table(text: str) -> bool:
+    """Whether a text is a table that docutils understands."""
+    with _lock:
+        document = _parse(text)
+        return not _messages(document, _WARNING) and any(document.findall(nodes.table))
+
+
 def _parse(text: str) -> nodes.document:
     return publish_doctree(text, settings_overrides=_SETTINGS)
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Iterator
 
 from flask import Flask
 
-#: Folders that hold no code of the app.
-_FOREIGN = frozenset({"__pycache__", "node_modules", "site-packages", "static"})
+from ..build import digest_of_files, files_under, is_code, is_own
 
 
 def build_digest(app: Flask) -> str:
@@ -20,48 +17,29 @@ def build_digest(app: Flask) -> str:
     ``__init__.py``), but no other folder: the module may stand in somebody's home folder.
     Templates are those of the app's template folder and of all ``templates`` folders in packages.
     """
-    digest = hashlib.sha256()
-    for name, path in sorted(_files(app).items()):
-        try:
-            with open(path, "rb") as file:
-                content = file.read()
-        except OSError:
-            # It vanished, or is not ours to read, so the app does not read it either.
-            continue
-        # Lengths keep names and contents apart.
-        digest.update(b"%s\0%d\0" % (name, len(content)))
-        digest.update(content)
-    return digest.hexdigest()[:16]
-
-
-def _files(app: Flask) -> dict[bytes, str]:
-    """Paths of all files, by names that do not depend on where the app is installed."""
     root = app.root_path
     found = {}
     folders = [root]
+    excluded = {app.instance_path}
     if not os.path.isfile(os.path.join(root, "__init__.py")):
         entries = _entries(root)
         found = {name: path for name, path in entries.items() if name.endswith(".py")}
         folders = [
             path
             for path in entries.values()
-            if _is_own(app, path) and os.path.isfile(os.path.join(path, "__init__.py"))
+            if is_own(path, excluded) and os.path.isfile(os.path.join(path, "__init__.py"))
         ]
     for folder in folders:
-        for path in _walk(app, folder):
+        for path in files_under(folder, excluded):
             name = os.path.relpath(path, root)
-            if name.endswith(".py") or "templates" in name.split(os.sep)[:-1]:
+            if is_code(name):
                 found[name] = path
     if app.template_folder is not None:
         folder = os.path.join(root, app.template_folder)
-        for path in _walk(app, folder):
+        for path in files_under(folder, excluded):
             # Wherever that folder is.
             found[os.path.join("templates", os.path.relpath(path, folder))] = path
-    return {
-        os.fsencode(name.replace(os.sep, "/")): path
-        for name, path in found.items()
-        if os.path.isfile(path)
-    }
+    return digest_of_files(found)
 
 
 def _entries(folder: str) -> dict[str, str]:
@@ -69,18 +47,9 @@ def _entries(folder: str) -> dict[str, str]:
         names = os.listdir(folder)
     except OSError:
         return {}
-    return {name: os.path.join(folder, name) for name in names if not name.startswith(".")}
-
-
-def _walk(app: Flask, root: str) -> Iterator[str]:
-    for folder, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if _is_own(app, os.path.join(folder, name))]
-        yield from (os.path.join(folder, name) for name in names if not name.startswith("."))
-
-
-def _is_own(app: Flask, folder: str) -> bool:
-    name = os.path.basename(folder)
-    if name.startswith(".") or name in _FOREIGN or folder == app.instance_path:
-        return False
-    # A virtual environment beside the app.
-    return not os.path.exists(os.path.join(folder, "pyvenv.cfg"))
+    paths = {name: os.path.join(folder, name) for name in names if not name.startswith(".")}
+    return {
+        name: path
+        for name, path in paths.items()
+        if not name.endswith(".py") or os.path.isfile(path)
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import logging
 import os
@@ -15,17 +16,17 @@ from urllib.parse import quote
 import click
 from flask import Flask, current_app, got_request_exception, has_request_context, request
 from flask.cli import with_appcontext
-from werkzeug.middleware.proxy_fix import ProxyFix
 
 from ..cli import App, group
 from ..key import Origin
 from ..middleware import ISRMiddleware
 from ..ondemand import Result
-from ..rules import Excluded, Rule, Rules, digest_of, make_rules
+from ..rules import EXCLUDED, Excluded, Rule, Rules, digest_of, make_rules
+from ..views import Listing, declaration_of
 from . import routes
 from .build import build_digest
-from .pages import declaration_of, mistakes
-from .paths import Generators, Listing, match, prerender_paths, with_fallback
+from .pages import mistakes
+from .paths import Generators, match, prerender_paths, urls_of, with_fallback
 
 if t.TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -43,8 +44,6 @@ _TRUTH = dict.fromkeys(("true", "1", "yes", "on"), True)
 _TRUTH |= dict.fromkeys(("false", "0", "no", "off"), False)
 #: Where an app has what belongs to it alone; an extension may have several apps.
 _WRAPPED = "isr.wsgi_app"
-#: Middlewares within each other that are searched for ProxyFix.
-_MAX_DEPTH = 20
 
 
 class ISR:
@@ -168,7 +167,7 @@ class _Wrapped:
         middleware = self.middleware
         if not self._is_checked:
             self._is_checked = True
-            for mistake in (*_misplaced(self.app, self.flask), *mistakes(self.flask)):
+            for mistake in mistakes(self.flask):
                 logger.warning("%s", mistake)
             if self.flask.wsgi_app is self:
                 # The next request has a shorter way.
@@ -226,19 +225,27 @@ class _Wrapped:
     def _rules(self, others: Rules) -> Rules:
         """What ``ISR_RULES`` excludes, then the views that are declared, then ``ISR_RULES``."""
         flask = self.flask
-        listing = Listing(flask, self._generators)
+        listing = Listing(functools.partial(urls_of, flask, self._generators))
 
         def resolve(environ: WSGIEnvironment) -> Rule | Excluded | None:
             other = others.resolve(environ)
             if isinstance(other, Excluded):
                 return other
             endpoint, values = match(flask, environ)
+            if endpoint in routes.ENDPOINTS:
+                return EXCLUDED
             declared = declaration_of(flask.view_functions.get(endpoint))
             if declared is None:
                 return other
             return with_fallback(flask, listing, endpoint, values, declared)
 
-        return Rules(resolve, others.by_url)
+        def consider(environ: WSGIEnvironment) -> list[str]:
+            endpoint, _ = match(flask, environ)
+            declared = declaration_of(flask.view_functions.get(endpoint)) is not None
+            view = f"view {endpoint!r} has {'an' if declared else 'no'} @isr_page"
+            return [view if endpoint else "no view matches", *others.consider(environ)]
+
+        return Rules(resolve, others.by_url, consider)
 
 
 def _check_keys(config: t.Mapping[str, t.Any]) -> None:
@@ -258,18 +265,6 @@ def _truth(key: str, value: t.Any) -> bool | None:
     if found is None:
         raise TypeError(f"{key} takes True or False, not {value!r}")
     return found
-
-
-def _misplaced(wrapped: object, app: Flask) -> Iterator[str]:
-    """What is wrong with the order of middlewares, though the site can go on."""
-    for _ in range(_MAX_DEPTH):
-        if isinstance(wrapped, ProxyFix) and not app.config.get("ISR_BASE_URL"):
-            yield (
-                "ProxyFix is inside of ISR(app), so pages are rendered without the public scheme "
-                "and host: wrap app.wsgi_app in ProxyFix after ISR(app), or set ISR_BASE_URL"
-            )
-            return
-        wrapped = getattr(wrapped, "app", None)
 
 
 def _note_error(app: Flask, exception: BaseException, **extra: t.Any) -> None:

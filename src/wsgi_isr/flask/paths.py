@@ -7,36 +7,23 @@ tuples of an endpoint and such a dictionary.
 from __future__ import annotations
 
 import dataclasses
-import logging
-import os
-import threading
 import typing as t
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from time import monotonic
-from urllib.parse import unquote, unquote_to_bytes, urlsplit
+from urllib.parse import unquote_to_bytes, urlsplit
 
 from flask import Flask, request, url_for
 from werkzeug.exceptions import HTTPException
 
 from ..fallback import Unlisted
-from ..key import Origin
 from ..rules import Rule
-from .pages import Declaration, declaration_of
+from ..views import Declaration, Listing, declaration_of
+from ..views import MissingPathsWarning as MissingPathsWarning
 
 if t.TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-logger = logging.getLogger("wsgi_isr")
-
 Generators: t.TypeAlias = "list[Callable[[], Iterable[t.Any]]]"
-
-#: Seconds for which the list of an endpoint's paths is taken to be complete.
-LISTED = 60.0
-
-
-class MissingPathsWarning(UserWarning):
-    """A declared page that no generator covers is not prerendered."""
 
 
 def match(app: Flask, environ: WSGIEnvironment) -> tuple[str, dict[str, t.Any]]:
@@ -83,6 +70,11 @@ def prerender_paths(app: Flask, generators: Generators) -> Iterator[str]:
         )
 
 
+def urls_of(app: Flask, generators: Generators, endpoint: str) -> Iterator[str]:
+    """What the generators list of an endpoint."""
+    return (url for name, url in _all(app, generators) if name == endpoint and url is not None)
+
+
 def _all(app: Flask, generators: Generators) -> Iterator[tuple[str, str | None]]:
     """Endpoints and paths; no path for a generator itself, which may be empty."""
     declared = declared_endpoints(app)
@@ -124,52 +116,6 @@ def _endpoint_of(app: Flask, path: str) -> str:
 
 
 # Fallbacks: a shell view, and 404 for what no generator lists.
-
-
-class Listing:
-    """The paths that the generators of an endpoint list, asked for at most once a minute."""
-
-    def __init__(self, app: Flask, generators: Generators) -> None:
-        self._app = app
-        self._generators = generators
-        #: ``None`` where a list was never to be had.
-        self._listed: dict[str, tuple[float, frozenset[tuple[str, str]] | None]] = {}
-        # One for each process: a fork may copy one that another thread has taken.
-        self._locks: dict[int, threading.Lock] = {}
-
-    def has(self, endpoint: str, environ: WSGIEnvironment) -> bool:
-        """Whether the path of a request is listed, alone or in a whole URL."""
-        origin_of = environ["wsgi_isr.middleware"].origin_of
-        places = self._places(endpoint, origin_of)
-        origin = origin_of(environ)
-        if places is None or origin is None:
-            # Nobody can say what exists, so the app is asked.
-            return True
-        request = self._app.request_class(environ, populate_request=False)
-        paths = (request.path, request.script_root + request.path)
-        return any((host, path) in places for host in ("", origin.host) for path in paths)
-
-    def _places(
-        self, endpoint: str, origin_of: Callable[[WSGIEnvironment], Origin | None]
-    ) -> frozenset[tuple[str, str]] | None:
-        """Pairs of a host (``""`` for any) and a path, decoded as the paths of requests are."""
-        with self._locks.setdefault(os.getpid(), threading.Lock()):
-            until, places = self._listed.get(endpoint, (0.0, None))
-            if monotonic() >= until:
-                try:
-                    found = set()
-                    for name, url in _all(self._app, self._generators):
-                        if name != endpoint or url is None:
-                            continue
-                        parts = urlsplit(url)
-                        whole = {"wsgi.url_scheme": parts.scheme, "HTTP_HOST": parts.netloc}
-                        origin = origin_of(whole) if parts.netloc else None
-                        found.add((origin.host if origin else parts.netloc, unquote(parts.path)))
-                    places = frozenset(found)
-                except Exception:
-                    logger.exception("no list of the paths of %r: a generator failed", endpoint)
-                self._listed[endpoint] = (monotonic() + LISTED, places)
-            return places
 
 
 def with_fallback(

@@ -22,14 +22,14 @@ import secrets
 import threading
 import time
 import typing as t
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from cachelib import BaseCache
 
-from ..threads import start
 from . import protocol
 from .entries import BRIEF, WEEK, Entries, frame
 from .epochs import Epochs, replaces
+from .leases import Lease, Leases
 from .protocol import (
     Busy,
     Changes,
@@ -49,10 +49,8 @@ MEMCACHED = KIND._replace(name="memcached", one_render=True)
 
 #: Bytes of the invalidations, written and read as a whole.
 MAX_EPOCHS = 256 * 1024
-#: Seconds for which a lease may stay unchanged before its owner counts as dead.
-TERM = 3.0
-#: Seconds between two heartbeats, and from which a process that reports nothing counts as gone.
-BEAT, SILENT = 1.0, 60.0
+#: Seconds from which a process that reports nothing counts as gone.
+SILENT = 60.0
 #: Seconds between two reads of the clock, and after which the invalidations are read again, so
 #: that the server keeps them.
 POLL, REFRESH = 0.5, 30.0
@@ -65,23 +63,6 @@ class Clock(t.NamedTuple):
     changed: int
 
 
-class Lease:
-    """The right to render a page; ``end`` takes it back."""
-
-    def __init__(
-        self, end: Callable[[Lease, bytes | None], None], name: str, seconds: float, demanded: bool
-    ) -> None:
-        self.token = secrets.token_hex(8)
-        self.name, self.demanded = name, demanded
-        self.deadline = time.monotonic() + seconds
-        self._end = end
-
-    def release(self, outcome: bytes | None = None) -> None:
-        # What cannot be said lapses by itself.
-        with contextlib.suppress(Exception):
-            self._end(self, outcome)
-
-
 class CachelibStore:
     """Pages and their order in a cache that processes share."""
 
@@ -92,8 +73,9 @@ class CachelibStore:
         self.signal = [secrets.randbits(62), secrets.randbits(62)]
         self._epochs = Epochs("")
         self._refreshed = 0.0
-        self._leases: dict[str, Lease] = {}
-        self._beating = False
+        self._leases = Leases(self._extend, self._end)
+        #: The last minute whose totals this process left.
+        self._minute = ""
         self._id = secrets.token_hex(8)
         # Guards this object. Nothing is asked of the cache under it.
         self._lock = threading.Lock()
@@ -173,8 +155,11 @@ class CachelibStore:
     def changes(self, since: Number) -> Changes:
         epochs = self._sync()
         at = Number(epochs.lineage, epochs.changed)
-        complete = since.lineage == at.lineage and since.sequence >= epochs.floor
-        return Changes(at, complete, epochs.since(since.sequence) if complete else ())
+        if since.lineage == at.lineage and since.sequence >= epochs.floor:
+            found = epochs.since(since.sequence)
+            if len(found) <= protocol.MAX_HISTORY:
+                return Changes(at, True, found)
+        return Changes(at, False, ())
 
     # Pages.
 
@@ -218,12 +203,12 @@ class CachelibStore:
     # Renders.
 
     def lease(self, name: str, seconds: float, demanded: bool) -> Lease | Busy:
-        lease = Lease(self._end, name, seconds, demanded)
+        lease = Lease(self._leases, name, seconds, demanded)
         # First without the lock: many may ask.
         if (busy := self._busy(lease)) is None:
             with self._entries.exclusive(f"lease:{name}"):
                 if (busy := self._busy(lease)) is None:
-                    self._write(lease, self._keep(lease))
+                    self._write(lease, self._leases.add(lease))
         return busy or lease
 
     def _busy(self, lease: Lease) -> Busy | None:
@@ -231,59 +216,34 @@ class CachelibStore:
         record = self._entries.read(entry := f"lease:{lease.name}", 4)
         if record is None or (lease.demanded and not record[2]):
             return None
-        if own := self._leases.get(record[0]):
-            dead = time.monotonic() >= own.deadline
+        if own := self._leases.own.get(record[0]):
+            dead = own.left <= 0
         else:
             dead = self._entries.is_dead(entry, record, record[3])
         return None if dead else Busy(record[0])
 
-    def _write(self, lease: Lease, beats: bool) -> None:
-        left = max(0.0, lease.deadline - time.monotonic())
-        term = min(TERM, left) if beats else left
+    def _write(self, lease: Lease, term: float) -> None:
         record = [lease.token, secrets.token_hex(4), lease.demanded, term]
         self._entries.write(f"lease:{lease.name}", record, BRIEF)
 
-    def _keep(self, lease: Lease) -> bool:
-        """Extend a lease from now on; false where threads do not run."""
-        with self._lock:
-            self._leases[lease.token] = lease
-            if not self._beating:
-                thread = threading.Thread(target=self._beat, name="wsgi-isr-leases", daemon=True)
-                self._beating = start(thread)
-            return self._beating
-
-    def _beat(self) -> None:
-        while True:
-            time.sleep(BEAT)
-            with self._lock:
-                leases = list(self._leases.values())
-                if not leases:
-                    self._beating = False
-                    return
-            for lease in leases:
-                # The cache may answer again before the lease has lapsed.
-                with contextlib.suppress(Exception), self._entries.exclusive(f"lease:{lease.name}"):
-                    alive = lease.token in self._leases and time.monotonic() < lease.deadline
-                    if alive and self._is_own(lease):
-                        self._write(lease, True)
-                    else:
-                        self._leases.pop(lease.token, None)
+    def _extend(self, lease: Lease, term: float) -> bool:
+        with self._entries.exclusive(f"lease:{lease.name}"):
+            if is_own := self._is_own(lease):
+                self._write(lease, term)
+            return is_own
 
     def _is_own(self, lease: Lease) -> bool:
         record = self._entries.read(f"lease:{lease.name}", 4)
         return record is not None and record[0] == lease.token
 
-    def _end(self, lease: Lease, outcome: bytes | None) -> None:
-        try:
-            with self._entries.exclusive(f"lease:{lease.name}"):
-                # Unless another has taken it over.
-                if self._is_own(lease):
-                    if outcome is not None:
-                        with contextlib.suppress(TooLarge):
-                            self._entries.set(f"outcome:{lease.token}", outcome, BRIEF)
-                    self._entries.delete(f"lease:{lease.name}")
-        finally:
-            self._leases.pop(lease.token, None)
+    def _end(self, lease: Lease) -> None:
+        with self._entries.exclusive(f"lease:{lease.name}"):
+            # Unless another has taken it over.
+            if self._is_own(lease):
+                if lease.outcome is not None:
+                    with contextlib.suppress(TooLarge):
+                        self._entries.set(f"outcome:{lease.token}", lease.outcome, BRIEF)
+                self._entries.delete(f"lease:{lease.name}")
 
     def outcome(self, token: str) -> bytes | None:
         return self._entries.get(f"outcome:{token}")
@@ -339,8 +299,36 @@ class CachelibStore:
             for name, count in counts.items():
                 totals[name] = totals.get(name, 0) + count
 
+        minute = str(int(self.time() // 60))
+        if minute != self._minute:
+            with self._change("minutes", {}) as minutes:
+                minutes.setdefault(minute, self.totals())
+                for old in list(minutes)[: -protocol.MAX_MINUTES]:
+                    del minutes[old]
+            self._minute = minute
+
     def totals(self) -> dict[str, float]:
         return dict(self._value("totals", {}))
+
+    def minutes(self) -> dict[int, dict[str, float]]:
+        first = self.time() // 60 - protocol.MAX_MINUTES
+        found = self._value("minutes", {}).items()
+        return {int(minute): totals for minute, totals in found if int(minute) > first}
+
+    def log(self, entry: bytes) -> None:
+        with self._change("journal", []) as entries:
+            entries.insert(0, entry.decode("latin-1"))
+            del entries[protocol.MAX_JOURNAL :]
+
+    def journal(self) -> list[bytes]:
+        return [entry.encode("latin-1") for entry in self._value("journal", [])]
+
+    def once(self, name: str, seconds: float) -> bool:
+        with self._entries.exclusive(entry := f"once:{name}"):
+            now, asked = self.time(), (self._entries.read(entry, 1) or [0])[0]
+            if is_first := not 0 <= now - asked < seconds:
+                self._entries.write(entry, [now], WEEK)
+            return is_first
 
     def report(self, process: Mapping[str, t.Any] | None) -> None:
         if process is not None or self._id in self._value("processes", {}):
@@ -376,8 +364,7 @@ class CachelibStore:
         self._sync()
 
     def close(self) -> None:
-        for lease in list(self._leases.values()):
-            lease.release()
+        self._leases.close()
         with contextlib.suppress(Exception):
             self.report(None)
 

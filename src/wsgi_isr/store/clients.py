@@ -1,21 +1,19 @@
 """Clients of servers: made from URLs with short timeouts, or judged when they are handed over.
 
 A client's own defaults are for programs that can wait: redis-py tries again for three seconds,
-pymemcache waits for ever. Each process makes its own clients, so that no connection crosses a fork.
+pymemcache waits for ever.
 """
 
 from __future__ import annotations
 
-import collections
 import contextlib
-import functools
 import importlib
+import inspect
 import logging
 import re
-import select
 import typing as t
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from urllib.parse import parse_qsl, urlsplit
 
 from cachelib import BaseCache, MemcachedCache, RedisCache, ValkeyCache
@@ -26,9 +24,12 @@ logger = logging.getLogger("wsgi_isr")
 TIMEOUT = 0.25
 #: Seconds from which on a client of somebody else's making is called slow.
 PATIENT = 2.0
+#: Connections that a server may have closed since they were used.
+MAX_CLOSED = 20
 
 _URL = re.compile(r"(redis|valkey)(s?)(\+cluster|\+sentinel)?://(?:([^/?#]*)@)?([^@/?#]*)(.*)")
-#: What a server answers that is there, but takes no writes.
+#: What a server answers that is there, but takes no writes; the clients' own classes leave the
+#: first word out of the message.
 _REFUSALS = ("OOM", "READONLY", "MISCONF", "NOREPLICAS")
 _REFUSED = ("OutOfMemoryError", "ReadOnlyError")
 
@@ -58,24 +59,25 @@ def redis_client(url: str) -> Callable[[], t.Any]:
     package, tls, kind, login, hosts, rest = found.groups(default="")
     module = import_extra(package, package)
     connection = import_extra(f"{package}.connection", package)
+    cluster = import_extra(f"{package}.cluster", package)
     retry = import_extra(f"{package}.retry", package).Retry
     backoff = import_extra(f"{package}.backoff", package).NoBackoff
     waits = {"socket_timeout": TIMEOUT, "socket_connect_timeout": TIMEOUT, "socket_keepalive": True}
+    waits["retry"] = retry(backoff(), 0)
     service, _, database = rest.partition("?")[0].strip("/").partition("/")
     if kind == "+sentinel":
         rest = f"/{database or 0}?{rest.partition('?')[2]}"
     try:
-        nodes = [_node(host, 26379 if kind == "+sentinel" else 6379) for host in hosts.split(",")]
-        login = f"{login}@" if login else ""
+        parts = [urlsplit(f"//{host}") for host in hosts.split(",")]
+        port = 26379 if kind == "+sentinel" else 6379
+        nodes = [(part.hostname or "localhost", part.port or port) for part in parts]
+        first = f"{package}{tls}://{login and f'{login}@'}{hosts.split(',')[0]}{rest}"
         # What the URL says itself goes before our own.
-        first = hosts.split(",")[0]
-        named = connection.parse_url(f"{package}{tls}://{login}{first}{rest}")
-        options = {**waits, "retry": retry(backoff(), 0), **named}
-        kind_of_connection = options.pop("connection_class", connection.Connection)
-        # Not connected: it only shows what is wrong with the URL's options.
-        of_pools = ("max_connections", "timeout")
-        kind_of_connection(**{k: v for k, v in options.items() if k not in of_pools})
+        options = {**waits, **connection.parse_url(first)}
         _refuse_text(options)
+        plain = getattr(module, package.capitalize())
+        # Not connected: it only shows what is wrong with the URL's options.
+        plain.from_url(first, **waits).connection_pool.make_connection()
         if kind == "+sentinel" and not service:
             raise ValueError("it names no service, as in redis+sentinel://host:port/service/db")
         if not kind and len(nodes) > 1:
@@ -84,156 +86,49 @@ def redis_client(url: str) -> Callable[[], t.Any]:
         # A password that is not quoted may be taken for a port, and shown.
         why = error if "Port " not in str(error) else "its port is no number; quote the password"
         raise ValueError(f"the {package} cache URL cannot be used: {why}") from None
-    name = package.capitalize()
     if not kind:
-        return lambda: _with_pool(
-            getattr(module, name),
-            module.ConnectionPool(connection_class=kind_of_connection, **options),
-        )
-    for word in ("host", "port"):
-        options.pop(word, None)
+        return lambda: plain.from_url(first, **waits)
+    for name in ("host", "port", "connection_class"):
+        options.pop(name, None)
     if tls:
         options["ssl"] = True
     if kind == "+sentinel":
-        return lambda: module.Sentinel(
-            nodes, sentinel_kwargs={**waits, "retry": retry(backoff(), 0)}, **options
-        ).master_for(service, getattr(module, name))
+        return lambda: module.Sentinel(nodes, sentinel_kwargs=waits, **options).master_for(
+            service, plain
+        )
     options.pop("db", None)
     # One retry, after the cluster was asked who is who.
     options["retry"] = retry(backoff(), 1)
-    cluster = import_extra(f"{package}.cluster", package)
-    return lambda: getattr(cluster, f"{name}Cluster")(
+    return lambda: getattr(cluster, f"{plain.__name__}Cluster")(
         startup_nodes=[cluster.ClusterNode(*node) for node in nodes], **options
     )
 
 
-def _node(host: str, port: int) -> tuple[str, int]:
-    parts = urlsplit(f"//{host}")
-    return parts.hostname or "localhost", parts.port or port
+def client_of(cache: BaseCache) -> t.Any:
+    """The client of a `RedisCache` or `ValkeyCache`, which is right on both sides of a fork.
+
+    :raises ValueError: for one that has another client, or a client that gives text.
+    """
+    for value in vars(cache).values():
+        modules = [kind.__module__ for kind in type(value).__mro__ if hasattr(kind, "evalsha")]
+        if any(module.startswith(("redis.", "valkey.")) for module in modules):
+            options = _options_of(value)
+            _refuse_text(options)
+            waits = [options.get("socket_timeout"), options.get("socket_connect_timeout")]
+            retry = options.get("retry") if hasattr(value, "connection_pool") else None
+            _warn_if_slow(cache, waits, getattr(retry, "get_retries", int)())
+            return value
+    raise ValueError(f"{type(cache).__name__} has no client of redis-py or valkey-py")
 
 
-def _with_pool(kind: Callable[..., t.Any], pool: t.Any) -> t.Any:
-    return kind(connection_pool=pool)
+def _options_of(client: t.Any) -> t.Any:
+    pool = getattr(client, "connection_pool", None)
+    return client.get_connection_kwargs() if pool is None else pool.connection_kwargs
 
 
 def _refuse_text(options: t.Any) -> None:
     if options.get("decode_responses") in (True, "True", "true", "1", "yes"):
         raise ValueError("pages are bytes: the client must not be set to decode_responses")
-
-
-def _find(cache: BaseCache) -> t.Any:
-    """The client of a cache that was handed over."""
-    for value in vars(cache).values():
-        modules = [kind.__module__ for kind in type(value).__mro__ if hasattr(kind, "evalsha")]
-        if any(module.startswith(("redis.", "valkey.")) for module in modules):
-            return value
-    raise ValueError(f"{type(cache).__name__} has no client of redis-py or valkey-py")
-
-
-def client_of(cache: BaseCache) -> Callable[[], t.Any]:
-    """How to make a client with the options of the one in a `RedisCache` or `ValkeyCache`."""
-    client = _find(cache)
-    pool = getattr(client, "connection_pool", None)
-    if pool is None:
-        nodes, options = client.get_nodes(), dict(client.get_connection_kwargs())
-        node, options = type(nodes[0]), {k: v for k, v in options.items() if k not in _OF_NODES}
-        hosts = [(one.host, one.port) for one in nodes]
-        return lambda: type(client)(startup_nodes=[node(*host) for host in hosts], **options)
-    options = {k: v for k, v in pool.connection_kwargs.items() if k != "connection_pool"}
-    manager = getattr(pool, "sentinel_manager", None)
-    if manager is None:
-        most = {"max_connections": pool.max_connections}
-        kind = pool.connection_class
-        # What other pools are for, waiting and being bounded, the store does for all.
-        plain = importlib.import_module(type(client).__module__.partition(".")[0]).ConnectionPool
-        return lambda: _with_pool(type(client), plain(connection_class=kind, **most, **options))
-    watched = [one.connection_pool.connection_kwargs for one in manager.sentinels]
-    hosts = [(one["host"], one["port"]) for one in watched]
-    ask = manager.sentinel_kwargs
-    return lambda: type(manager)(hosts, manager.min_other_sentinels, ask, **options).master_for(
-        pool.service_name, type(client)
-    )
-
-
-#: Options of a cluster's client that belong to one node, or that it makes itself.
-_OF_NODES = ("host", "port", "retry", "redis_connect_func", "connection_pool", "event_dispatcher")
-
-
-def prefix_of(cache: t.Any) -> str:
-    """What the keys of a `RedisCache` or `ValkeyCache` begin with."""
-    prefix = cache.key_prefix
-    return str(prefix() if callable(prefix) else prefix or "")
-
-
-def connections_of(client: t.Any) -> int:
-    """How many connections a client makes at the most."""
-    pool = getattr(client, "connection_pool", None)
-    if pool is not None:
-        return int(pool.max_connections)
-    return int(client.get_connection_kwargs().get("max_connections") or 2**31)
-
-
-def database_of(client: t.Any) -> int:
-    pool = getattr(client, "connection_pool", None)
-    return int(pool.connection_kwargs.get("db") or 0) if pool is not None else 0
-
-
-def close_client(client: t.Any, *subscriptions: t.Any) -> None:
-    """Close all connections of a client that nobody else uses; it never raises."""
-    for close in (*(one.close for one in subscriptions), client.close):
-        with contextlib.suppress(Exception):
-            close()
-    pools = [client.connection_pool] if hasattr(client, "connection_pool") else []
-    managers = [pool.sentinel_manager for pool in pools if hasattr(pool, "sentinel_manager")]
-    pools += [one.connection_pool for manager in managers for one in manager.sentinels]
-    for pool in pools:
-        with contextlib.suppress(Exception):
-            pool.disconnect()
-
-
-def is_refusal(error: Exception) -> bool:
-    """Whether a server that answers has said that it takes no writes."""
-    names = [kind.__name__ for kind in type(error).__mro__]
-    # Their own classes leave the first word out of the message.
-    return names[0] in _REFUSED or (
-        "ResponseError" in names and any(word in str(error) for word in _REFUSALS)
-    )
-
-
-def check_cache(cache: BaseCache) -> None:
-    """
-    :raises ValueError: for a cache that cannot keep what a store promises.
-    """
-    if isinstance(cache, RedisCache | ValkeyCache):
-        client = _find(cache)
-        pool = getattr(client, "connection_pool", None)
-        options = pool.connection_kwargs if pool is not None else client.get_connection_kwargs()
-        _refuse_text(options)
-        waits = [options.get("socket_timeout"), options.get("socket_connect_timeout")]
-        retry: t.Any = options.get("retry") if pool is not None else None
-        _warn_if_slow(cache, waits, retry.get_retries() if hasattr(retry, "get_retries") else 0)
-    elif isinstance(cache, MemcachedCache):
-        for client in vars(cache).values():
-            package, _, module = type(client).__module__.partition(".")
-            if package in ("pylibmc", "memcache", "libmc", "google") or (
-                package == "pymemcache" and module.startswith("client") and not _is_safe(client)
-            ):
-                raise ValueError(
-                    f"MemcachedCache over {package} executes what it reads (pickle), or is not "
-                    "safe in threads: use 'memcached://host:11211', or "
-                    "MemcachedCache(PooledClient(...)) with the client of pymemcache and no serde"
-                )
-            if package == "pymemcache" and _is_safe(client):
-                _warn_if_slow(cache, [client.timeout, client.connect_timeout], 0)
-
-
-def _is_safe(client: t.Any) -> bool:
-    """Whether a client of pymemcache has a pool, and gives bytes as they are."""
-    serde = getattr(client, "serde", None)
-    if not hasattr(client, "client_pool") or serde is None:
-        return False
-    # pickle's own mark of a value, which a serde that executes would follow.
-    return bool(serde.deserialize("", b"N.", 1) == b"N.")
 
 
 def _warn_if_slow(cache: BaseCache, waits: list[t.Any], retries: int) -> None:
@@ -244,6 +139,44 @@ def _warn_if_slow(cache: BaseCache, waits: list[t.Any], retries: int) -> None:
             type(cache).__name__,
             TIMEOUT,
         )
+
+
+def prefix_of(cache: RedisCache | ValkeyCache) -> str:
+    """What the keys of a cache begin with."""
+    prefix: t.Any = cache.key_prefix
+    return str(prefix() if callable(prefix) else prefix or "")
+
+
+def connections_of(client: t.Any) -> int:
+    """How many connections a client makes at the most."""
+    pool = getattr(client, "connection_pool", None)
+    most = _options_of(client).get("max_connections") if pool is None else pool.max_connections
+    return int(most or 2**31)
+
+
+def database_of(client: t.Any) -> int:
+    return int(_options_of(client).get("db") or 0)
+
+
+def close_client(client: t.Any) -> None:
+    """Close all connections of a client that nobody else uses; it never raises."""
+    pool = getattr(client, "connection_pool", None)
+    manager = getattr(pool, "sentinel_manager", None)
+    for each in (client, pool, *getattr(manager, "sentinels", ())):
+        for name in ("close", "disconnect"):
+            with contextlib.suppress(Exception):
+                getattr(each, name)()
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether a server that answers has said that it takes no writes."""
+    names = [kind.__name__ for kind in type(error).__mro__]
+    return names[0] in _REFUSED or (
+        "ResponseError" in names and any(word in str(error) for word in _REFUSALS)
+    )
+
+
+# memcached.
 
 
 def memcached_cache(url: str) -> Callable[[], MemcachedCache]:
@@ -263,71 +196,56 @@ def memcached_cache(url: str) -> Callable[[], MemcachedCache]:
         raise ValueError("a memcached URL names one server, as in 'memcached://localhost:11211'")
     if unknown := set(options) - {"timeout", "connect_timeout"}:
         raise ValueError(f"a memcached URL has no option {sorted(unknown)[0]!r}")
-    # Without an answer to each write nobody would hear of one that failed.
-    settings: dict[str, t.Any] = {"default_noreply": False, "no_delay": True}
-    settings |= {"timeout": TIMEOUT, "connect_timeout": TIMEOUT, **options}
-
-    def make() -> MemcachedCache:
-        client = base.PooledClient((host, port), **settings)
-        client.client_pool = LivePool(functools.partial(base.Client, (host, port), **settings))
-        return MemcachedCache(client)
-
-    return make
+    settings = {"no_delay": True, "timeout": TIMEOUT, "connect_timeout": TIMEOUT, **options}
+    return lambda: _reliable(base.PooledClient, {"server": (host, port), **settings})
 
 
-class LivePool:
-    """Connections of pymemcache, each of which is checked before it is used again.
+def own_memcached(cache: MemcachedCache) -> Callable[[], MemcachedCache]:
+    """How to make a cache like another, over connections of this process.
 
-    One that the server has closed would be an error, and on one with bytes to read somebody
-    else's answer would be taken for ours.
+    Two processes on one connection would mix up pages.
+
+    :raises ValueError: for one that executes what it reads, or is not safe in threads.
     """
-
-    def __init__(self, make: Callable[[], t.Any]) -> None:
-        self._make = make
-        self._free: collections.deque[t.Any] = collections.deque()
-        # Not in a __del__: of a reference cycle the sockets may be finalized first, with a warning.
-        weakref.finalize(self, _close_all, self._free).atexit = False
-
-    @contextlib.contextmanager
-    def get_and_release(self, destroy_on_fail: bool = False) -> Iterator[t.Any]:
-        client = self._take()
-        try:
-            yield client
-        except BaseException:
-            # Whatever it was: the rest of an answer may still come.
-            client.close()
-            raise
-        self._free.append(client)
-
-    def _take(self) -> t.Any:
-        while True:
-            try:
-                client = self._free.pop()
-            except IndexError:
-                return self._make()
-            if _is_quiet(client.sock):
-                return client
-            client.close()
-
-    def destroy(self, client: t.Any, silent: bool = True) -> None:
-        client.close()
-
-    def clear(self) -> None:
-        _close_all(self._free)
+    for client in vars(cache).values():
+        package, _, module = type(client).__module__.partition(".")
+        if package == "pymemcache" and _is_safe(client):
+            _warn_if_slow(cache, [client.timeout, client.connect_timeout], 0)
+            kind, names = type(client), inspect.signature(type(client)).parameters
+            options = {name: getattr(client, name) for name in names if hasattr(client, name)}
+            return lambda: _reliable(kind, options, cache.key_prefix)
+        if package in ("pylibmc", "memcache", "libmc", "google") or (
+            package == "pymemcache" and module.startswith("client")
+        ):
+            raise ValueError(
+                f"MemcachedCache over {package} executes what it reads (pickle), or is not "
+                "safe in threads: use 'memcached://host:11211', or "
+                "MemcachedCache(PooledClient(...)) with the client of pymemcache and no serde"
+            )
+    return lambda: cache
 
 
-def _close_all(clients: collections.deque[t.Any]) -> None:
-    with contextlib.suppress(IndexError):
-        while True:
-            clients.pop().close()
-
-
-def _is_quiet(sock: t.Any) -> bool:
-    if sock is None:
-        return True
-    try:
-        poll = select.poll()
-        poll.register(sock, select.POLLIN)
-        return not poll.poll(0)
-    except (OSError, ValueError):
+def _is_safe(client: t.Any) -> bool:
+    """Whether a client of pymemcache has a pool, and gives bytes as they are."""
+    serde = getattr(client, "serde", None)
+    if not hasattr(client, "client_pool") or serde is None:
         return False
+    # pickle's own mark of a value, which a serde that executes would follow.
+    return bool(serde.deserialize("", b"N.", 1) == b"N.")
+
+
+def _reliable(kind: t.Any, options: dict[str, t.Any], prefix: t.Any = None) -> MemcachedCache:
+    """A cache that hears of each write that failed, and for which no connection is too old."""
+    client = kind(**{**options, "default_noreply": False})
+    retrying = importlib.import_module("pymemcache.client.retrying").RetryingClient
+    closed = importlib.import_module("pymemcache.exceptions").MemcacheUnexpectedCloseError
+    cache = MemcachedCache(
+        retrying(
+            client,
+            attempts=MAX_CLOSED,
+            retry_for=[closed, BrokenPipeError, ConnectionResetError],
+        ),
+        key_prefix=prefix,
+    )
+    weakref.finalize(cache, client.close).atexit = False
+    return cache

@@ -30,11 +30,15 @@ def pattern_over(pattern: str) -> str:
 
 
 def replaces(new: Number, old: Number, lineage: str) -> bool:
-    """Whether a render may take the place of a stored page, in a store of this lineage."""
+    """Whether a render may take the place of another, in a store of this lineage.
+
+    An older render never replaces a later one, whenever it ends. A page without a lineage was
+    rendered while the store did not answer; nobody knows when.
+    """
     if new.lineage == old.lineage:
         return new.sequence >= old.sequence
     # Nobody knows the order of two lineages; pages of the store's own are never lost to others.
-    return old.lineage != lineage
+    return new.lineage != "" and old.lineage != lineage
 
 
 class Last(t.NamedTuple):
@@ -66,6 +70,7 @@ class Epochs:
         self.changed = 0
         #: Pages with a number from before it count as stale: labels up to it were forgotten.
         self.floor = 0
+        #: The latest at the end, but for patterns that replaced others.
         self.labels: dict[str, Last] = {}
         #: Patterns by their literal beginning.
         self._patterns: dict[str, dict[str, re.Pattern[str]]] = {}
@@ -79,7 +84,7 @@ class Epochs:
             if len(group) > MAX_ALIKE:
                 self._merge(group)
         new = Last(sequence, sequence if expire else 0)
-        self.labels[label] = self.labels.get(label, Last()).later(new)
+        self.labels[label] = self.labels.pop(label, new).later(new)
         self.changed = max(self.changed, sequence)
 
     def _merge(self, group: dict[str, re.Pattern[str]]) -> None:
@@ -98,10 +103,14 @@ class Epochs:
         """What invalidations since its render began have made of a page."""
         if number.lineage == self.lineage and number.sequence >= self.changed:
             return Invalidated.NO
+        return self.last(labels, path).makes(number, self.lineage)
+
+    def last(self, labels: Sequence[str], path: str) -> Last:
+        """The last invalidations of a page with these labels and this path."""
         last = Last(self.floor)
         for label in (*labels, *self._matching(path or "/")):
             last = last.later(self.labels.get(label, Last()))
-        return last.makes(number, self.lineage)
+        return last
 
     def _matching(self, path: str) -> Iterator[str]:
         if not self._patterns:
@@ -114,11 +123,13 @@ class Epochs:
     def since(self, sequence: int) -> tuple[Invalidation, ...]:
         """The invalidations after a number, in their order."""
         found = []
-        for label, last in self.labels.items():
+        for label, last in reversed(self.labels.items()):
             if last.expire > sequence:
                 found.append(Invalidation(label, last.expire, True))
             if last.any > sequence and last.any != last.expire:
                 found.append(Invalidation(label, last.any, False))
+            if last.any <= sequence and not label.endswith("/**"):
+                break
         return tuple(sorted(found, key=lambda item: item.sequence))
 
     def forget_oldest(self, keep: int) -> None:

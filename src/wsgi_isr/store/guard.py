@@ -14,6 +14,7 @@ import typing as t
 import weakref
 from collections.abc import Callable
 
+from ..logs import fields
 from ..threads import start
 from .protocol import ReadOnly, Store, TooLarge
 
@@ -39,6 +40,15 @@ class Circuit(enum.IntEnum):
     OPEN = 2
 
 
+MESSAGES = {
+    Circuit.CLOSED: "the store answers again",
+    Circuit.WRITES: "the store takes no writes (%s: %s: %s): new pages stay in memory only, and "
+    "on-demand calls fail",
+    Circuit.OPEN: "the store is away (%s: %s: %s): pages come from memory or are rendered, and "
+    "on-demand calls fail",
+}
+
+
 class Guard:
     """Calls a store.
 
@@ -52,8 +62,11 @@ class Guard:
         self._failures = 0
         self._try_at = 0.0
         self._probing = False
-        self._logged: dict[Circuit, float] = {}
+        #: Until when the change to a circuit is not logged again.
+        self._quiet = dict.fromkeys(Circuit, 0.0)
         self._announced = False
+        #: Seconds since 1970 at which its state last changed.
+        self.since = time.time()
         self._lock = threading.Lock()
         self._closed = False
 
@@ -101,11 +114,11 @@ class Guard:
     def _may_try(self) -> bool:
         with self._lock:
             now = time.monotonic()
-            if now < self._try_at:
-                return False
-            # Others go on without the store until this call has shown how it is.
-            self._try_at = now + OVERDUE
-            return True
+            may_try = now >= self._try_at
+            if may_try:
+                # Others go on without the store until this call has shown how it is.
+                self._try_at = now + OVERDUE
+            return may_try
 
     def failed(self, operation: str, error: Exception) -> None:
         """Note that the store did not do what it was asked."""
@@ -116,13 +129,10 @@ class Guard:
                 circuit = max(circuit, Circuit.WRITES)
             elif self._failures >= THRESHOLD:
                 circuit = Circuit.OPEN
-            opened, self._circuit = circuit is not self._circuit, circuit
             probe = circuit is not Circuit.CLOSED and not self._probing and not self._closed
             if probe:
-                self._probing = True
-                self._try_at = time.monotonic() + OVERDUE
-        if opened:
-            self._report(operation, error)
+                self._probing, self._try_at = True, time.monotonic() + OVERDUE
+        self._become(circuit, operation, error)
         if probe:
             thread = threading.Thread(
                 target=_probe, args=[weakref.ref(self)], name="wsgi-isr-probe", daemon=True
@@ -130,48 +140,34 @@ class Guard:
             self._probing = start(thread)
         self._on_error(operation, error)
 
-    def _report(self, operation: str, error: Exception) -> None:
-        now = time.monotonic()
-        if now < self._logged.get(self._circuit, 0.0):
-            return
-        self._logged[self._circuit] = now + QUIET
-        self._announced = True
-        if self._circuit is Circuit.WRITES:
-            logger.warning(
-                "the store takes no writes (%s: %s): new pages stay in memory only, and on-demand "
-                "calls fail",
-                operation,
-                error,
+    def _become(self, circuit: Circuit, operation: str, error: Exception | None) -> None:
+        with self._lock:
+            if circuit is self._circuit:
+                return
+            self._circuit, self.since, now = circuit, time.time(), time.monotonic()
+            # An end is announced if its beginning was.
+            announced = (
+                self._announced if circuit is Circuit.CLOSED else now >= self._quiet[circuit]
             )
-            return
-        logger.warning(
-            "the store is away (%s: %s: %s): pages come from memory or are rendered, and "
-            "on-demand calls fail",
-            operation,
-            type(error).__name__,
-            error,
-        )
+            self._quiet[circuit] = now + QUIET if announced else self._quiet[circuit]
+            self._announced = circuit is not Circuit.CLOSED and (announced or self._announced)
+        if announced:
+            facts = (operation, type(error).__name__, error) if error is not None else ()
+            extra = fields("store", state=self.state, operation=operation, error=str(error or ""))
+            logger.warning(MESSAGES[circuit], *facts, extra=extra)
 
     def _recovered(self) -> None:
-        with self._lock:
-            self._failures = 0
-            was_open = self._circuit is not Circuit.CLOSED
-            self._circuit = Circuit.CLOSED
-            announced, self._announced = self._announced, False
-        if was_open and announced:
-            logger.warning("the store answers again")
+        self._failures = 0
+        self._become(Circuit.CLOSED, "", None)
 
     def probe(self) -> bool:
         """Find out how the store is; true if it is well."""
         try:
             self.store.probe()
         except Exception as error:
-            with self._lock:
-                circuit = Circuit.WRITES if isinstance(error, ReadOnly) else Circuit.OPEN
-                changed, self._circuit = circuit is not self._circuit, circuit
-                self._try_at = time.monotonic() + PROBE[1] + OVERDUE
-            if changed:
-                self._report("probe", error)
+            self._try_at = time.monotonic() + PROBE[1] + OVERDUE
+            circuit = Circuit.WRITES if isinstance(error, ReadOnly) else Circuit.OPEN
+            self._become(circuit, "probe", error)
             return False
         self._recovered()
         return True

@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import secrets
 import threading
 import typing as t
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from cachelib import BaseCache, NullCache, SimpleCache
 
-from .cachelib import CachelibStore, Clock, Lease
+from .cachelib import CachelibStore, Clock
 from .entries import RETENTION, Entries
 from .epochs import Epochs
-from .protocol import (
-    MAX_HISTORY,
-    MAX_LABELS,
-    Changes,
-    Failure,
-    Invalidation,
-    Kind,
-    Number,
-    Record,
-    Validity,
-)
+from .leases import Leases
+from .protocol import MAX_LABELS, Changes, Failure, Kind, Number, Record, Validity
 
 MEMORY = Kind("memory", "process", True, True, True, False, False)
 #: That of a store with a cache, whose pages it cannot list. When it forgets the oldest labels, all
@@ -64,8 +53,7 @@ class MemoryEntries(Entries):
             if len(self._brief) > MAX_BRIEF:
                 del self._brief[next(iter(self._brief))]
 
-    def write(self, name: str, value: t.Any, seconds: int = RETENTION) -> None:
-        self.set(name, value, seconds)
+    write = set  # type: ignore[assignment]
 
     def delete(self, name: str) -> None:
         self._lasting.pop(name, None)
@@ -94,16 +82,18 @@ class LocalStore(CachelibStore):
         super().__init__(NullCache() if cache is None else cache, prefix, kind)
         self._prefix, self._pid = prefix, os.getpid()
         self._entries: MemoryEntries = MemoryEntries()
+        self._leases = Leases(None, self._end)
         clock = Clock(secrets.token_hex(8), 0, 0)
         self._epochs = self._save(clock, Epochs(clock.lineage))[1]
-        self._history: deque[Invalidation] = deque(maxlen=MAX_HISTORY)
 
     def after_fork(self) -> None:
         if self._pid != os.getpid():
-            self._pid, self._leases = os.getpid(), {}
+            self._pid, self._leases = os.getpid(), Leases(None, self._end)
             self._entries.after_fork()
             if self.kind == LOCAL:
                 self._pages = Entries(SimpleCache(), self._prefix)
+
+    # All of the order is read and changed under one lock.
 
     def _sync(self) -> Epochs:
         return self._epochs
@@ -122,28 +112,15 @@ class LocalStore(CachelibStore):
         self.signal[0] += 1
         return epochs
 
-    def invalidate(self, labels: Sequence[str], expire: bool) -> Number:
-        with self._entries.exclusive("clock"):
-            number = super().invalidate(labels, expire)
-            self._history += [Invalidation(label, number.sequence, expire) for label in labels]
-            return number
-
     def changes(self, since: Number) -> Changes:
         with self._entries.exclusive("clock"):
-            at, history = Number(self._epochs.lineage, self._epochs.changed), self._history
-            full = len(history) == history.maxlen
-            if since.lineage != at.lineage or (full and since.sequence < history[0].sequence):
-                return Changes(at, False, ())
-            newer = itertools.takewhile(lambda one: one[1] > since.sequence, reversed(history))
-            return Changes(at, True, tuple(newer)[::-1])
+            return super().changes(since)
 
     def _validity(self, record: Record) -> Validity:
         with self._entries.exclusive("clock"):
             return super()._validity(record)
 
-    def _keep(self, lease: Lease) -> bool:
-        self._leases[lease.token] = lease
-        return False
+    # What a kind of one process can say besides.
 
     def records(self, **where: t.Any) -> t.Any:
         return iter(()) if self.kind.lists else super().records()

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from ..freshness import Invalidated
 from ..key import PageKey
 from ..page import Page
-from .epochs import Epochs
+from .epochs import Epochs, replaces
 from .protocol import MAX_HISTORY, Changes, Invalidation, Number, Validity
 
 #: What a request says of the page that it is for, before anything is parsed: path, query, host,
@@ -73,7 +73,7 @@ class Entry:
         # Tuples, because most have one member.
         self.hits: tuple[t.Any, ...] = ()
         self.fingerprints: tuple[Fingerprint, ...] = ()
-        self.size = OVERHEAD + page.size + page.weight
+        self.size = OVERHEAD + page.size + page.weight + len(page.history)
 
     @property
     def invalidated(self) -> Invalidated:
@@ -137,20 +137,22 @@ class MemoryLevel:
             at, complete, invalidations = changes
             if at.lineage != self.at.lineage:
                 # Pages of the old lineage count as stale; what made them expired still holds.
-                for entry in self._entries.values():
-                    self._confirm(entry)
-                self._recent, self._base = Epochs(at.lineage), 0
+                self._confirm_all(at.lineage, 0)
             elif not complete:
                 for entry in list(self._entries.values()):
                     self._remove(entry)
-                self._recent, self._base = Epochs(at.lineage), at.sequence
+                self._confirm_all(at.lineage, at.sequence)
             for invalidation in invalidations:
                 self._recent.apply(invalidation)
             self.at = at
             if len(self._recent.labels) > MAX_HISTORY:
-                for entry in self._entries.values():
-                    self._confirm(entry)
-                self._recent, self._base = Epochs(at.lineage), at.sequence
+                self._confirm_all(at.lineage, at.sequence)
+
+    def _confirm_all(self, lineage: str, base: int) -> None:
+        """Apply what is in `_recent` to all pages, and begin it anew."""
+        for entry in self._entries.values():
+            self._confirm(entry)
+        self._recent, self._base = Epochs(lineage), base
 
     def invalidate(self, labels: t.Iterable[str], expire: bool) -> None:
         """Invalidate what is here, whatever the store says: it could not be reached."""
@@ -173,8 +175,7 @@ class MemoryLevel:
                 self._confirm(entry)
 
     def _confirm(self, entry: Entry) -> None:
-        generation = self.generation
-        entry.confirmed = confirmation(generation, self._validity(entry))
+        entry.confirmed = confirmation(self.generation, self._validity(entry))
 
     def _validity(self, entry: Entry) -> Invalidated:
         page, made = entry.page, entry.confirmed[1]
@@ -208,7 +209,7 @@ class MemoryLevel:
             self._confirm(entry)
             old = self._entries.get(key)
             if old is not None:
-                newer = replaces(entry.page, old.page, self.at.lineage)
+                newer = replaces(entry.number, old.number, self.at.lineage)
                 if not newer or is_same_render(entry.page, old.page, with_codings=True):
                     return old
                 self._remove(old)
@@ -313,19 +314,6 @@ def weight_of(fingerprint: Fingerprint) -> int:
 def is_long(fingerprint: Fingerprint) -> bool:
     """Whether a request is parsed each time, because its words are not worth keeping."""
     return sum(len(part) for part in fingerprint if part) > MAX_LENGTH
-
-
-def replaces(new: Page, old: Page, lineage: str) -> bool:
-    """Whether a finished render may replace a page.
-
-    An older render never replaces a later one, whenever it ends. A page without a lineage was
-    rendered while the store did not answer; nobody knows when.
-
-    :param lineage: of the store now.
-    """
-    if old.lineage == new.lineage:
-        return old.sequence <= new.sequence
-    return new.lineage != "" and old.lineage != lineage
 
 
 def is_same_render(one: Page, other: Page, with_codings: bool = False) -> bool:

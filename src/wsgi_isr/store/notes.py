@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import secrets
 import sqlite3
 import time
 import typing as t
@@ -20,6 +21,8 @@ from .protocol import (
     ABANDONED,
     MAX_BUILDS,
     MAX_FAILURES,
+    MAX_JOURNAL,
+    MAX_MINUTES,
     MAX_WANTED,
     Busy,
     Failure,
@@ -32,6 +35,8 @@ T = t.TypeVar("T")
 
 #: Outcomes that are kept for those who waited.
 MAX_OUTCOMES = 100
+#: Names that `Store.once` remembers.
+MAX_ONCE = 1000
 #: Leases that this process could not give back yet.
 MAX_UNRELEASED = 1000
 #: Seconds between two signs of life of a process of ``regenerate``.
@@ -64,8 +69,9 @@ def _set(connection: sqlite3.Connection, kind: str, name: str, value: t.Any, mos
     connection.execute(replace, (kind, name, seal(value, _salt(kind, name))))
     if most and (over := _count(connection, kind) - most) > 0:
         oldest = "SELECT id FROM notes WHERE kind = ? ORDER BY id LIMIT ?"
-        # Some more, so that not each has to order all of them.
-        connection.execute(f"DELETE FROM notes WHERE id IN ({oldest})", (kind, over + most // 20))
+        # Some more of many, so that not each has to order all of them.
+        more = most // 20 if most > 1000 else 0
+        connection.execute(f"DELETE FROM notes WHERE id IN ({oldest})", (kind, over + more))
 
 
 def _count(connection: sqlite3.Connection, kind: str) -> int:
@@ -77,6 +83,13 @@ def add(connection: sqlite3.Connection, counts: Mapping[str, float]) -> None:
     """Add to the totals."""
     for name, count in counts.items():
         _set(connection, "total", name, (_get(connection, "total", name) or 0) + count)
+    minute = str(int(time.time() // 60))
+    if counts and _get(connection, "minute", minute) is None:
+        _set(connection, "minute", minute, _totals(connection), MAX_MINUTES)
+
+
+def _totals(connection: sqlite3.Connection) -> dict[str, float]:
+    return {name: value for name, value in _all(connection, "total") if value is not None}
 
 
 def drop(connection: sqlite3.Connection, kind: str, name: str) -> None:
@@ -256,8 +269,34 @@ class Notes:
         self.database.write(lambda connection: add(connection, counts))
 
     def totals(self) -> dict[str, float]:
-        rows = self.database.read(lambda connection: _all(connection, "total"))
-        return {name: value for name, value in rows if value is not None}
+        return self.database.read(_totals)
+
+    def minutes(self) -> dict[int, dict[str, float]]:
+        rows = self.database.read(lambda connection: _all(connection, "minute"))
+        first = time.time() // 60 - MAX_MINUTES
+        return {int(name): value for name, value in rows if value and int(name) > first}
+
+    # What happened.
+
+    def log(self, entry: bytes) -> None:
+        name, content = secrets.token_hex(8), entry.decode("latin-1")
+        self.database.write(lambda c: _set(c, "journal", name, content, MAX_JOURNAL))
+
+    def journal(self) -> list[bytes]:
+        rows = self.database.read(lambda connection: _all(connection, "journal"))
+        return [entry.encode("latin-1") for _, entry in reversed(rows) if entry is not None]
+
+    def once(self, name: str, seconds: float) -> bool:
+        def step(connection: sqlite3.Connection) -> bool:
+            asked = _get(connection, "once", name)
+            return asked is None or not 0 <= time.time() - asked < seconds
+
+        def ask(connection: sqlite3.Connection) -> bool:
+            if is_first := step(connection):
+                _set(connection, "once", name, time.time(), MAX_ONCE)
+            return is_first
+
+        return self.database.read(step) and self.database.write(ask)
 
     # Processes.
 

@@ -7,7 +7,6 @@ each process anew, so that no connection and no lock is used on both sides of a 
 from __future__ import annotations
 
 import errno
-import functools
 import hashlib
 import inspect
 import logging
@@ -96,6 +95,8 @@ def kind_of(cache: CacheLike) -> Kind | None:
 
 
 def _plan(cache: CacheLike, prefix: str, app_name: str) -> tuple[Kind | None, Opener]:
+    if isinstance(cache, os.PathLike):
+        cache = os.path.abspath(cache)
     if cache is None:
         folder = os.path.join(os.path.abspath(DEFAULT_FOLDER), _safe(app_name))
         return SQLiteStore.kind, lambda parent: _open_default(folder, prefix)
@@ -118,7 +119,7 @@ def _plan(cache: CacheLike, prefix: str, app_name: str) -> tuple[Kind | None, Op
 def _is_store(value: object) -> bool:
     missing = [name for name in _METHODS if not callable(getattr(value, name, None))]
     if missing and isinstance(getattr(value, "kind", None), Kind):
-        raise TypeError(f"{type(value).__name__} is no Store: it has no {', '.join(missing)}")
+        raise TypeError(f"{type(value).__name__} is not a Store: it has no {', '.join(missing)}")
     return not missing and not isinstance(value, type)
 
 
@@ -212,15 +213,19 @@ def _of_cache(cache: cachelib.BaseCache, prefix: str) -> tuple[Kind, Opener]:
     if isinstance(cache, SQLiteCache):
         folder = os.path.join(cache.folder, _safe(prefix))
         return SQLiteStore.kind, lambda parent: SQLiteStore(folder)
+    if isinstance(cache, cachelib.NullCache):
+        raise ValueError(
+            "NullCache stores nothing: leave cache out, or switch the library off with "
+            "enabled=False"
+        )
     if isinstance(cache, cachelib.RedisCache | cachelib.ValkeyCache):
-        clients.check_cache(cache)
         kind = KINDS["valkey" if isinstance(cache, cachelib.ValkeyCache) else "redis"]
-        make, own = clients.client_of(cache), clients.prefix_of(cache) + prefix
-        return kind, lambda parent: RedisStore(make, own)
+        client, own = clients.client_of(cache), clients.prefix_of(cache) + prefix
+        return kind, lambda parent: RedisStore(lambda: client, own, lent=True)
     if isinstance(cache, cachelib.MemcachedCache):
-        clients.check_cache(cache)
-        return MEMCACHED, lambda parent: CachelibStore(_own(cache), prefix, MEMCACHED)
-    in_process = isinstance(cache, cachelib.SimpleCache | cachelib.NullCache)
+        make = clients.own_memcached(cache)
+        return MEMCACHED, lambda parent: CachelibStore(make(), prefix, MEMCACHED)
+    in_process = isinstance(cache, cachelib.SimpleCache)
     shared = getattr(cache, "isr_shared", "process" if in_process else "network")
     if shared not in ("process", "machine", "network"):
         raise ValueError(
@@ -246,19 +251,6 @@ def _open_local(
     return store
 
 
-def _own(cache: cachelib.MemcachedCache) -> cachelib.BaseCache:
-    """The same cache over connections of this process: those of another would mix up pages."""
-    client = next((v for v in vars(cache).values() if hasattr(v, "client_pool")), None)
-    if client is None:
-        return cache
-    # Without an answer to each write nobody hears of one that failed.
-    names = set(inspect.signature(type(client)).parameters) & set(vars(client))
-    options = {**{name: getattr(client, name) for name in names}, "default_noreply": False}
-    mine = type(client)(**options)
-    mine.client_pool = clients.LivePool(functools.partial(mine.client_class, **options))
-    return cachelib.MemcachedCache(mine, key_prefix=cache.key_prefix)
-
-
 def _open_made(make: Callable[[], object], prefix: str) -> Store:
     def attempt() -> Store:
         made = make()
@@ -274,7 +266,7 @@ def _open_made(make: Callable[[], object], prefix: str) -> Store:
         return attempt()
     except Exception as error:
         # A request waits, which an error does not help.
-        logger.exception("the callable given as cache failed; it is called again while it fails")
+        logger.exception("the callable given as cache failed; it is called again until it succeeds")
         return t.cast(Store, AwayStore(attempt, error))
 
 

@@ -13,8 +13,9 @@ from ..freshness import Invalidated, State, state_of
 from ..key import PageKey
 from ..metadata import GONE
 from ..page import Codec, Page, Size, page_label
+from .epochs import replaces
 from .guard import Guard
-from .memory import Entry, MemoryLevel, is_same_render, replaces
+from .memory import Entry, MemoryLevel, is_same_render
 from .protocol import (
     Changes,
     Invalidation,
@@ -169,7 +170,7 @@ class Pages:
         if here is None or loaded is None:
             entry = loaded or here
         else:
-            newer = replaces(loaded.page, here.page, self.memory.at.lineage)
+            newer = replaces(loaded.number, here.number, self.memory.at.lineage)
             entry = loaded if newer else here
         if entry is not None:
             entry.stored = stored
@@ -242,6 +243,24 @@ class Pages:
         return self._earlier or []
 
     # Listing.
+
+    def matching(
+        self, after: str, matches: Callable[[Record], bool]
+    ) -> Iterator[tuple[str, Listed | None]]:
+        """Pages of this build after the one of a name; ``None`` for one that does not match.
+
+        :raises NotImplementedError: where pages cannot be listed.
+        """
+        if self.store.kind.shared == "process":
+            found = sorted(self.listed(), key=lambda listed: listed.page.name)
+            for one in (listed for listed in found if listed.page.name > after):
+                yield one.page.name, one if matches(self._record(one.page)) else None
+            return
+        for stored in self.store.records(build=self._build_id, after=after):
+            head = matches(stored.record) and self._codec.decode_head(stored.record.head)
+            is_sound = head and _is_sound(stored, head[0])
+            listed = Listed(*head[:2], stored.validity.invalidated) if head and is_sound else None
+            yield stored.record.name, listed
 
     def listed(self, path: str | None = None) -> Iterator[Listed]:
         """Pages without their bodies: all of this build, or all of a full path and any build.

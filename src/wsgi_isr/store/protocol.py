@@ -148,7 +148,7 @@ class Changes(t.NamedTuple):
 class Failure(t.NamedTuple):
     """What is remembered of a page whose renders fail.
 
-    :param times: failures in a row.
+    :param times: failures in a row; 0 for an answer that was refused, and is no failure.
     :param retry_at: seconds since 1970 before which no visitor starts another attempt.
     :param error: why, at most 500 characters.
     :param url: the page's URL, so that a page that never rendered well can be listed.

@@ -1,7 +1,8 @@
 """`RedisStore`: pages and their order on a Redis or Valkey server, for any number of machines.
 
-Whatever has to be one step is a function in ``redis.lua`` beside this file. A process hears of
-changes from a channel that the server publishes them on; `RedisStore.changes` stands behind that.
+Whatever has to be one step is a function in ``redis.lua`` beside this file; only patterns are
+matched here, by each process. A process hears of changes from a channel that the server publishes
+them on; `RedisStore.changes` stands behind that.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from urllib.parse import quote
 
-from ..freshness import Invalidated
 from . import protocol
+from .epochs import Epochs, Last
+from .leases import Lease, Leases
 from .protocol import (
     Busy,
     Changes,
@@ -31,8 +33,7 @@ from .protocol import (
     Validity,
     Wanted,
 )
-from .redis_news import News
-from .redis_server import Heart, Lease, Server, advise, milliseconds
+from .redis_server import News, Server, advise
 
 logger = logging.getLogger("wsgi_isr")
 
@@ -40,10 +41,12 @@ logger = logging.getLogger("wsgi_isr")
 RETENTION = 10 * 365 * 24 * 3600
 #: Bytes of a page that a server takes.
 MAX_BODY = 512 * 2**20 - 1
-#: Patterns that are found at the same place and matched one by one.
-MAX_ALIKE = 100
+#: Patterns whose last invalidation the server keeps.
+MAX_PATTERNS = 1000
 #: Labels of one step, and pages of one step: each takes the server about a millisecond.
 LABELS, PAGES = 100, 25
+#: Seconds for which an outcome is there for those who wait.
+OUTCOME = 10.0
 #: Seconds after its last report from which a process counts as gone.
 GONE = 15.0
 #: Seconds between two measurements of the server's clock.
@@ -64,26 +67,53 @@ def _decode(data: bytes) -> str:
     return data.decode("utf-8", "surrogatepass")
 
 
+def _ms(seconds: float) -> int:
+    return max(1, int(1000 * seconds))
+
+
+class _Answer(t.NamedTuple):
+    """Of a step that depends on the order: its result, and the place of that in the order."""
+
+    result: t.Any
+    lineage: str
+    sequence: int
+    #: The numbers of the last invalidation, and of the last of a pattern.
+    changed: int
+    patterned: int
+
+    @property
+    def at(self) -> Number:
+        return Number(self.lineage, self.changed)
+
+
 class RedisStore:
     """Nothing is connected before it is needed.
 
     :param make_client: makes a client of redis-py or valkey-py.
     :param prefix: tells sites on one server apart.
+    :param lent: whether the client is somebody else's, who closes it.
     """
 
     kind = protocol.Kind("redis", "network", True, True, True, True, True)
 
-    def __init__(self, make_client: Callable[[], t.Any], prefix: str) -> None:
+    def __init__(self, make_client: Callable[[], t.Any], prefix: str, lent: bool = False) -> None:
         # A hash tag: in a cluster all keys of the site are on one node.
         tag = quote(prefix.encode("utf-8", "surrogatepass"), safe=":/@.-") or "%"
-        self._server = Server(make_client, f"{{{tag}}}")
-        self._call = self._server.call
-        self._heart = Heart(self._server)
-        weakref.finalize(self, self._heart.end)
-        self._news = News(self._server)
+        server = Server(make_client, f"{{{tag}}}", lent)
+        self._step, self._do = server.step, server.do
+        self._leases = Leases(
+            lambda lease, seconds: bool(
+                server.step("extend", lease.name, lease.token, _ms(seconds))
+            ),
+            lambda lease: server.step("release", lease.name, lease.token, *_left(lease)),
+        )
+        weakref.finalize(self, _end, self._leases, server)
+        self._close = server.close
+        self._news = News(server)
         self.signal = self._news.signal
         self._lock = threading.Lock()
         self._lineage, self._run, self._seen, self._changed = "", "", 0, -1
+        self._patterns = Epochs("")
         self._folding = False
         #: How many pages were stored or deleted, when the server last said it.
         self._stores = 0
@@ -91,63 +121,111 @@ class RedisStore:
         self._offset, self._measure_at = 0.0, 0.0
         self._advised = self._reported = False
 
-    # The order, as this process knows it.
+    # The order, as this process has seen it.
 
-    def _order(self, step: str, *args: object) -> t.Any:
-        """Run a step that depends on the order; returns its answer and its place there."""
+    def _order(self, step: str, *args: object) -> _Answer:
+        """Run a step that depends on the order."""
         with self._lock:
-            known = (self._lineage, self._seen, self._run)
-        answer = self._call(step, *args, known=known)
-        lineage, run = answer[0].decode(), answer[1].decode()
-        sequence, changed, stores = map(int, answer[2:5])
+            before = (self._lineage, self._seen, self._run)
+        result, lineage, run, *rest = self._step(step, *args, seen=before)
+        sequence, changed, patterned, stores, fold = map(int, rest)
+        answer = _Answer(result, lineage.decode(), sequence, changed, patterned)
         with self._lock:
-            if lineage != self._lineage and self._lineage == known[0]:
-                if known[0]:
+            if answer.lineage != self._lineage and self._lineage == before[0]:
+                if before[0]:
                     logger.warning("the server has lost the order of pages: all count as stale")
-                self._lineage, self._seen, self._changed = lineage, 0, -1
+                self._lineage, self._seen, self._changed = answer.lineage, 0, -1
                 self._news.begin(stores)
             # Answers overtake each other, and one may be from before a new lineage.
-            if lineage == self._lineage:
+            if answer.lineage == self._lineage:
                 if sequence >= self._seen:
-                    self._seen, self._run, self._stores = sequence, run, stores
+                    self._seen, self._run, self._stores = sequence, run.decode(), stores
                 if changed > self._changed:
                     self._changed = changed
                     self._news.invalidated()
-                self._folding = bool(answer[5])
-        return answer[6], Number(lineage, sequence), Number(lineage, changed)
+                self._folding = bool(fold)
+        return answer
+
+    def _judged(self, step: str, *args: object) -> _Answer:
+        """The same for a step that judges pages: with all patterns that it has to match, here."""
+        while True:
+            answer, mine = self._order(step, *args), self._patterns
+            here = mine.changed if mine.lineage == answer.lineage else 0
+            if here >= answer.patterned:
+                return answer
+            # Then the step again: what was forgotten meanwhile was applied to its pages before.
+            since = mine.changed if len(mine.labels) < 2 * MAX_PATTERNS else 0
+            found = self._order("patterns", mine.lineage, since)
+            with self._lock:
+                if not since or mine.lineage != found.lineage:
+                    mine = Epochs(found.lineage)
+                for invalidation in _invalidations(found.result, 0):
+                    with contextlib.suppress(ValueError):
+                        mine.apply(invalidation)
+                mine.changed = max(mine.changed, found.patterned)
+                self._patterns = mine
+
+    def _last(self, record: Record, labels: Sequence[bytes], lineage: str) -> Last:
+        """The last invalidations of a page, of which the server gave those of its labels."""
+        last = Last(*map(int, labels))
+        with self._lock:
+            if self._patterns.lineage == lineage:
+                last = last.later(self._patterns.last((), record.path))
+        return last
 
     def number(self) -> Number:
-        return t.cast(Number, self._order("number")[1])
+        answer = self._order("number")
+        return Number(answer.lineage, answer.sequence)
 
     def invalidate(self, labels: Sequence[str], expire: bool) -> Number:
         number = Number("", 0)
-        bounds = (protocol.MAX_LABELS, protocol.MAX_HISTORY, MAX_ALIKE)
+        bounds = (protocol.MAX_LABELS, MAX_PATTERNS)
         for first in range(0, len(labels), LABELS):
             some = [_encode(label) for label in labels[first : first + LABELS]]
-            number = self._order("invalidate", int(expire), *bounds, *some)[1]
+            number = self._order("invalidate", int(expire), *bounds, *some).at
             # When there are too many labels, each invalidation forgets some of the oldest.
             with contextlib.suppress(Exception):
                 for _ in range(math.ceil(len(some) / 10)):
-                    if self._folding:
-                        self._order("fold", PAGES)
+                    self._fold()
         return number
 
+    def _fold(self) -> None:
+        """Apply old labels to some of the pages that have them, or forget some."""
+        if not self._folding or (answer := self._judged("fold", PAGES)).result is None:
+            return
+        start, end, rows = answer.result
+        made: list[object] = []
+        for name, fields, labels, _ in rows:
+            if (record := _record(name.decode(), fields)) is not None:
+                last, number = self._last(record, labels, answer.lineage), record.number
+                if number.lineage == answer.lineage and last.any > number.sequence:
+                    made += [name, number.sequence, *last]
+        self._order("folded", start, end, *made)
+
     def changes(self, since: Number) -> Changes:
-        found, _, at = self._order("changes", since.lineage, since.sequence)
+        answer = self._order("changes", since.lineage, since.sequence, protocol.MAX_HISTORY)
         if time.monotonic() - self._listened > 2:
             self._news.catch_up(self._stores)
-        parts = (item.partition(b" ") for item in found or ())
-        invalidations = (
-            Invalidation(_decode(rest[1:]), int(number), rest[:1] == b"1")
-            for number, _, rest in parts
-        )
-        return Changes(at, found is not None, tuple(invalidations))
+        found = _invalidations(answer.result or (), since.sequence)
+        return Changes(answer.at, answer.result is not None, tuple(found))
 
     # Pages.
 
     def get(self, name: str) -> Stored | None:
-        page, _, at = self._order("get", name)
-        return None if page is None else _stored(name, page[:8], page[8], page[9], page[10], at)
+        answer = self._judged("get", name)
+        if answer.result is None:
+            return None
+        fields, labels, head, body = answer.result
+        return self._stored(name, fields, labels, answer, head, body)
+
+    def _stored(
+        self, name: str, fields: t.Any, labels: t.Any, answer: _Answer, *content: bytes
+    ) -> Stored | None:
+        record = _record(name, fields, *content)
+        if record is None:
+            return None
+        last = self._last(record, labels, answer.lineage)
+        return Stored(record, Validity(last.makes(record.number, answer.lineage), answer.at))
 
     def put(self, record: Record) -> Validity | None:
         if len(record.body) > MAX_BODY:
@@ -156,40 +234,42 @@ class RedisStore:
         path = record.path.encode("latin-1", "replace")
         number = (record.number.sequence, record.number.lineage)
         rest = (_bytes(record.build), path, int(record.gone), record.head, record.body, RETENTION)
-        judged, _, at = self._order("put", record.name, labels, *number, *rest)
-        if judged is None:
+        answer = self._judged("put", record.name, labels, *number, *rest)
+        if answer.result is None:
             return None
         self._news.stored_here(record.name, self._stores)
-        return Validity(Invalidated(judged), at)
+        last = self._last(record, answer.result, answer.lineage)
+        return Validity(last.makes(record.number, answer.lineage), answer.at)
 
     def delete(self, name: str) -> None:
         self._order("delete", name)
         self._news.stored_here(name, self._stores)
 
-    def records(self, *, build: str | None = None, path: str | None = None) -> Iterator[Stored]:
-        low: bytes | str = "-"
-        high: bytes | str = "+"
+    def records(
+        self, *, build: str | None = None, path: str | None = None, after: str = ""
+    ) -> Iterator[Stored]:
+        low, high = b"(n" + _bytes(after) + b"\1", b"(o"
         if path is not None:
-            start = path.encode("latin-1", "replace")
-            low, high = b"[" + start + b"\0", b"(" + start + b"\1"
-        own = b"*" if build is None else b"=" + _bytes(build)
+            start = b"p" + path.encode("latin-1", "replace") + b"\0"
+            low, high = b"(" + start + _bytes(after), b"(" + start[:-1] + b"\1"
         while low:
-            (low, rows), _, at = self._order("list", low, high, PAGES, own)
-            for name, page in rows:
-                stored = _stored(name.decode(), page[:8], page[8], b"", page[9], at)
-                if stored is not None:
+            answer = self._judged("list", low, high, PAGES)
+            low, rows = answer.result
+            for name, fields, labels, head in rows:
+                stored = self._stored(name.decode(), fields, labels, answer, head)
+                if stored is not None and build in (None, stored.record.build):
                     yield stored
 
     def used(self, names: Iterable[str]) -> None:
         names = list(names)
         for first in range(0, len(names), LABELS):
-            self._call("used", *names[first : first + LABELS])
+            self._step("used", *names[first : first + LABELS])
 
     def stored(self, name: str) -> object:
         return self._news.stored(name)
 
     def sizes(self) -> Sizes:
-        return Sizes(int(self._call("sizes")), None)
+        return Sizes(self._do("ZCARD", "pages") // 2, None)
 
     def prune(
         self,
@@ -201,15 +281,15 @@ class RedisStore:
     ) -> int:
         removed, cursor = 0, b"0"
         while everything:
-            (cursor, some), _, _ = self._order("clear", cursor)
+            cursor, some = self._order("clear", cursor).result
             removed += int(some)
             if cursor == b"0":
                 self._news.begin(self._stores)
                 return removed
         keep = None if keep_builds is None else {_bytes(build) for build in keep_builds}
-        doomed, pages, low = [], [], b"-"
+        doomed, pages, low = [], [], b"[n"
         while low:
-            (low, rows), _, _ = self._order("measure", low, 5 * PAGES)
+            low, rows = self._order("measure", low, 5 * PAGES).result
             for name, build, gone, used, size in rows:
                 if keep is not None and build not in keep:
                     doomed.append(name)
@@ -223,7 +303,7 @@ class RedisStore:
             if room < 0 or (max_pages is not None and place >= max_pages):
                 doomed.append(name)
         for first in range(0, len(doomed), PAGES):
-            removed += int(self._order("delete", *doomed[first : first + PAGES])[0])
+            removed += int(self._order("delete", *doomed[first : first + PAGES]).result)
         if doomed:
             self._news.begin(self._stores)
         return removed
@@ -231,37 +311,37 @@ class RedisStore:
     # Renders.
 
     def lease(self, name: str, seconds: float, demanded: bool) -> Lease | Busy:
-        lease = Lease(name, seconds, demanded, self._heart)
-        term = self._heart.term(seconds)
+        lease = Lease(self._leases, name, seconds, demanded)
+        term = _ms(self._leases.add(lease))
         try:
-            other = self._call("lease", name, lease.token, term, int(demanded))
+            other = self._step("lease", name, lease.token, term, int(demanded))
         except protocol.ReadOnly:
+            self._leases.drop(lease)
             raise
         except Exception:
             # A server that was too slow may have given it.
-            self._heart.later(lease)
+            self._leases.later(lease)
             raise
-        if other is not None:
-            return Busy(other.decode(errors="replace"))
-        self._heart.add(lease)
-        return lease
+        if other is None:
+            return lease
+        self._leases.drop(lease)
+        return Busy(other.decode(errors="replace"))
 
     def outcome(self, token: str) -> bytes | None:
-        return t.cast("bytes | None", self._call("outcome", token))
+        return t.cast("bytes | None", self._do("GET", f"outcome:{token}"))
 
     def failure(self, name: str) -> Failure | None:
-        return _failure(self._call("failure", name))
+        return _failure(self._do("HGET", "failures", name))
 
     def set_failure(self, name: str, failure: Failure | None) -> None:
-        left = () if failure is None else (json.dumps(failure), protocol.MAX_FAILURES)
-        self._call("set_failure", name, *left)
+        left = () if failure is None else (json.dumps(failure),)
+        self._step("set_failure", name, protocol.MAX_FAILURES, *left)
 
     def failures(self) -> Iterator[tuple[str, Failure]]:
-        cursor, seen = b"0", set[bytes]()
-        while cursor != b"0" or not seen:
-            cursor, flat = self._call("failures", cursor)
-            seen.add(b"")
-            for name, left in zip(flat[::2], flat[1::2], strict=True):
+        cursor, seen = -1, set[bytes]()
+        while cursor:
+            cursor, some = self._do("HSCAN", "failures", max(cursor, 0), "COUNT", 200)
+            for name, left in some.items():
                 # A scan may give a name twice.
                 if name not in seen and (failure := _failure(left)) is not None:
                     yield name.decode(errors="replace"), failure
@@ -271,49 +351,61 @@ class RedisStore:
 
     def want(self, build: str, wanted: Wanted) -> bool:
         args = (_bytes(build), wanted.name, wanted.data, protocol.MAX_WANTED)
-        return bool(self._call("want", *args))
+        return bool(self._step("want", *args))
 
     def take(self, build: str, seconds: float) -> Wanted | None:
-        terms = map(milliseconds, (seconds, protocol.ABANDONED))
-        found = self._call("take", _bytes(build), *terms)
+        found = self._step("take", _bytes(build), _ms(seconds), _ms(protocol.ABANDONED))
         return None if found is None else Wanted(found[0].decode(errors="replace"), found[1])
 
     def done(self, build: str, name: str) -> None:
-        self._call("done", _bytes(build), name)
+        self._step("done", _bytes(build), name)
 
     # What exists, and what was counted.
 
     def list_path(self, path: str) -> None:
-        self._call("list_path", _bytes(path))
+        self._do("SADD", "paths", _bytes(path))
 
     def has_path(self, path: str) -> bool:
-        return bool(self._call("has_path", _bytes(path)))
+        return bool(self._do("SISMEMBER", "paths", _bytes(path)))
 
     def builds(self, build: str) -> list[str]:
-        before = self._call("builds", _bytes(build), protocol.MAX_BUILDS)
+        before = self._step("builds", _bytes(build), protocol.MAX_BUILDS)
         return [name.decode("utf-8", "surrogatepass") for name in before]
 
     def add(self, counts: Mapping[str, float]) -> None:
         flat = [word for name, number in counts.items() for word in (name, repr(float(number)))]
         for first in range(0, len(flat), 1000):
-            self._call("add", *flat[first : first + 1000])
+            self._step("add", int(first + 1000 >= len(flat)), *flat[first : first + 1000])
 
     def totals(self) -> dict[str, float]:
-        flat = self._call("totals")
-        totals = {}
-        for name, number in zip(flat[::2], flat[1::2], strict=True):
-            with contextlib.suppress(ValueError):
-                totals[name.decode(errors="replace")] = float(number)
-        return totals
+        return _totals(self._do("HGETALL", "totals").items())
+
+    def minutes(self) -> dict[int, dict[str, float]]:
+        found = self._step("minutes", protocol.MAX_MINUTES)
+        return {
+            int(minute): _totals(zip(flat[::2], flat[1::2], strict=True)) for minute, flat in found
+        }
+
+    def log(self, entry: bytes) -> None:
+        self._do("LPUSH", "journal", entry)
+        self._do("LTRIM", "journal", 0, protocol.MAX_JOURNAL - 1)
+
+    def journal(self) -> list[bytes]:
+        entries = self._do("LRANGE", "journal", 0, protocol.MAX_JOURNAL - 1)
+        return t.cast("list[bytes]", entries)
+
+    def once(self, name: str, seconds: float) -> bool:
+        key = f"once:{quote(name, errors='surrogatepass')}"
+        return bool(self._do("SET", key, 1, "NX", "PX", _ms(seconds)))
 
     def report(self, process: Mapping[str, t.Any] | None) -> None:
         left = () if process is None else (json.dumps(process),)
-        self._call("report", milliseconds(GONE), *left)
+        self._step("report", _ms(GONE), *left)
         self._reported = process is not None
 
     def processes(self) -> list[dict[str, t.Any]]:
         found = []
-        for left in self._call("processes", milliseconds(GONE)):
+        for left in self._step("processes", _ms(GONE)):
             with contextlib.suppress(ValueError):
                 if isinstance(process := json.loads(left or b""), dict):
                     found.append(process)
@@ -331,7 +423,7 @@ class RedisStore:
         self._measure_at = time.monotonic() + CLOCK
         before, began = time.time(), time.monotonic()
         with contextlib.suppress(Exception):
-            seconds, micros = map(int, self._call("time"))
+            seconds, micros = map(int, self._step("time"))
             self._offset = seconds + micros / 1e6 - before - (time.monotonic() - began) / 2
             return
         self._measure_at = time.monotonic()
@@ -342,14 +434,12 @@ class RedisStore:
             self._measure()
         if not self._advised:
             with contextlib.suppress(Exception):
-                advise(self._call("memory").decode())
+                advise(self._step("memory").decode())
                 self._advised = True
         while self.signal[0] == before and (left := end - time.monotonic()) > 0:
-            if self._folding:
-                left = min(left, 0.01)
-                with contextlib.suppress(Exception):
-                    self._order("fold", PAGES)
-            self._news.hear(left, self._changed)
+            with contextlib.suppress(Exception):
+                self._fold()
+            self._news.hear(min(left, 0.01) if self._folding else left, self._changed)
         self._listened = time.monotonic()
         if self._listened >= end:
             # What has not been announced by now was announced to nobody here.
@@ -357,9 +447,9 @@ class RedisStore:
         return True
 
     def probe(self) -> None:
-        self._order("changes", "", 0)
-        self._call("probe")
-        self._heart.say_again()
+        self._order("changes", "", 0, 0)
+        self._do("SET", "probe", 1, "PX", 1000)
+        self._leases.say_again()
         if time.monotonic() >= self._measure_at:
             self._measure()
 
@@ -367,13 +457,32 @@ class RedisStore:
         with contextlib.suppress(Exception):
             if self._reported:
                 self.report(None)
-        self._heart.end()
+        self._leases.close()
         self._news.stop()
+        self._close()
 
 
-def _stored(
-    name: str, fields: Sequence[bytes], head: bytes, body: bytes, judged: int, at: Number
-) -> Stored | None:
+def _invalidations(rows: Iterable[t.Any], since: int) -> Iterator[Invalidation]:
+    for label, stale, expired in rows:
+        if int(expired) > since:
+            yield Invalidation(_decode(label), int(expired), True)
+        if int(stale) > max(since, int(expired)):
+            yield Invalidation(_decode(label), int(stale), False)
+
+
+def _end(leases: Leases, server: Server) -> None:
+    leases.close()
+    server.close()
+
+
+def _left(lease: Lease) -> tuple[object, ...]:
+    """What a release tells the server: for how long an outcome is kept, and the outcome."""
+    return (_ms(OUTCOME),) if lease.outcome is None else (_ms(OUTCOME), lease.outcome)
+
+
+def _record(
+    name: str, fields: Sequence[bytes], head: bytes = b"", body: bytes = b""
+) -> Record | None:
     labels, sequence, lineage, build, path, gone, *_ = fields
     try:
         all_labels = tuple(map(_decode, labels.split(b"\n"))) if labels else ()
@@ -382,8 +491,7 @@ def _stored(
     except ValueError:
         # Somebody else's, or damaged.
         return None
-    record = Record(name, all_labels, number, *where, head, body)
-    return Stored(record, Validity(Invalidated(judged), at))
+    return Record(name, all_labels, number, *where, head, body)
 
 
 def _failure(data: bytes | None) -> Failure | None:
@@ -392,3 +500,11 @@ def _failure(data: bytes | None) -> Failure | None:
         return Failure(int(times), float(retry_at), str(error), str(url), str(build))
     except (ValueError, TypeError):
         return None
+
+
+def _totals(flat: Iterable[tuple[bytes, bytes]]) -> dict[str, float]:
+    totals = {}
+    for name, number in flat:
+        with contextlib.suppress(ValueError):
+            totals[name.decode(errors="replace")] = float(number)
+    return totals

@@ -1,88 +1,75 @@
-"""A Redis or Valkey server as one process uses it: its steps, and the leases that it extends.
-
-A lease may last as long as a render, a minute; nobody should wait a minute for a process that was
-killed. So the server forgets it after a few seconds, and a thread extends it until then.
-"""
+"""A Redis or Valkey server as one process uses it: what it is asked for, and what it announces."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import importlib.resources
+import itertools
 import logging
-import os
 import secrets
 import threading
 import time
 import typing as t
 from collections.abc import Callable
 
-from .. import threads
 from .clients import close_client, connections_of, database_of, is_refusal
 from .protocol import ReadOnly, StoreError
 
 logger = logging.getLogger("wsgi_isr")
 
-#: Seconds for which a lease outlives its process, and between two extensions.
-LEASE, BEAT = 3.0, 1.0
-#: Seconds for which a lease lasts where no thread extends it.
-UNATTENDED = 60.0
-#: Seconds for which an outcome is there for those who wait.
-OUTCOME = 10.0
-#: Seconds for which a release that failed is said again.
-RETRY = 60.0
 #: Seconds that a thread waits for a connection where all are busy.
 PATIENCE = 2.0
+#: Names of stored pages that a process remembers; beyond it all pages count as stored anew.
+MAX_STORED = 10_000
+#: Seconds between two attempts to subscribe.
+RESUBSCRIBE = 0.5
 
-_FILES = importlib.resources.files(__package__)
-_SCRIPT = b"".join(_FILES.joinpath(f"{name}.lua").read_bytes() for name in ("redis_order", "redis"))
+_SCRIPT = importlib.resources.files(__package__).joinpath("redis.lua").read_bytes()
 _SHA = hashlib.sha1(_SCRIPT, usedforsecurity=False).hexdigest()
 #: Warnings that this process has given.
 _said: set[str] = set()
 
 
-def milliseconds(seconds: float) -> int:
-    return max(1, int(1000 * seconds))
-
-
 class Server:
-    """Runs steps on the server. It connects with the first."""
+    """It connects when it is first needed.
 
-    def __init__(self, make_client: Callable[[], t.Any], root: str) -> None:
-        self.make_client = make_client
+    :param root: what all keys of the site begin with.
+    :param lent: whether the client is somebody else's, who closes it.
+    """
+
+    def __init__(self, make_client: Callable[[], t.Any], root: str, lent: bool) -> None:
+        self._make_client, self._lent = make_client, lent
         self.root = root
         self.me = secrets.token_hex(8)
         self._client: t.Any = None
         self._connections = threading.BoundedSemaphore()
         self._lock = threading.Lock()
         self.channel = ""
+        self.is_alone = True
 
     def connect(self) -> t.Any:
         with self._lock:
             if self._client is None:
-                client = self.make_client()
-                self._connections = threading.BoundedSemaphore(connections_of(client))
+                client = self._make_client()
+                # A subscription keeps one; where there is one only, others need it.
+                most = connections_of(client)
+                self._connections = threading.BoundedSemaphore(max(1, most - 1))
+                self.is_alone = most == 1
                 # Channels know no databases.
                 self.channel = f"{self.root}news:{database_of(client)}"
                 self._client = client
             return self._client
 
-    def call(self, step: str, *args: object, known: tuple[str, int, str] = ("", 0, "")) -> t.Any:
+    def _ask(self, ask: Callable[[t.Any], t.Any]) -> t.Any:
         """
-        :param known: what this process knows of the order, for steps that depend on it.
         :raises ReadOnly: where the server answers, but takes no writes.
         """
         client = self.connect()
-        own = (f"{self.root}clock", step, secrets.token_hex(8), *known, self.channel, self.me)
         if not self._connections.acquire(timeout=PATIENCE):
             raise StoreError("all connections to the server are busy: raise max_connections")
         try:
-            try:
-                return client.evalsha(_SHA, 1, *own, *args)
-            except Exception as error:
-                if type(error).__name__ != "NoScriptError":
-                    raise
-                return client.eval(_SCRIPT, 1, *own, *args)
+            return ask(client)
         except Exception as error:
             if is_refusal(error):
                 raise ReadOnly(str(error)) from error
@@ -90,130 +77,153 @@ class Server:
         finally:
             self._connections.release()
 
+    def step(self, step: str, *args: object, seen: tuple[str, int, str] = ("", 0, "")) -> t.Any:
+        """Run a step of the script.
+
+        :param seen: what this process has seen of the order, for steps that depend on it.
+        """
+
+        def ask(client: t.Any) -> t.Any:
+            own = (step, secrets.token_hex(8), *seen, self.channel, self.me)
+            try:
+                return client.evalsha(_SHA, 1, f"{self.root}clock", *own, *args)
+            except Exception as error:
+                if type(error).__name__ != "NoScriptError":
+                    raise
+                return client.eval(_SCRIPT, 1, f"{self.root}clock", *own, *args)
+
+        return self._ask(ask)
+
+    def do(self, command: str, key: str, *args: object) -> t.Any:
+        """Run a command on a key of the site; one of another type under its name makes way."""
+        key = self.root + key
+        try:
+            return self._ask(lambda client: client.execute_command(command, key, *args))
+        except Exception as error:
+            if "WRONGTYPE" not in str(error):
+                raise
+            self._ask(lambda client: client.delete(key))
+            return self._ask(lambda client: client.execute_command(command, key, *args))
+
     def close(self) -> None:
         with self._lock:
             client, self._client = self._client, None
-        if client is not None:
+        if client is not None and not self._lent:
             close_client(client)
 
 
-class Lease:
-    def __init__(self, name: str, seconds: float, demanded: bool, heart: Heart) -> None:
-        self.token = secrets.token_hex(8)
-        self.name = name
-        self.content = f"{self.token}|{int(demanded)}"
-        self.deadline = time.monotonic() + seconds
-        self.outcome: bytes | None = None
-        self._heart = heart
+class News:
+    """What happened to the pages of the site, as far as this process heard of it.
 
-    def release(self, outcome: bytes | None = None) -> None:
-        self.outcome = outcome
-        self._heart.release(self)
+    The server counts stored pages, so that a process finds out that it was not told of one.
 
-
-class Heart:
-    """Extends the leases of this process, on a thread that is there while there are any."""
+    :ivar signal: as `Store.signal`.
+    """
 
     def __init__(self, server: Server) -> None:
-        self._call = server.call
-        self._close = server.close
-        self._pid = os.getpid()
-        self._beats = False
-        self._leases: set[Lease] = set()
-        #: Leases that are over, which the server has not been able to hear.
-        self._over: set[Lease] = set()
+        self._server = server
+        # Not from 0: another object's numbers may have been remembered before a fork.
+        self._next = itertools.count(secrets.randbits(62)).__next__
+        self.signal = [self._next(), self._next()]
         self._lock = threading.Lock()
+        self._pages: dict[str, int] = {}
+        self._all_pages = self._next()
+        #: How many pages were stored or deleted that this process heard of.
+        self._heard = 0
+        self._subscription: t.Any = None
+        self._subscribe_at = 0.0
 
-    def start(self) -> bool:
-        """See to it that there is a thread; false where none would run."""
+    def stored(self, name: str) -> int:
+        """A number that changes when a page is stored or deleted."""
+        return self._pages.get(name, self._all_pages)
+
+    def invalidated(self) -> None:
+        self.signal[0] = self._next()
+
+    def begin(self, stores: int) -> None:
+        """Any page may have changed; from here on count from a number."""
         with self._lock:
-            if not self._beats:
-                thread = threading.Thread(target=self._beat, name="wsgi-isr-leases", daemon=True)
-                self._beats = threads.start(thread)
-            return self._beats
+            self._heard = stores
+            self._page("*")
 
-    def term(self, seconds: float) -> int:
-        """Milliseconds for which the server is to keep a lease of so many seconds."""
-        # Where nobody would extend it: rather a killed process in the way than two renders.
-        return milliseconds(min(LEASE if self.start() else UNATTENDED, seconds))
+    def catch_up(self, stores: int) -> None:
+        """See whether announcements of stored pages were missed by now."""
+        if stores > self._heard:
+            self.begin(stores)
 
-    def add(self, lease: Lease) -> None:
+    def stored_here(self, name: str, stores: int) -> None:
         with self._lock:
-            self._leases.add(lease)
+            # If others come between, they are announced.
+            if stores == self._heard + 1:
+                self._heard = stores
+            self._page(name)
 
-    def release(self, lease: Lease) -> None:
+    def _page(self, name: str) -> None:
+        number = self.signal[1] = self._next()
+        if name == "*" or len(self._pages) >= MAX_STORED:
+            self._pages, self._all_pages = {}, number
+        else:
+            self._pages[name] = number
+
+    def hear(self, seconds: float, changed: int) -> None:
+        """Wait for an announcement; without a subscription, wait.
+
+        :param changed: the last invalidation that this process has taken into account.
+        """
+        try:
+            if self._subscription is None and time.monotonic() >= self._subscribe_at:
+                self._subscribe_at = time.monotonic() + RESUBSCRIBE
+                self._subscribe()
+            if self._subscription is None:
+                return time.sleep(seconds)
+            message = self._subscription.get_message(timeout=seconds)
+        except Exception:
+            # Other calls notice that the server is away.
+            return self.stop()
+        if message is not None:
+            self._take_in(message, changed)
+
+    def _subscribe(self) -> None:
+        client = self._server.connect()
+        if not self._server.is_alone:
+            self._subscription = client.pubsub()
+            self._subscription.subscribe(self._server.channel)
+
+    def _take_in(self, message: dict[str, t.Any], changed: int) -> None:
+        """Take in ``i`` and the number of an invalidation, or ``s``, count, process and page."""
         with self._lock:
-            self._leases.discard(lease)
-        if not self._say(lease):
-            self.later(lease)
+            if message["type"] != "message":
+                # It is subscribed, perhaps anew: what was announced before was not heard.
+                self.invalidated()
+                return self._page("*")
+            words = str(message["data"][1:], "utf-8", "replace").split(" ", 2)
+            if message["data"][:1] == b"i":
+                if not words[0].isdecimal() or int(words[0]) > changed:
+                    self.invalidated()
+            elif len(words) == 3 and words[0].isdecimal():
+                self._heard = max(self._heard, int(words[0]))
+                if words[1] != self._server.me:
+                    self._page(words[2])
 
-    def later(self, lease: Lease) -> None:
-        """Release a lease that the server may have given, as soon as it answers."""
-        lease.deadline = time.monotonic() + RETRY
-        with self._lock:
-            self._over.add(lease)
-        self.start()
-
-    def _say(self, lease: Lease) -> bool:
-        outcome = () if lease.outcome is None else (lease.outcome,)
-        term = milliseconds(OUTCOME)
+    def stop(self) -> None:
+        subscription, self._subscription = self._subscription, None
         with contextlib.suppress(Exception):
-            self._call("release", lease.name, lease.content, lease.token, term, *outcome)
-            return True
-        return False
-
-    def say_again(self) -> None:
-        """Release what could not be released before; it stops where the server does not answer."""
-        for lease in list(self._over):
-            if time.monotonic() < lease.deadline and not self._say(lease):
-                return
-            self._over.discard(lease)
-
-    def _beat(self) -> None:
-        idle = 0
-        while True:
-            time.sleep(BEAT)
-            with self._lock:
-                leases = list(self._leases)
-                idle = 0 if leases or self._over else idle + 1
-                if idle > 3:
-                    self._beats = False
-                    return
-            # An error ends the round: the server may be back before the leases have lapsed.
-            with contextlib.suppress(Exception):
-                for lease in leases:
-                    left = lease.deadline - time.monotonic()
-                    term = milliseconds(min(LEASE, left))
-                    if left <= 0 or not self._call("extend", lease.name, lease.content, term):
-                        with self._lock:
-                            self._leases.discard(lease)
-            self.say_again()
-
-    def end(self) -> None:
-        """Give everything back, but not what belongs to the process that forked this one."""
-        if self._pid == os.getpid():
-            with self._lock:
-                leases, self._leases = self._leases, set()
-            with contextlib.suppress(Exception):
-                all(self._say(lease) for lease in leases | self._over)
-        with contextlib.suppress(Exception):
-            self._close()
+            if subscription is not None:
+                subscription.close()
 
 
 def advise(info: str) -> None:
     """Say once what a server's own configuration keeps the store from promising."""
     found = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
-    policy = found.get("maxmemory_policy", "")
-    warning = ""
-    if "maxmemory" not in found or policy in ("volatile-lru", "volatile-lfu"):
-        if found.get("maxmemory") == "0":
-            warning = "the server has no maxmemory: nothing bounds its pages"
-    elif found["maxmemory"] == "0":
+    policy = found.get("maxmemory_policy", "volatile-lru")
+    if found.get("maxmemory") == "0":
         warning = "the server has no maxmemory: nothing bounds its pages"
+    elif policy in ("volatile-lru", "volatile-lfu"):
+        return
     elif policy == "noeviction":
         warning = "the server evicts nothing: when it is full, it takes no pages or invalidations"
     else:
         warning = f"the server may evict the order of pages (maxmemory-policy {policy})"
-    if warning and warning not in _said:
+    if warning not in _said:
         _said.add(warning)
         logger.warning("%s; set maxmemory, and maxmemory-policy volatile-lru", warning)

@@ -172,20 +172,21 @@ class SQLiteStore(Notes):
 
         self.database.write(step, 1)
 
-    def records(self, *, build: str | None = None, path: str | None = None) -> Iterator[Stored]:
+    def records(
+        self, *, build: str | None = None, path: str | None = None, after: str = ""
+    ) -> Iterator[Stored]:
         conditions = {"build": build, "path": path}
         given = [value for value in conditions.values() if value is not None]
         where = "".join(f" AND {key} = ?" for key, value in conditions.items() if value is not None)
-        select = f"SELECT id, meta, head FROM pages WHERE id > ?{where} ORDER BY id LIMIT 50"
+        select = f"SELECT name, meta, head FROM pages WHERE name > ?{where} ORDER BY name LIMIT 50"
 
-        def step(connection: sqlite3.Connection, after: int) -> list[tuple[int, Stored | None]]:
+        def step(connection: sqlite3.Connection, after: str) -> list[tuple[str, Stored | None]]:
             state = State.read(connection)
             return [
-                (row, self._judge(connection, Page.of(meta), state, head, b""))
-                for row, meta, head in connection.execute(select, (after, *given)).fetchall()
+                (name, self._judge(connection, Page.of(meta), state, head, b""))
+                for name, meta, head in connection.execute(select, (after, *given)).fetchall()
             ]
 
-        after = -(2**63)
         while found := self.database.read(functools.partial(step, after=after)):
             yield from (stored for _, stored in found if stored is not None)
             after = found[-1][0]

@@ -229,6 +229,21 @@ class PagesContract(Contract):
         assert len(set(seen)) == len(seen) >= 250
 
     @pytest.mark.usefixtures("listed")
+    @pytest.mark.parametrize("which", [{}, {"build": "new"}, {"path": "/a"}])
+    def test_lists_pages_in_parts(self, store: Store, other: Store, which: t.Any) -> None:
+        for number in range(120):
+            self.put(store, f"page {number}", build=("old", "new")[number % 2], path="/a")
+        whole = [item.record.name for item in store.records(**which)]
+        parts: list[str] = []
+        while part := list(itertools.islice(other.records(**which, after=(parts or [""])[-1]), 7)):
+            parts += [item.record.name for item in part]
+        assert parts == whole and len(set(whole)) == (60 if "build" in which else 120)
+        # The page that a list goes on behind may have been removed.
+        store.delete(whole[9])
+        rest = [item.record.name for item in other.records(**which, after=whole[9])]
+        assert rest == whole[10:]
+
+    @pytest.mark.usefixtures("listed")
     def test_says_how_much_it_has(self, store: Store, other: Store) -> None:
         assert store.sizes().pages == 0
         for number in range(3):

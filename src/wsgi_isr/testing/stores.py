@@ -9,7 +9,7 @@ import threading
 import typing as t
 from collections.abc import Callable
 
-from ..store.protocol import Busy, Failure, Store
+from ..store.protocol import MAX_JOURNAL, Busy, Failure, Store
 from .order import OrderContract
 from .pages import PagesContract
 from .support import GRACE, STALE, TAKEN_OVER, add_often, eventually, run_threads, take_lease
@@ -42,6 +42,38 @@ class StoreContract(PagesContract, OrderContract):
         self.need(store, "exact")
         run_threads(8, lambda index: add_often((store, other)[index % 2], 25))
         assert store.totals()["hits"] == 203
+
+    def test_gives_the_totals_of_each_minute(self, store: Store, other: Store) -> None:
+        assert store.minutes() == {}
+        first = store.time() // 60
+        store.add({"hits": 1})
+        other.add({"hits": 2, "seconds": 0.25})
+        minutes = other.minutes()
+        # The minute may have passed in between: then the second one has both.
+        assert minutes == store.minutes() and next(iter(minutes.values())) == {"hits": 1}
+        assert list(minutes) in ([first], [first, first + 1], [first + 1])
+
+    def test_keeps_a_journal(self, store: Store, other: Store) -> None:
+        assert store.journal() == []
+        entries = [b'{"at": %d}\xff\0' % number for number in range(MAX_JOURNAL + 5)]
+        for turn, entry in enumerate(entries):
+            (store, other)[turn % 2].log(entry)
+        store.log(entries[-1])
+        latest = [entries[-1], *reversed(entries)][:MAX_JOURNAL]
+        assert store.journal() == other.journal() == latest
+
+    def test_asks_once_in_a_time(self, store: Store, other: Store) -> None:
+        assert store.once("é x", 60) and other.once("another", 60)
+        assert not store.once("é x", 60) and not other.once("é x", 60)
+        assert other.once("short", 0.3)
+        assert not store.once("short", 0.3)
+        assert eventually(lambda: store.once("short", 0.3), 0.3 + GRACE)
+
+    def test_asks_one_of_many(self, store: Store, other: Store) -> None:
+        self.need(store, "one_render")
+        asked: list[bool] = []
+        run_threads(8, lambda turn: asked.append((store, other)[turn % 2].once("name", 60)))
+        assert sorted(asked) == [False] * 7 + [True]
 
     def test_gives_what_each_process_reported_last(self, store: Store, other: Store) -> None:
         assert store.processes() == []
@@ -79,10 +111,12 @@ class StoreContract(PagesContract, OrderContract):
         store.list_path("/a")
         store.set_failure("page", Failure(1, 2.5, "error"))
         store.add({"hits": 1})
+        store.log(b"entry")
         store.close()
         again = opened()
         assert self.state(again) is STALE and again.has_path("/a")
         assert again.failure("page") == Failure(1, 2.5, "error") and again.totals() == {"hits": 1}
+        assert again.journal() == [b"entry"] and list(again.minutes().values()) == [{"hits": 1}]
         assert again.changes(at).complete and again.number() > at
 
     # Other processes.

@@ -1,0 +1,138 @@
+"""`isr_page` for views of Django, sync and async, and what `serve_page` lets other adapters do."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import typing as t
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+
+from asgiref.sync import async_to_sync, iscoroutinefunction, markcoroutinefunction, sync_to_async
+from django.http import HttpRequest
+from django.http.response import HttpResponseBase
+
+from ..views import CurrentPage, Declaration, IsrPage, View, declare
+
+logger = logging.getLogger("wsgi_isr")
+
+#: Where a request says which view answers in place of the declared one.
+SHELL = "wsgi_isr.shell"
+
+_current: ContextVar[CurrentPage | None] = ContextVar("wsgi_isr.page", default=None)
+
+
+def _decorate(view: View, declaration: Declaration) -> View:
+    if not callable(view):
+        raise TypeError("@isr_page stands on a view, not on the outcome of path()")
+    if isinstance(view, type) or _is_method(view):
+        raise TypeError(
+            f"@isr_page stands on {view.__qualname__} through a class decorator: "
+            "@method_decorator(isr_page(...), name='dispatch')"
+        )
+    is_async = iscoroutinefunction(view)
+
+    def wrapper(request: HttpRequest, /, *args: t.Any, **values: t.Any) -> t.Any:
+        if (shell := request.META.get(SHELL)) is not None:
+            if iscoroutinefunction(shell) != is_async:
+                shell = sync_to_async(shell) if is_async else async_to_sync(shell)
+            return shell(request, *args, **values)
+        # Django's test client has no servers and no middleware around it.
+        if "wsgi_isr.middleware" not in request.META:
+            if request.META.get("SERVER_NAME") != "testserver":
+                _warn_once()
+        current = declaration.begin(view, request.META, request, *args, **values)
+        return serve_page(request, current, lambda: view(request, *args, **values))
+
+    wrapper = declare(view, wrapper, declaration)
+    return t.cast(View, markcoroutinefunction(wrapper)) if is_async else wrapper
+
+
+def _is_method(view: View) -> bool:
+    return inspect.isfunction(view) and next(iter(inspect.signature(view).parameters), "") == "self"
+
+
+def current_page() -> CurrentPage | None:
+    """The page that is being rendered, if one is."""
+    return _current.get()
+
+
+isr_page = IsrPage(_decorate, current_page)
+
+
+@functools.cache
+def _warn_once() -> None:
+    logger.warning(
+        "@isr_page has no effect: in wsgi.py, import get_wsgi_application from wsgi_isr.django "
+        "(there is no ASGI)"
+    )
+
+
+def serve_page(request: HttpRequest, current: CurrentPage, view: Callable[[], t.Any]) -> t.Any:
+    """The response of a view (or an awaitable of it) as that of a page.
+
+    While the view runs, and while its template is rendered afterwards, `isr_page.current` is
+    ``current``.
+    """
+    before = _current.get()
+    _current.set(current)
+    try:
+        response = view()
+        if inspect.isawaitable(response):
+            return _serve_later(request, current, response, before)
+    except BaseException:
+        _failed(request, current, before)
+        raise
+    return _finish(request, current, response, before)
+
+
+async def _serve_later(
+    request: HttpRequest,
+    current: CurrentPage,
+    awaitable: Awaitable[t.Any],
+    before: CurrentPage | None,
+) -> t.Any:
+    _current.set(current)
+    try:
+        response = await awaitable
+    except BaseException:
+        _failed(request, current, before)
+        raise
+    return _finish(request, current, response, before)
+
+
+def _failed(request: HttpRequest, current: CurrentPage, before: CurrentPage | None) -> None:
+    _current.set(before)
+    # A 404 that Django makes of the exception is a page, too.
+    request._wsgi_isr_page = current
+
+
+def _finish(
+    request: HttpRequest, current: CurrentPage, response: t.Any, before: CurrentPage | None
+) -> t.Any:
+    def end(response: HttpResponseBase) -> None:
+        _current.set(before)
+        write(request, current, response)
+
+    if not isinstance(response, HttpResponseBase):
+        # Django says so better.
+        _current.set(before)
+    elif getattr(response, "is_rendered", True):
+        end(response)
+    else:
+        # A TemplateResponse: its template may add tags.
+        response.add_post_render_callback(end)
+    return response
+
+
+def write(request: HttpRequest, current: CurrentPage, response: HttpResponseBase) -> None:
+    """Declare a response as a page, unless it says so itself."""
+    if not response.has_header("ISR-Revalidate"):
+        for name, value in current.headers(request.get_full_path()):
+            response[name] = value
+
+
+def forget() -> None:
+    """After a request: whatever became of its template."""
+    _current.set(None)

@@ -1,0 +1,220 @@
+"""Paths of pages: which view a path leads to, and what can be prerendered."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import types
+import typing as t
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from urllib.parse import urlsplit
+
+from django.conf import settings
+from django.conf.urls.i18n import is_language_prefix_patterns_used
+from django.core.handlers.wsgi import get_path_info
+from django.http import Http404
+from django.urls import (
+    LocalePrefixPattern,
+    NoReverseMatch,
+    ResolverMatch,
+    URLResolver,
+    get_resolver,
+    get_script_prefix,
+    resolve,
+    reverse,
+    set_script_prefix,
+)
+from django.utils import translation
+from django.utils.encoding import iri_to_uri
+from django.utils.module_loading import import_string
+
+from ..fallback import Unlisted
+from ..rules import Excluded, Rule
+from ..views import Declaration, Listing, MissingPathsWarning, View, declaration_of, name_of
+from .config import option
+from .pages import SHELL
+
+if t.TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+#: For adapters: the rule of a path whose view is not decorated, by what it leads to.
+rule_finders: list[Callable[[ResolverMatch, WSGIEnvironment], Rule | Excluded | None]] = []
+#: For adapters: more paths that can be prerendered.
+path_sources: list[Callable[[], Iterable[str]]] = []
+
+#: In place of a host in sitemaps: their paths are wanted.
+_NO_HOST = "isr.invalid"
+
+
+def match(path: str) -> ResolverMatch | None:
+    """What a path leads to, in the language that is its prefix."""
+    language = translation.get_language_from_path(path) or settings.LANGUAGE_CODE
+    with translation.override(language):
+        try:
+            return resolve(path, settings.ROOT_URLCONF)
+        except Http404:
+            # Unknown, or short of a slash; Django says so better.
+            return None
+
+
+def declared(view: object) -> Declaration | None:
+    """What `isr_page` said of a view, also on the ``get`` of a class."""
+    get = getattr(getattr(view, "view_class", None), "get", None)
+    return declaration_of(view) or declaration_of(get)
+
+
+def rule_of(app: WSGIApplication, listing: Listing, environ: WSGIEnvironment) -> t.Any:
+    """The rule of the view that a request is for; ``None`` where nothing is declared."""
+    found = match(get_path_info(environ) or "/")
+    if found is None:
+        return None
+    for finder in rule_finders:
+        if (rule := finder(found, environ)) is not None:
+            return rule
+    declaration = declared(found.func)
+    if declaration is None:
+        return None
+    rule = declaration.rule
+    if rule.fallback is False:
+        is_listed = functools.partial(listing.has, found.func)
+        return dataclasses.replace(rule, fallback=Unlisted(is_listed))
+    if callable(rule.fallback):
+        return dataclasses.replace(rule, fallback=_shell(app, rule.fallback))
+    return rule
+
+
+def _shell(app: WSGIApplication, view: View) -> WSGIApplication:
+    """The app with a shell in place of the view of a path."""
+
+    def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        return app({**environ, SHELL: view}, start_response)
+
+    return answer
+
+
+class Place(t.NamedTuple):
+    """A view in the URLconf.
+
+    :param name: what `django.urls.reverse` takes.
+    """
+
+    view: t.Any
+    name: t.Any
+    arguments: dict[str, t.Any]
+
+
+def places(
+    resolver: t.Any = None, namespaces: tuple[str, ...] = (), with_languages: bool = True
+) -> Iterator[Place]:
+    """All views of the URLconf, those of included ones among them.
+
+    :param with_languages: those in ``i18n_patterns``, too.
+    """
+    resolver = resolver or get_resolver(settings.ROOT_URLCONF)
+    for pattern in resolver.url_patterns:
+        if isinstance(pattern, URLResolver):
+            inner = (*namespaces, pattern.namespace) if pattern.namespace else namespaces
+            if with_languages or not isinstance(pattern.pattern, LocalePrefixPattern):
+                yield from places(pattern, inner)
+        else:
+            name = ":".join((*namespaces, pattern.name)) if pattern.name else pattern.callback
+            yield Place(pattern.callback, name, pattern.default_args)
+
+
+def label_of(place: Place) -> str:
+    """A view by the name of its URL, or its own."""
+    return place.name if isinstance(place.name, str) else name_of(place.view)
+
+
+def prerender_paths(mount: str = "") -> Iterator[str]:
+    """Every path once: of pages without URL values, of ``paths``, sitemaps and ``ISR["PATHS"]``.
+
+    :param mount: where the site is mounted.
+    :raises TypeError: for what a generator may not yield.
+
+    A declared page that nothing covers is named in a `MissingPathsWarning`.
+    """
+    before = get_script_prefix()
+    set_script_prefix(f"{mount}/")
+    try:
+        found = dict.fromkeys(_all())
+    finally:
+        set_script_prefix(before)
+    pages = {each.view: label_of(each) for each in places() if declared(each.view) is not None}
+    for path in found:
+        if not pages:
+            break
+        leads_to = match(urlsplit(path).path.removeprefix(mount))
+        pages.pop(getattr(leads_to, "func", None), None)
+    for name in pages.values():
+        warnings.warn(
+            f"nothing lists paths of the page {name!r}: give it isr_page(paths=...), a sitemap, "
+            "or ISR['PATHS']",
+            MissingPathsWarning,
+            stacklevel=2,
+        )
+    yield from found
+
+
+def _all() -> Iterator[str]:
+    for view, name, arguments in places():
+        if (declaration := declared(view)) is not None:
+            yield from _reversed(name, {}, False)
+            yield from _read_all(declaration.paths, name)
+        if isinstance(sitemaps := arguments.get("sitemaps"), dict):
+            yield from _of_sitemaps(sitemaps.values())
+    yield from _read_all(option("PATHS"), None)
+    for source in path_sources:
+        yield from source()
+
+
+def urls_of(view: object) -> Iterator[str]:
+    """What ``paths`` and ``ISR["PATHS"]`` list of a view with ``fallback=False``."""
+    for place in places():
+        if place.view is view and (declaration := declared(view)) is not None:
+            yield from _read_all(declaration.paths, place.name)
+            yield from _reversed(place.name, {}, False)
+    yield from _read_all(option("PATHS"), None)
+
+
+def _read_all(source: t.Any, name: t.Any) -> Iterator[str]:
+    if isinstance(source, str):
+        source = import_string(source)
+    for item in source() if callable(source) else source or ():
+        if isinstance(item, str):
+            yield iri_to_uri(item)
+        elif isinstance(item, dict) and name is not None:
+            yield from _reversed(name, item)
+        elif isinstance(item, tuple) and len(item) == 2 and isinstance(item[1], dict):
+            yield from _reversed(*item)
+        else:
+            raise TypeError(
+                "a generator yields paths, (name of a URL, dict), or in isr_page(paths=...) "
+                f"dicts of URL values, not {item!r}"
+            )
+
+
+def _reversed(name: t.Any, values: dict[str, t.Any], strict: bool = True) -> Iterator[str]:
+    """The path of a view, in all languages that have one of their own."""
+    languages = [settings.LANGUAGE_CODE]
+    if is_language_prefix_patterns_used(settings.ROOT_URLCONF)[0]:
+        languages = [code for code, _ in settings.LANGUAGES]
+    for language in languages:
+        try:
+            with translation.override(language):
+                yield reverse(name, settings.ROOT_URLCONF, kwargs=values)
+        except NoReverseMatch:
+            if strict:
+                raise
+
+
+def _of_sitemaps(sitemaps: Iterable[t.Any]) -> Iterator[str]:
+    site = types.SimpleNamespace(domain=_NO_HOST, name=_NO_HOST)
+    for sitemap in sitemaps:
+        sitemap = sitemap() if callable(sitemap) else sitemap
+        for page in sitemap.paginator.page_range:
+            for url in sitemap.get_urls(page, site, "https"):
+                parts = urlsplit(iri_to_uri(url["location"]))
+                is_path = parts.netloc == _NO_HOST
+                yield (parts._replace(scheme="", netloc="") if is_path else parts).geturl()

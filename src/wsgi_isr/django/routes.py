@@ -1,0 +1,77 @@
+"""What operators reach under ``ISR["URL_PREFIX"]``; this module is the URLconf of its requests."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import hmac
+
+from django.conf import settings
+from django.http import HttpRequest, HttpResponse, HttpResponseNotFound
+from django.urls import re_path
+from django.views.decorators.csrf import csrf_exempt
+from werkzeug.wrappers import Request, Response
+
+from ..middleware import ISRMiddleware
+from ..route import answer
+from ..status import PATHS, Status
+from .config import option
+
+#: Where a request says that a member of the staff sent it.
+_STAFF = "wsgi_isr.staff"
+
+
+def _split(path: str) -> tuple[str, str]:
+    """The prefix of these paths, and what follows; nothing for other paths."""
+    prefix = str(option("URL_PREFIX", "/_isr")).rstrip("/")
+    return prefix, path[len(prefix) :] if path.startswith(f"{prefix}/") else ""
+
+
+def serves(path: str) -> bool:
+    """Whether a path is one of these; the first of them is there only with a secret."""
+    name = _split(path)[1]
+    return name in PATHS or name == "/revalidate" and bool(option("SECRET"))
+
+
+@csrf_exempt
+def operate(request: HttpRequest) -> HttpResponse:
+    """Let the staff, and those who have the secret, see and change what is stored."""
+    middleware: ISRMiddleware = request.META["wsgi_isr.middleware"]
+    secret = option("SECRET") or b""
+    secret = secret.encode() if isinstance(secret, str) else secret
+    prefix, name = _split(request.path_info)
+    if name == "/revalidate":
+        return _converted(answer(middleware, secret, Request(request.META)))
+    user = getattr(request, "user", None)
+    is_staff = bool(user is not None and user.is_active and user.is_staff)
+    if not (is_staff or secret):
+        return HttpResponseNotFound()
+    mount = request.META.get("SCRIPT_NAME", "") + prefix
+    environ = {**request.META, _STAFF: is_staff, "SCRIPT_NAME": mount, "PATH_INFO": name}
+    return _converted(Response.from_app(_status(middleware, secret), environ, buffered=True))
+
+
+@functools.lru_cache(2)
+def _status(middleware: ISRMiddleware, secret: bytes) -> Status:
+    """One for all requests, because it counts attempts to log in."""
+    if not secret:
+        # The same in all workers, and nobody logs in with it.
+        key = settings.SECRET_KEY
+        secret = hmac.digest(key.encode() if isinstance(key, str) else key, b"isr", hashlib.sha256)
+    return Status(middleware, secret=secret, admit=lambda environ: environ.get(_STAFF))
+
+
+def _converted(response: Response) -> HttpResponse:
+    """A response of Werkzeug as one of Django."""
+    converted = HttpResponse(response.get_data(), status=response.status_code)
+    for name, value in response.headers:
+        if name.lower() == "set-cookie":
+            converted.cookies.load(value)
+        else:
+            converted[name] = value
+    return converted
+
+
+#: For `LoginRequiredMiddleware`: these have a login of their own.
+operate.login_required = False
+urlpatterns = [re_path("", operate)]

@@ -1,0 +1,135 @@
+"""Tags of models: `tag` names an object or a model, `track` revalidates when one changes."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import typing as t
+from collections.abc import Iterable, Iterator
+from urllib.parse import quote
+
+from django.apps import apps
+from django.db.models import Model, signals
+
+from ..metadata import MAX_TAG_LENGTH
+from .changes import revalidate_tag
+
+logger = logging.getLogger("wsgi_isr")
+
+#: Tracked models, and whether pages that show them expire.
+tracked: dict[type[Model], bool] = {}
+
+
+def tag(subject: Model | type[Model]) -> str:
+    """The tag of an object; or of a model, for pages that show whichever objects it has.
+
+    :returns: ASCII without a comma, the same in every process.
+    :raises ValueError: for an object that is not saved.
+    :raises TypeError: for what is neither an object nor a model.
+    """
+    if isinstance(subject, type) and issubclass(subject, Model):
+        return _name(subject)
+    if not isinstance(subject, Model):
+        raise TypeError(f"tag takes an object of a model, or a model, not {subject!r}")
+    if subject.pk is None:
+        raise ValueError(f"an object that is not saved has no tag: {_name(subject)}")
+    return _tag(subject, subject.pk)
+
+
+def _name(model: t.Any) -> str:
+    # A proxy shows the objects of its model; an abstract model has no other name.
+    return str((model._meta.concrete_model or model)._meta.label_lower)
+
+
+def _tag(model: t.Any, key: t.Any) -> str:
+    found = f"{_name(model)}:{quote(str(key), safe='')}"
+    if len(found) > MAX_TAG_LENGTH:
+        found = f"{_name(model)}:{hashlib.sha256(found.encode()).hexdigest()}"
+    return found
+
+
+def tags_of(instance: t.Any) -> Iterator[str]:
+    """All tags of pages that show an object, also as one of its parent models."""
+    model = instance._meta.concrete_model
+    for each in (model, *model._meta.get_parent_list()):
+        yield _name(each)
+        if (key := getattr(instance, each._meta.pk.attname)) is not None:
+            yield _tag(each, key)
+
+
+def track(*models: type[Model] | str, expire: bool = True) -> None:
+    """Revalidate the tags of an object and of its model when it is saved, deleted or related anew.
+
+    It takes effect on commit. ``QuerySet.update()``, ``bulk_create()``, ``bulk_update()`` and raw
+    SQL send no signal: call ``revalidate_tag(tag(Model))`` after them.
+
+    :param models: models, also abstract ones, or names as ``"blog.Post"``; those that extend them
+        are tracked, too.
+    :param expire: whether the next visitor waits for the new page; if not, they get the old one
+        while it is rendered.
+    :raises TypeError: for what is no model, or for none.
+
+    .. code-block:: python
+
+        class BlogConfig(AppConfig):
+            def ready(self):
+                track(Post, Author)
+    """
+    for model in models:
+        if isinstance(model, str):
+            model = apps.get_model(model)
+        if not (isinstance(model, type) and issubclass(model, Model)):
+            raise TypeError(f"track takes models, as in track(Post), not {model!r}")
+        tracked[model] = expire
+    if not models:
+        raise TypeError("track takes models, as in track(Post)")
+    signals.post_save.connect(_changed, dispatch_uid="wsgi_isr")
+    signals.post_delete.connect(_changed, dispatch_uid="wsgi_isr")
+    signals.m2m_changed.connect(_related, dispatch_uid="wsgi_isr")
+
+
+def is_tracked(model: type) -> bool:
+    return any(issubclass(model, each) for each in tracked)
+
+
+def _changed(sender: type[Model], instance: Model, using: str, **extra: t.Any) -> None:
+    if is_tracked(sender):
+        expire_tags(tags_of(instance), sender, using)
+
+
+def _related(
+    sender: t.Any,
+    instance: t.Any,
+    action: str,
+    reverse: bool,
+    model: t.Any,
+    pk_set: Iterable[t.Any] | None,
+    using: str,
+    **extra: t.Any,
+) -> None:
+    """A many-to-many relation changes: the objects on both sides do."""
+    if action not in ("post_add", "post_remove", "pre_clear"):
+        return
+    _changed(type(instance), instance, using)
+    if not is_tracked(model):
+        return
+    if pk_set is None:
+        # After a clear nobody can say which they were.
+        owner = model if reverse else type(instance)
+        fields = (f for f in owner._meta.many_to_many if f.remote_field.through is sender)
+        for field in fields:
+            name = field.remote_field.get_accessor_name() if reverse else field.name
+            pk_set = getattr(instance, name).using(using).values_list("pk", flat=True)
+    tags = [_tag(model, key) for key in pk_set or ()]
+    expire_tags([_name(model), *tags], model, using)
+
+
+def expire_tags(tags: Iterable[str], model: type, using: str) -> None:
+    """On commit, let go of the pages of a tracked model; whatever fails is logged."""
+    try:
+        # The last that was tracked knows best.
+        expire = [tracked[each] for each in tracked if issubclass(model, each)]
+        revalidate_tag(*tags, expire=not expire or expire[-1], using=using)
+    except Exception:
+        # Nothing here is worth an editor's work.
+        logger.exception("pages that show %s were not revalidated", model.__name__)

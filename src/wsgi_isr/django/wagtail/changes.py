@@ -1,0 +1,262 @@
+"""What a change in Wagtail makes old: signals become tags, which expire when it is committed.
+
+A page has few tags: one of its own, and one for each page above it. What it shows besides is
+found when that changes: Wagtail's index of references says which pages chose a snippet, a picture
+or another page in a field.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import typing as t
+from collections.abc import Collection, Iterable, Iterator
+
+from django.apps import apps
+from django.conf import settings
+from django.contrib.contenttypes.models import ContentType
+from django.db.models.signals import m2m_changed, post_save, pre_delete, pre_save
+from modelcluster.fields import ParentalKey
+from wagtail.blocks import Block, ChooserBlock
+from wagtail.contrib.settings.models import AbstractSetting
+from wagtail.fields import StreamField
+from wagtail.models import CollectionMember, Locale, PageViewRestriction, ReferenceIndex, Site
+from wagtail.signals import page_published, page_unpublished, post_page_move
+
+from .. import invalidate, revalidate_tag
+from ..config import option
+from ..tracking import is_tracked, tags_of
+
+logger = logging.getLogger("wsgi_isr")
+
+#: Since Wagtail 8 a project may have another base of all pages.
+Page: t.Any = apps.get_model(getattr(settings, "WAGTAIL_PAGE_MODEL", "wagtailcore.Page"))
+
+#: A tag of every page of the tree.
+ALL = "wagtail"
+#: More pages than that are all pages.
+MANY = 500
+#: What other pages show of a page: in menus, breadcrumbs and lists.
+STRUCTURE = ("title", "slug", "url_path", "live", "show_in_menus", "locale_id")
+#: What no visitor sees of an object: drafts, locks, schedules and logins.
+_UNSEEN = frozenset(
+    "draft_title expire_at go_live_at has_unpublished_changes last_login latest_revision "
+    "latest_revision_created_at locked locked_at locked_by".split()
+)
+
+
+def site_models() -> list[t.Any]:
+    """Models whose tags all pages carry.
+
+    :raises LookupError: or ``ValueError``, for a name of no model.
+    """
+    return [apps.get_model(name) for name in option("WAGTAIL_SITE_TAGS", ())]
+
+
+def page_tag(key: t.Any) -> str:
+    """Of one page, and of what it lists."""
+    return f"wagtail:page:{key}"
+
+
+def tree_tag(key: t.Any) -> str:
+    """Of a page and of all pages below it."""
+    return f"wagtail:tree:{key}"
+
+
+def connect() -> None:
+    """Follow all that changes pages."""
+    pre_save.connect(_before_save)
+    post_save.connect(_after_save)
+    pre_delete.connect(_before_delete)
+    m2m_changed.connect(_after_m2m)
+    page_published.connect(_after_publish)
+    page_unpublished.connect(_after_publish)
+    post_page_move.connect(_after_move)
+
+
+def _before_save(
+    sender: t.Any, instance: t.Any, raw: bool = False, update_fields: t.Any = None, **extra: t.Any
+) -> None:
+    # `Page.save` is a transaction, so this takes effect after it.
+    if raw or not isinstance(instance, Page) or _is_unseen(update_fields):
+        return
+    before = Page.objects.filter(pk=instance.pk).values(*STRUCTURE).first()
+    if before is not None and (before["live"] or instance.live):
+        _page_changed(instance, before)
+
+
+def _after_save(
+    sender: t.Any,
+    instance: t.Any,
+    created: bool,
+    raw: bool = False,
+    update_fields: t.Any = None,
+    **extra: t.Any,
+) -> None:
+    if isinstance(instance, Page):
+        if raw:
+            _expire([ALL])
+        elif created and instance.live:
+            _page_changed(instance)
+    elif not _is_unseen(update_fields):
+        _changed(instance)
+
+
+def _before_delete(sender: t.Any, instance: t.Any, **extra: t.Any) -> None:
+    # Before, because Wagtail then forgets who refers to it.
+    if not isinstance(instance, Page):
+        _changed(instance)
+    elif sender is Page:
+        _page_changed(instance)
+
+
+def _after_m2m(sender: t.Any, instance: t.Any, action: str, **extra: t.Any) -> None:
+    if action.startswith("post_"):
+        _changed(instance)
+
+
+def _after_publish(sender: t.Any, instance: t.Any, **extra: t.Any) -> None:
+    # Fields that are saved after the page are there now.
+    _page_changed(instance, _structure_of(instance))
+
+
+def _after_move(sender: t.Any, instance: t.Any, parent_page_before: t.Any, **extra: t.Any) -> None:
+    _page_changed(instance, others=[parent_page_before.pk])
+
+
+def _is_unseen(update_fields: Iterable[str] | None) -> bool:
+    return update_fields is not None and _UNSEEN.issuperset(update_fields)
+
+
+def _structure_of(page: t.Any) -> dict[str, t.Any]:
+    return {name: getattr(page, name) for name in STRUCTURE}
+
+
+def _changed(instance: t.Any) -> None:
+    """What is no page has changed, or will be deleted."""
+    if isinstance(instance, Site | Locale | AbstractSetting):
+        _expire([ALL])
+    elif isinstance(instance, PageViewRestriction):
+        for page in _with_aliases(instance.page):
+            _page_changed(page)
+    elif instance._meta.label == "wagtailredirects.Redirect":
+        # Where a page was, a 404 may be stored.
+        _expire(patterns=[f"{instance.old_path.partition('?')[0].rstrip('/')}/**"])
+    elif isinstance(owner := _owner_of(instance), Page):
+        _page_changed(owner, _structure_of(owner))
+    elif _is_shown(type(owner)):
+        _expire(tags_of(owner), _pages_with(owner))
+
+
+def _page_changed(
+    page: t.Any, before: dict[str, t.Any] | None = None, others: Collection[t.Any] = ()
+) -> None:
+    """
+    :param before: what it was in `STRUCTURE`; ``None`` for a page that comes, goes or moves.
+    :param others: keys of pages that list it, besides those above it.
+    """
+    keys = {page.pk, *others, *_pages_with(page)}
+    tags = {*tags_of(page.specific_deferred)}
+    patterns = []
+    now = _structure_of(page)
+    changed = {name for name in STRUCTURE if before is None or before[name] != now[name]}
+    if changed:
+        keys.update(_keys(translation_key=page.translation_key))
+        tags.add(tree_tag(page.pk))
+        below = Page.objects.descendant_of(page, inclusive=True)
+        if (before and "show_in_menus" in changed) or below.in_menu().exists():
+            # From the top of the tree that has the menu.
+            tags.update(map(tree_tag, _keys(path=page.path[: 2 * Page.steplen])))
+    if changed & {"live", "url_path"} and (parts := page.get_url_parts()) and parts[2]:
+        # Another page may have been there before, and is stored as a 404.
+        patterns.append(f"{parts[2].rstrip('/')}/**")
+    _expire(tags, keys, patterns)
+
+
+def _expire(
+    tags: Iterable[str] = (), keys: Collection[t.Any] = (), patterns: Collection[str] = ()
+) -> None:
+    """Expire tags, and pages with those above them, which may list them."""
+    step = Page.steplen
+    paths = Page.objects.filter(pk__in=keys).values_list("path", flat=True) if keys else ()
+    above = {path[:end] for path in paths for end in range(2 * step, len(path) + 1, step)}
+    found = {ALL} if len(above) > MANY else {page_tag(key) for key in _keys(path__in=above)}
+    try:
+        if found := found.union(tags):
+            revalidate_tag(*sorted(found), expire=True)
+        if patterns:
+            invalidate(*patterns, expire=True)
+    except Exception:
+        # Nothing here is worth an editor's work.
+        logger.exception("pages of Wagtail were not revalidated")
+
+
+def _keys(**lookup: t.Any) -> list[t.Any]:
+    return list(Page.objects.filter(**lookup).values_list("pk", flat=True))
+
+
+def _with_aliases(page: t.Any) -> Iterator[t.Any]:
+    """Aliases are as private as what they show."""
+    yield page
+    for alias in page.aliases.all():
+        yield from _with_aliases(alias)
+
+
+def _owner_of(instance: t.Any) -> t.Any:
+    """What an object is a part of, as a row of an inline panel is of a page."""
+    for field in instance._meta.get_fields():
+        if isinstance(field, ParentalKey) and (owner := getattr(instance, field.name, None)):
+            return _owner_of(owner)
+    return instance
+
+
+def _pages_with(instance: t.Any) -> set[t.Any]:
+    """Keys of the pages that refer to an object in a field, or to what refers to it."""
+    pages = ContentType.objects.get_for_model(Page).pk
+    found, seen, todo = set(), set(), [instance]
+    while todo:
+        references = ReferenceIndex.get_references_to(todo.pop())
+        for place in references.values_list("base_content_type", "object_id").distinct():
+            if place[0] == pages:
+                found.add(place[1])
+            elif place not in seen:
+                seen.add(place)
+                model = ContentType.objects.get_for_id(place[0]).model_class()
+                if model is not None:
+                    todo.append(model(pk=place[1]))
+    return found
+
+
+def _is_shown(model: t.Any) -> bool:
+    return is_tracked(model) or not _shown_models().isdisjoint(model.__mro__)
+
+
+@functools.cache
+def _shown_models() -> frozenset[t.Any]:
+    """Models whose objects pages show: what fields refer to, snippets, ``WAGTAIL_SITE_TAGS``."""
+    found = set(site_models())
+    if apps.is_installed("wagtail.snippets"):
+        from wagtail.snippets.models import get_snippet_models
+
+        found.update(get_snippet_models())
+    for model in ReferenceIndex.tracked_models:
+        for field in model._meta.get_fields():
+            if isinstance(field, StreamField):
+                found.update(_chosen(field.stream_block))
+            elif field.concrete and field.related_model and field.model is not Page:
+                found.add(field.related_model)
+    # Wagtail's own, as revisions and comments, are on no page. Images, documents and the like are
+    # members of collections.
+    shown = {model for model in found if model._meta.app_label != "wagtailcore"}
+    return frozenset({*shown, CollectionMember})
+
+
+def _chosen(block: Block) -> Iterator[t.Any]:
+    """Models of the choosers in a block of a StreamField."""
+    if isinstance(block, ChooserBlock):
+        yield block.model_class
+    children = list(getattr(block, "child_blocks", {}).values())
+    if (child := getattr(block, "child_block", None)) is not None:
+        children.append(child)
+    for child in children:
+        yield from _chosen(child)

@@ -1,0 +1,145 @@
+"""Pages of the tree as ISR pages: which of them are, for how long, and with which tags."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import typing as t
+from collections.abc import Iterable, Iterator
+
+from django.conf import settings
+from django.conf.urls.i18n import is_language_prefix_patterns_used
+from django.core import checks
+from django.db import DatabaseError, close_old_connections
+from django.http import HttpRequest
+from django.urls import ResolverMatch
+from django.utils.encoding import iri_to_uri
+from wagtail import hooks, views
+from wagtail.models import Site
+
+from ...metadata import check_revalidate
+from ...rules import Excluded, Rule, Rules, make_rules
+from ...views import CurrentPage
+from ..config import option
+from ..pages import serve_page
+from ..paths import path_sources, rule_finders
+from ..tracking import tag
+from .changes import ALL, Page, page_tag, site_models, tree_tag
+
+#: After all other hooks, those that ask whether the visitor may see the page among them.
+_LAST = 1000
+
+
+def connect() -> None:
+    """Let Wagtail's view serve ISR pages."""
+    rule_finders.append(_find_rule)
+    path_sources.append(paths)
+    # Wagtail 6.4 and later have a chain of calls, which ask for permission on the way.
+    if hasattr(views, "serve_chain"):
+        hooks.register("on_serve_page", _chained, order=_LAST)
+    else:
+        hooks.register("before_serve_page", _serve, order=_LAST)
+
+
+def window_of(page: t.Any) -> t.Any:
+    """Seconds for which a page is fresh, ``False``, or ``None`` for what is no ISR page."""
+    # In the settings, too, `None` is a value of its own.
+    default = (getattr(settings, "ISR", None) or {}).get("WAGTAIL_REVALIDATE", False)
+    return getattr(page, "isr_revalidate", default)
+
+
+def paths() -> Iterator[str]:
+    """All that can be prerendered: paths, or whole URLs where there are several sites."""
+    for page in Page.objects.live().public().specific(defer=True).iterator():
+        if window_of(page) is not None and (url := page.get_url()):
+            yield iri_to_uri(url)
+
+
+@functools.cache
+def _rules() -> tuple[Rules, Rule]:
+    """Those of the settings, which say more; and the rule of all other pages."""
+    used, prefixed = is_language_prefix_patterns_used(settings.ROOT_URLCONF)
+    # The default language has no prefix then, and Django says that its pages vary, though they
+    # do not: here they have one variant.
+    vary = {"Accept-Language": [settings.LANGUAGE_CODE]} if used and not prefixed else None
+    # Pages may read parameters, as ``?page=2``. Those in ``ISR["QUERY"]`` are part of a page's
+    # key; a visitor with others gets an answer of their own.
+    return make_rules(option("RULES")), Rule(vary=vary, undeclared="pass")
+
+
+def _find_rule(match: ResolverMatch, environ: t.Any) -> Rule | Excluded | None:
+    if match.url_name != "wagtail_serve":
+        return None
+    others, rule = _rules()
+    found = others.resolve(environ)
+    if found is None and _may_exist(match.args or match.kwargs.values()):
+        return rule
+    return found
+
+
+def _may_exist(path: Iterable[t.Any]) -> bool:
+    """Whether a live page has a part of the path for its slug.
+
+    Wagtail's view takes whatever path there is, and a 404 shall cost no render of a page.
+    """
+    slugs = [slug for part in path for slug in str(part).split("/") if slug]
+    try:
+        return not slugs or Page.objects.filter(live=True, slug__in=slugs).exists()
+    except DatabaseError:
+        # What is stored is served all the same.
+        return True
+    finally:
+        # There may be no request that does.
+        close_old_connections()
+
+
+def _chained(callback: t.Any) -> t.Any:
+    def serve(page: t.Any, request: HttpRequest, args: t.Any, values: t.Any) -> t.Any:
+        current = _begin(page, request)
+        if current is None:
+            return callback(page, request, args, values)
+        return serve_page(request, current, lambda: callback(page, request, args, values))
+
+    return serve
+
+
+def _serve(page: t.Any, request: HttpRequest, args: t.Any, values: t.Any) -> t.Any:
+    current = _begin(page, request)
+    if current is not None:
+        return serve_page(request, current, lambda: page.serve(request, *args, **values))
+    return None
+
+
+def check(app_configs: object, **extra: t.Any) -> list[checks.CheckMessage]:
+    """System checks ``isr.E101``, ``isr.E102`` and ``isr.W101``."""
+    found: list[checks.CheckMessage] = []
+    try:
+        if (window := window_of(None)) is not None:
+            check_revalidate(window)
+    except (TypeError, ValueError) as error:
+        text = f"ISR['WAGTAIL_REVALIDATE']: {error}."
+        hint = "False stands for pages that are revalidated on demand, None for no pages."
+        found.append(checks.Error(text, hint=hint, id="isr.E101"))
+    try:
+        site_models()
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        text = f"ISR['WAGTAIL_SITE_TAGS']: {error}."
+        found.append(checks.Error(text, hint="Name models: ['menus.Menu'].", id="isr.E102"))
+    if option("BASE_URL"):
+        with contextlib.suppress(DatabaseError):
+            if Site.objects.values("hostname").distinct().count() > 1:
+                text = "There are several sites of Wagtail, and ISR['BASE_URL'] is set."
+                hint = "All hosts show the pages of that one: leave it out, and set ALLOWED_HOSTS."
+                found.append(checks.Warning(text, hint=hint, id="isr.W101"))
+    return found
+
+
+def _begin(page: t.Any, request: HttpRequest) -> CurrentPage | None:
+    """The metadata of a page as its render begins."""
+    window = window_of(page)
+    # Who may see a private page does, but it is stored for nobody.
+    if window is None or page.get_view_restrictions().exists():
+        return None
+    above = page.get_ancestors(inclusive=True).values_list("pk", flat=True)
+    tags = {ALL, page_tag(page.pk), *map(tree_tag, above), *map(tag, site_models())}
+    return CurrentPage(window, None, tags, request.META.get("wsgi_isr.reason"))

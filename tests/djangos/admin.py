@@ -1,0 +1,5 @@
+from django.contrib import admin
+
+from .models import Author, Post
+
+admin.site.register([Author, Post])

@@ -1,0 +1,1 @@
+"""A Wagtail project for the tests: the example's pages, and what else pages may be made of."""

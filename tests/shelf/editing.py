@@ -1,0 +1,149 @@
+"""What tests do to the project, and all that their lines of code name."""
+
+from __future__ import annotations
+
+# ruff: noqa: F401 - tests name what is imported here
+import contextlib
+import io
+import typing as t
+from datetime import timedelta
+from unittest import mock
+
+# Models are there from now on.
+from django.conf import settings
+from django.contrib.auth import get_user_model
+from django.core import serializers
+from django.core.files.base import ContentFile
+from django.core.management import call_command
+from django.db import transaction
+from django.test import Client as DjangoClient
+from django.test import override_settings
+from django.utils import timezone
+from library.models import HomePage, Maintainer, ModulePage, Notice, SubjectPage
+from library.wsgi import application
+from PIL import Image as Picture
+from wagtail.contrib.redirects.models import Redirect
+from wagtail.images.models import Image
+from wagtail.models import Collection, Locale, Page, PageViewRestriction, Revision, Site
+from werkzeug.test import Client
+
+from shelf.models import Author, BookPage, Chapter, Imprint, NoPage, Publisher, TaggedPage
+from wsgi_isr.django.wagtail.serving import check, paths
+
+
+def get(path: str, host: str = "a.example", cookie: str = "") -> dict[str, t.Any]:
+    visitor = Client(application, use_cookies=False)
+    headers = {"Cookie": cookie} if cookie else {}
+    answer = visitor.get(path, base_url=f"http://{host}", headers=headers)
+    return {"status": answer.status_code, "text": answer.text, "headers": dict(answer.headers)}
+
+
+def login() -> str:
+    client = DjangoClient()
+    client.force_login(get_user_model().objects.get())
+    return f"sessionid={client.cookies['sessionid'].value}"
+
+
+def page(slug: str) -> t.Any:
+    return Page.objects.get(slug=slug).specific
+
+
+def edit(name: str, /, **fields: t.Any) -> None:
+    """As the editor's form does."""
+    with transaction.atomic():
+        found = page(name)
+        for field, value in fields.items():
+            setattr(found, field, value)
+        found.save_revision().publish()
+
+
+def taken_back(slug: str, **fields: t.Any) -> None:
+    with contextlib.suppress(KeyError), transaction.atomic():
+        edit(slug, **fields)
+        raise KeyError
+
+
+def without_a_store(slug: str, **fields: t.Any) -> None:
+    def fail(*tags: str, expire: bool) -> None:
+        raise OSError("no store")
+
+    with mock.patch("wsgi_isr.django.wagtail.changes.revalidate_tag", fail):
+        edit(slug, **fields)
+
+
+def load(found: t.Any) -> None:
+    for each in serializers.deserialize("json", serializers.serialize("json", [found])):
+        each.save()
+
+
+def schedule(slug: str, **fields: t.Any) -> None:
+    found = page(slug)
+    found.go_live_at = timezone.now() + timedelta(seconds=1)
+    for name, value in fields.items():
+        setattr(found, name, value)
+    found.save_revision().publish()
+    Revision.objects.update(approved_go_live_at=timezone.now())
+
+
+def restrict(slug: str, **fields: t.Any) -> None:
+    fields.setdefault("restriction_type", "login")
+    PageViewRestriction.objects.create(page=Page.objects.get(slug=slug), **fields)
+
+
+def enter_password(path: str, password: str) -> int:
+    """As a visitor does. Returns the status of the page that they get then."""
+    visitor = Client(application)
+    visitor.get(path, base_url="http://a.example")
+    token = visitor.get_cookie("csrftoken", domain="a.example")
+    restriction = PageViewRestriction.objects.get()
+    visitor.post(
+        f"/_util/authenticate_with_password/{restriction.pk}/{restriction.page_id}/",
+        base_url="http://a.example",
+        data={"password": password, "return_url": path, "csrfmiddlewaretoken": token.value},
+    )
+    answer = visitor.get(path, base_url="http://a.example")
+    return 0 if 'name="password"' in answer.text else answer.status_code
+
+
+def translate(slug: str, title: str) -> None:
+    found = page(slug).copy_for_translation(Locale.objects.get(language_code="fr"))
+    found.title, found.slug, found.live = title, title, True
+    found.save_revision().publish()
+
+
+def checked(changed: dict[str, t.Any]) -> list[str]:
+    with override_settings(ISR={**settings.ISR, **changed}):
+        return [message.id or "" for message in check(None)]
+
+
+def add(parent: t.Any, model: t.Any, title: str, **fields: t.Any) -> t.Any:
+    return parent.add_child(instance=model(title=title, slug=title, **fields))
+
+
+def build() -> None:
+    """Two sites: a.example with two lists, b.example with one page."""
+    get_user_model().objects.create_superuser("editor", "editor@example.com", "editor")
+    Locale.objects.create(language_code="en")
+    Locale.objects.create(language_code="fr")
+    Collection.add_root(name="Root")
+    root = Page.add_root(title="root", slug="root")
+    home = add(root, HomePage, "home")
+    Site.objects.create(hostname="a.example", root_page=home, is_default_site=True)
+    other = add(root, HomePage, "other")
+    Site.objects.create(hostname="b.example", root_page=other)
+    content = io.BytesIO()
+    Picture.new("RGB", (8, 8)).save(content, "PNG")
+    picture = Image.objects.create(title="cover", file=ContentFile(content.getvalue(), "c.png"))
+    maintainer = Maintainer.objects.create(name="Ada")
+    author = Author.objects.create(name="Bea", publisher=Publisher.objects.create(name="Press"))
+    Notice.objects.create(text="notice")
+    text = add(home, SubjectPage, "text", show_in_menus=True)
+    add(text, ModulePage, "string", summary="s", maintainer=maintainer)
+    add(text, ModulePage, "re", summary="r", picture=picture)
+    files = add(home, SubjectPage, "files")
+    glob = add(files, ModulePage, "glob", summary="g")
+    body = [("author", author), ("parts", [{"picture": picture}]), ("see", glob)]
+    book = add(files, BookPage, "book", body=body)
+    Chapter.objects.create(page=book, title="first")
+    add(home, NoPage, "live")
+    add(home, TaggedPage, "tagged")

@@ -1,0 +1,134 @@
+"""What can be prerendered in Django, and ``manage.py isr``."""
+
+from __future__ import annotations
+
+import typing as t
+import warnings
+
+import djangos
+import pytest
+from conftest import Browser
+from django.conf.urls.i18n import i18n_patterns
+from django.contrib.sitemaps import Sitemap
+from django.contrib.sitemaps.views import sitemap
+from django.core.management import CommandError, call_command
+from django.http import Http404, HttpRequest, HttpResponse
+from django.urls import include, path
+from django.utils import translation
+
+from wsgi_isr.django import isr_page
+from wsgi_isr.django.paths import prerender_paths
+from wsgi_isr.views import MissingPathsWarning
+
+LOCALE = ["django.middleware.locale.LocaleMiddleware"]
+
+
+@isr_page(revalidate=60)
+def page(request: HttpRequest, **values: t.Any) -> HttpResponse:
+    if values.get("slug") == "none":
+        raise Http404
+    return HttpResponse(f"{values} {translation.get_language()}")
+
+
+def plain(request: HttpRequest) -> HttpResponse:
+    return HttpResponse("")
+
+
+class Posts(Sitemap):
+    def items(self) -> list[str]:
+        return ["a", "é"]
+
+    def location(self, item: str) -> str:
+        return f"/posts/{item}"
+
+
+def more() -> list[t.Any]:
+    return ["/posts/more", ("post", {"slug": "named"})]
+
+
+class TestPaths:
+    def test_are_those_of_views_sitemaps_and_settings(self) -> None:
+        listed = isr_page(paths=lambda: [{"slug": "x"}, "/listed/y"])(lambda request, slug: None)
+        inner = ([path("", page, name="home")], "inner")
+        urls = [
+            path("unnamed", isr_page(lambda request: None)),
+            path("inner/", include(inner)),
+            path("plain", plain, name="plain"),
+            path("posts/<slug>", page, name="post"),
+            path("listed/<slug>", listed),
+            path("sitemap.xml", sitemap, {"sitemaps": {"posts": Posts}}),
+        ]
+        with djangos.project(*urls, isr={"PATHS": "test_django_paths.more"}):
+            assert list(prerender_paths()) == [
+                "/unnamed",
+                "/inner/",
+                "/listed/x",
+                "/listed/y",
+                "/posts/a",
+                "/posts/%C3%A9",
+                "/posts/more",
+                "/posts/named",
+            ]
+            assert next(prerender_paths("/mount")) == "/mount/unnamed"
+
+    def test_that_nothing_lists_are_named_in_a_warning(self) -> None:
+        with djangos.project(path("<slug>", page, name="post")):
+            with pytest.warns(MissingPathsWarning, match="the page 'post'"):
+                assert list(prerender_paths()) == []
+
+    def test_are_paths_or_values_of_urls(self) -> None:
+        with djangos.project(isr={"PATHS": [5]}), pytest.raises(TypeError, match="not 5"):
+            list(prerender_paths())
+
+    def test_of_languages_are_those_of_all(self) -> None:
+        urls = i18n_patterns(path("a", page, name="a"), path("<slug>", page, name="post"))
+        with djangos.project(*urls, MIDDLEWARE=LOCALE, isr={"PATHS": more}) as browser:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                found = list(prerender_paths())
+            assert found == ["/en/a", "/de/a", "/posts/more", "/en/named", "/de/named"]
+            browser.set_cookie("django_language", "en")
+            answer = browser.get("/de/a", headers={"Accept-Language": "en"})
+            assert answer.text == "{} de"
+            assert Browser(browser.isr).get("/a").location == "/en/a"
+            assert [p.url for p in browser.isr.pages()] == ["http://localhost/de/a"]
+
+
+class TestCommand:
+    @pytest.fixture
+    def run(self, tmp_path: t.Any, capsys: pytest.CaptureFixture[str]) -> t.Iterator[t.Any]:
+        isr = {"BASE_URL": "http://localhost", "CACHE": f"file://{tmp_path}"}
+        urls = path("", page, name="home"), path("<slug>", page, name="post")
+
+        def run(*args: str) -> str:
+            capsys.readouterr()
+            call_command("isr", *args)
+            return capsys.readouterr().out
+
+        with djangos.project(*urls, isr={**isr, "PATHS": ["/a"]}):
+            yield run
+
+    def test_has_the_commands_of_the_command_line(self, run: t.Any) -> None:
+        assert "2 rendered" in run("prerender")
+        assert "2 skipped" in run("prerender", "--workers", "1", "--settings=of.django")
+        assert "rendered 200 http://localhost/a" in run("revalidate", "/a")
+        assert "Stale: /*" in run("invalidate", "/*")
+        assert "http://localhost/a" in run("list", "--match", "/a")
+        assert "state" in run("explain", "/a")
+
+    def test_says_what_fails(self, run: t.Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        with pytest.raises(CommandError, match="No such command"):
+            run("nonsense")
+        with pytest.raises(SystemExit) as ended:
+            run("prerender", "//evil")
+        assert ended.value.code == 1
+        with djangos.project(isr={"CACHE": "memory://"}):
+            with pytest.raises(CommandError, match="in memory only"):
+                run("list")
+
+    def test_names_a_setting_that_cannot_work(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("wsgi_isr.django.handler._middleware", None)
+        from django.test import override_settings
+
+        with override_settings(ISR={"BYPAS": []}), pytest.raises(CommandError, match="BYPASS"):
+            call_command("isr", "list")

@@ -1,0 +1,354 @@
+"""What an operator is told: who called what, why a page is as it is, logs, and Prometheus."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+import typing as t
+from collections.abc import Callable
+from pathlib import Path
+
+import prometheus_client
+import pytest
+from conftest import Browser, Clock, Make, Site, status_of
+from flasks import flask_app, flask_browser
+from prometheus_client.parser import text_string_to_metric_families
+from steps import visit
+
+from wsgi_isr import Rule
+from wsgi_isr.listing import PageInfo, percentile
+from wsgi_isr.metrics import Collector, exposition
+from wsgi_isr.ondemand import MAX_NAMES, called_by
+from wsgi_isr.page import MAX_RENDERS
+
+Browse = Callable[..., Browser]
+
+HOME = "http://localhost/"
+SECRET = "correct horse battery staple"
+DAY = 86_400
+DASHBOARD = Path(__file__).parents[1] / "examples" / "grafana" / "dashboard.json"
+
+
+class TestPeriods:
+    def test_are_the_store_the_day_and_the_build(
+        self, site: Site, make: Make, shared: str, clock: Clock
+    ) -> None:
+        site.page("/")
+
+        def periods(build: str, visits: int) -> t.Any:
+            isr = make(shared, build_id=build)
+            for _ in range(visits):
+                visit(isr)
+            found = isr.on_demand().overview()["periods"]
+            isr.close()
+            return {name: (it["hits"], it["misses"], it["at"]) for name, it in found.items()}
+
+        began = clock.now
+        assert periods("one", 4) == dict.fromkeys(("store", "day", "build"), (3, 1, began))
+        clock.advance(1)
+        deployed = clock.now
+        assert periods("two", 3) == {
+            "store": (5, 2, began),
+            "day": (5, 2, began),
+            "build": (2, 1, deployed),
+        }
+        clock.advance(DAY)
+        # A process of the build before, which still runs, is no deploy.
+        assert periods("one", 1)["build"] == (2, 1, deployed)
+        assert periods("two", 1) == {
+            "store": (5, 2, began),
+            "day": (0, 0, clock.now),
+            "build": (2, 1, deployed),
+        }
+
+
+class TestRendersOfAPage:
+    def test_are_kept_with_it(
+        self, site: Site, browse: Browse, listable: str, clock: Clock
+    ) -> None:
+        site.page("/")
+        browser = browse(listable)
+        browser.get("/")
+        began = clock.now
+        for _ in range(MAX_RENDERS + 2):
+            clock.advance(1)
+            browser.isr.revalidate(HOME)
+        (page,) = browser.isr.pages()
+        assert len(page.renders) == MAX_RENDERS
+        assert [render.at - began for render in page.renders[:2]] == [12, 11]
+        assert {render.reason for render in page.renders} == {"revalidate"}
+        assert browser.isr.explain(HOME).renders == page.renders
+
+    def test_have_percentiles(self) -> None:
+        seconds = [0.5, 0.1, 0.9, 0.3]
+        assert [percentile(seconds, share) for share in (0.25, 0.5, 0.95)] == [0.1, 0.3, 0.9]
+        assert PageInfo("", 0, "failed", 0, 0, (), 0, (), None, {}).render_seconds(0.5) == 0
+
+
+class TestJournal:
+    def test_says_who_called_what(
+        self, site: Site, browse: Browse, make: Make, listable: str, clock: Clock
+    ) -> None:
+        site.page("/", tags=["home"])
+        browser = browse(listable)
+        isr = browser.isr
+        browser.get("/")
+        isr.revalidate(HOME)
+        with called_by("an editor"):
+            isr.revalidate_tag("home", expire=True)
+        isr.invalidate(*(f"/{number}/**" for number in range(MAX_NAMES + 1)))
+        isr.prune(everything=True)
+        other = isr if listable == "memory://" else make(listable)
+        clear, pattern, tag, path = other.on_demand().journal()
+        assert (path["kind"], path["what"], path["pages"]) == ("revalidate", ["/"], 1)
+        assert (tag["kind"], tag["what"], tag["expire"]) == ("tags", ["home"], True)
+        assert (pattern["kind"], pattern["expire"]) == ("invalidate", False)
+        assert len(pattern["what"]) == MAX_NAMES
+        assert (clear["what"], clear["expire"]) == (["/**"], True)
+        assert [entry["by"] for entry in (path, tag, pattern)] == [None, "an editor", None]
+        assert all(entry["host"] and entry["pid"] and entry["at"] == clock.now for entry in (path,))
+
+    def test_names_a_call_of_the_route(self, tmp_path: Path) -> None:
+        app = flask_app(tmp_path)
+        browser = flask_browser(app, secret=SECRET)
+        headers = {"Authorization": f"Bearer {SECRET}"}
+        browser.post("/_isr/revalidate", json={"tags": ["a"]}, headers=headers)
+        browser.isr.revalidate_tag("b")
+        later, call = browser.isr.on_demand().journal()
+        assert call["by"].startswith("POST /_isr/revalidate from ")
+        assert later["by"] is None
+
+
+class TestExplain:
+    def test_names_the_invalidation_and_the_call(
+        self, site: Site, browse: Browse, listable: str
+    ) -> None:
+        site.page("/blog/a", tags=["one", "two"])
+        browser = browse(listable)
+        browser.get("/blog/a")
+        explain = lambda: browser.isr.explain(f"{HOME}blog/a")  # noqa: E731
+        assert (explain().invalidated_by, explain().invalidation) == (None, None)
+        with called_by("an editor"):
+            browser.isr.revalidate_tag("two")
+        browser.isr.revalidate_tag("another")
+        found = explain()
+        assert found.invalidated_by == "tag:two"
+        assert found.invalidation is not None and found.invalidation["by"] == "an editor"
+        browser.isr.invalidate("/blog/*", expire=True)
+        browser.isr.revalidate_tag("one")
+        # A page that is expired by one does not become stale by another.
+        assert (explain().state, explain().invalidated_by) == ("expired", "pattern:/blog/*")
+
+    def test_shows_a_refusal_in_another_process_until_the_page_is_rendered(
+        self, site: Site, browse: Browse, make: Make, shared: str, clock: Clock
+    ) -> None:
+        site.page("/", headers=[("Set-Cookie", "a=b")])
+        browser = browse(shared)
+        browser.get("/")
+        other = make(shared)
+        found = other.explain(HOME)
+        assert (found.state, found.refusal) == ("unknown", "set-cookie: a")
+        assert "detail=set-cookie" in found.answer and "ignore=" in (found.remedy or "")
+        assert list(other.pages()) == []
+        site.page("/")
+        clock.advance(1)
+        other.revalidate(HOME)
+        found = other.explain(HOME)
+        assert (found.state, found.refusal, found.remedy) == ("fresh", None, None)
+
+    def test_counts_failures_until_another_process_has_rendered_the_page(
+        self, site: Site, browse: Browse, make: Make, shared: str, clock: Clock
+    ) -> None:
+        site.fail("/")
+        browser = browse(shared, rules={"/": Rule()})
+        for _ in range(2):
+            with pytest.raises(ZeroDivisionError):
+                browser.get("/")
+        (page,) = browser.isr.pages()
+        assert (page.state, page.failures, browser.isr.explain(HOME).failures) == ("failed", 2, 2)
+        site.page("/")
+        clock.advance(1)
+        other = make(shared, rules={"/": Rule()})
+        visit(other)
+        (page,) = other.pages()
+        assert (page.state, page.failures, page.last_error) == ("fresh", 0, None)
+        assert other.explain(HOME).error is None
+
+    def test_lists_what_else_there_is_of_the_path(
+        self, site: Site, browse: Browse, listable: str
+    ) -> None:
+        site.page("/")
+        rules = {"/": Rule(vary={"Accept-Language": ["en", "de"]})}
+        browser = browse(listable, rules=rules)
+        browser.get("/")
+        browser.get("/", headers={"Accept-Language": "de"})
+        browser.get("/", base_url="https://other.example")
+        assert sorted(browser.isr.explain(HOME).variants) == [
+            "http://localhost/ fresh, accept-language: de",
+            "https://other.example/ fresh, accept-language: en",
+        ]
+
+    @pytest.mark.parametrize("kind", ["fresh", "stale", "expired", "never", "excluded", "member"])
+    def test_foretells_what_a_visitor_gets(
+        self, site: Site, browse: Browse, clock: Clock, kind: str
+    ) -> None:
+        for path in ("/fresh", "/stale", "/expired", "/never", "/member", "/excluded"):
+            site.page(path)
+        rules = {"/excluded": None, "/**": Rule()}
+        browser = browse(rules=rules, bypass=["member"])
+        headers = [("Cookie", "member=1")] if kind == "member" else []
+        if headers:
+            browser.set_cookie("member", "1")
+        if kind in ("fresh", "stale", "expired"):
+            browser.get(f"/{kind}")
+            clock.advance(70 if kind == "stale" else 0)
+        if kind == "expired":
+            browser.isr.invalidate("/expired", expire=True)
+        url = f"{HOME}{kind}"
+        foretold = browser.isr.on_demand().explain(url, None, headers).answer
+        status = status_of(browser.get(f"/{kind}"))
+        assert f"({status})" in foretold if status else "a rule of None" in foretold
+
+    def test_names_the_view_of_a_flask_app(self, tmp_path: Path) -> None:
+        app = flask_app(tmp_path)
+        app.add_url_rule("/plain", "plain", lambda: "")
+        browser = flask_browser(app, base_url="http://localhost")
+        assert browser.isr.explain("/plain").rules == ("view 'plain' has no @isr_page",)
+        assert browser.isr.explain("/none").rules == ("no view matches",)
+
+
+class TestLogs:
+    @staticmethod
+    def events(caplog: pytest.LogCaptureFixture) -> list[t.Any]:
+        return [record for record in caplog.records if hasattr(record, "isr_event")]
+
+    def test_have_each_render_and_each_call(
+        self, site: Site, browse: Browse, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.DEBUG, "wsgi_isr")
+        site.page("/")
+        browser = browse()
+        browser.get("/")
+        with called_by("an editor"):
+            browser.isr.revalidate(HOME)
+        first, call, second = self.events(caplog)
+        assert (first.levelname, first.isr_event) == ("DEBUG", "rendered")
+        assert first.getMessage().startswith(f"rendered {HOME} 200 in ")
+        assert first.getMessage().endswith(" ms (miss)")
+        assert (first.isr_url, first.isr_status, first.isr_reason) == (HOME, 200, "miss")
+        assert call.getMessage() == (
+            "on demand: paths / invalidated, pages to render: 1, by an editor"
+        )
+        assert (call.levelname, call.isr_kind, call.isr_what) == ("INFO", "revalidate", ["/"])
+        assert second.isr_reason == "revalidate"
+
+    def test_say_once_a_minute_and_site_what_is_refused_or_fails(
+        self, site: Site, make: Make, shared: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        site.page("/refused", headers=[("Set-Cookie", "a=b")])
+        site.fail("/failing")
+        for isr in (make(shared), make(shared), make(shared)):
+            visit(isr, "/refused")
+            assert [it.outcome for it in isr.prerender([f"{HOME}failing"])] == ["failed"]
+        refused, failed = self.events(caplog)
+        assert (refused.levelname, refused.isr_detail) == ("WARNING", "set-cookie")
+        assert refused.isr_culprit == "a"
+        assert (failed.levelname, failed.isr_url) == ("ERROR", f"{HOME}failing")
+        assert failed.exc_info[0] is ZeroDivisionError
+
+    def test_say_it_in_each_process_without_the_store(
+        self, site: Site, make: Make, files: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def refuse(name: str, seconds: float) -> t.NoReturn:
+            raise OSError("no disk")
+
+        site.page("/", headers=[("Set-Cookie", "a=b")])
+        for isr in (make(files), make(files)):
+            isr.store.once = refuse  # type: ignore[method-assign]
+            visit(isr)
+            visit(isr)
+        assert [record.isr_event for record in self.events(caplog)].count("refused") == 2
+
+
+class TestPrometheus:
+    @pytest.fixture
+    def browser(self, site: Site, browse: Browse, files: str) -> Browser:
+        site.page("/")
+        browser = browse(files, build_id='"b\\1"\n')
+        for _ in range(3):
+            browser.get("/")
+        return browser
+
+    def test_gets_totals_gauges_and_a_histogram(self, browser: Browser) -> None:
+        found = {
+            (sample.name, sample.labels.get("le", sample.labels.get("build"))): sample.value
+            for family in text_string_to_metric_families(exposition(browser.isr).decode())
+            for sample in family.samples
+        }
+        assert found["wsgi_isr_hits_total", None] == 2
+        assert found["wsgi_isr_misses_total", None] == 1
+        assert found["wsgi_isr_pages", None] == found["wsgi_isr_processes", None] == 1
+        assert found["wsgi_isr_render_seconds_count", None] == 1
+        assert found["wsgi_isr_render_seconds_bucket", "+Inf"] == 1
+        assert found["wsgi_isr_build_processes", '"b\\1"\n'] == 1
+        assert found["wsgi_isr_store_up", None] == 1
+        assert found["wsgi_isr_max_pages", None] == 100_000
+        assert {f"wsgi_isr_{name}_total" for name in ("renders", "evictions", "passed")} <= {
+            name for name, _ in found
+        }
+
+    def test_registry_has_the_same(self, browser: Browser) -> None:
+        registry = prometheus_client.CollectorRegistry()
+        registry.register(Collector(browser.isr))
+        text = prometheus_client.generate_latest(registry).decode()
+
+        def families(text: str) -> list[t.Any]:
+            return list(text_string_to_metric_families(text))
+
+        assert families(text) == families(exposition(browser.isr).decode())
+
+    def test_gets_no_totals_that_go_down(
+        self, browser: Browser, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail() -> t.NoReturn:
+            raise OSError("no disk")
+
+        monkeypatch.setattr(browser.isr.store, "totals", fail)
+        text = exposition(browser.isr).decode()
+        assert "_total" not in text and "_bucket" not in text and "wsgi_isr_pages 1" in text
+
+    def test_client_that_is_missing_is_named(
+        self, browser: Browser, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "prometheus_client", None)
+        with pytest.raises(ImportError, match=r"pip install 'wsgi-isr\[prometheus\]'"):
+            Collector(browser.isr)
+
+    def test_route_is_for_those_who_have_the_secret(self, tmp_path: Path) -> None:
+        browser = flask_browser(flask_app(tmp_path), secret=SECRET)
+
+        def get(token: str | None) -> t.Any:
+            headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+            return browser.get("/_isr/metrics", headers=headers)
+
+        answer = get(SECRET)
+        assert (answer.status_code, answer.mimetype) == (200, "text/plain")
+        assert "wsgi_isr_hits_total 0\n" in answer.text
+        assert answer.headers["Cache-Control"] == "private, no-store"
+        for token in (None, "", "wrong", SECRET[:-1], f"{SECRET}\xe4"):
+            assert (get(token).status_code, "wsgi_isr" in get(token).text) == (401, False)
+        without = flask_browser(flask_app(tmp_path, "other"))
+        assert without.get("/_isr/metrics").status_code == 404
+
+    def test_dashboard_shows_metrics_that_there_are(self, browser: Browser) -> None:
+        known = {
+            sample.name
+            for family in text_string_to_metric_families(exposition(browser.isr).decode())
+            for sample in family.samples
+        }
+        dashboard = json.loads(DASHBOARD.read_text("utf-8"))
+        asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+        names = set(re.findall(r"wsgi_isr_\w+", " ".join(asked)))
+        assert len(names) > 15 and names <= known
