@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 # Documented, in spite of their names. On objects of others, as flask.g, ours begin with OURS.
-DOCUMENTED = {"_asdict", "_exit", "_field_defaults", "_fields", "_make", "_replace"}
+DOCUMENTED = {"_asdict", "_exit", "_field_defaults", "_fields", "_make", "_meta", "_replace"}
 OURS = ("_isr", "_wsgi_isr")
 BY_NAME = {"attrgetter", "delattr", "getattr", "hasattr", "methodcaller", "setattr", "__setattr__"}
 

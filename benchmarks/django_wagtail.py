@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
+import importlib.metadata
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import threading
-import time
 import typing as t
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,9 +24,9 @@ from http.client import HTTPConnection
 from pathlib import Path
 
 from .processes import running
-from .results import Table, machine, markdown, versions
+from .results import Table, machine, markdown
 from .subjects import ROOT
-from .throughput import parse
+from .throughput import Load, parse
 
 SITE = ROOT / "examples" / "wagtail_site"
 SUBJECTS = ("plain", "Django's cache", "wagtail-cache", "wagtail-cache, cleared", "wsgi-isr")
@@ -35,6 +37,7 @@ STORM = 64
 #: After an edit, each on a connection of their own.
 VISITS = 200
 CONNECTIONS = 16
+ROUNDS = 3
 GUNICORN = [
     sys.executable, "-m", "gunicorn", "--bind", "127.0.0.1:{port}", "--workers", "4",
     "--worker-class", "gthread", "--threads", "16", "--no-control-socket",
@@ -70,11 +73,9 @@ page_published.connect(lambda **_: clear_cache(), weak=False)
 
 def application() -> t.Any:
     """What gunicorn serves."""
-    if os.environ["BENCHMARK_SUBJECT"] == "wsgi-isr":
-        from wsgi_isr.django import get_wsgi_application
-    else:
-        from django.core.wsgi import get_wsgi_application
-    return get_wsgi_application()
+    ours = os.environ["BENCHMARK_SUBJECT"] == "wsgi-isr"
+    module = importlib.import_module("wsgi_isr.django" if ours else "django.core.wsgi")
+    return module.get_wsgi_application()
 
 
 def count(request: t.Any) -> dict[str, t.Any]:
@@ -135,14 +136,15 @@ class Site:
             list(pool.map(visit, range(STORM)))
         return self.renders(path) - before
 
-    def load(self, path: str, seconds: int) -> float:
-        """Requests a second, of a page that has been seen."""
+    def load(self, path: str, seconds: int) -> Load:
+        """Of a page that has been seen."""
         for _ in range(20):
             self.get(path)
         command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--latency"]
         command.append(self._program.url(path))
+        before = self._program.processor_time()
         text = subprocess.run(command, capture_output=True, check=True, text=True).stdout
-        return parse(text, 0.0).rate
+        return parse(text, self._program.processor_time() - before)
 
     def old(self, path: str) -> int:
         """Of all who come after the edit, those who do not get it."""
@@ -164,34 +166,44 @@ def environ(subject: str, folder: Path) -> dict[str, str]:
 
 def measure(seconds: int) -> Table:
     table: Table = {}
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
         filled = Path(temporary, "filled")
         command = [sys.executable, "manage.py", "fill"]
         environment = os.environ | environ("plain", filled)
         subprocess.run(command, cwd=SITE, env=environment, check=True, capture_output=True)
+        sites: dict[str, Site] = {}
         for number, subject in enumerate(SUBJECTS):
-            site = Site(subject, filled, Path(temporary, str(number)))
-            with site.served():
-                row = {"requests/s": site.load(PAGE, seconds)}
-                row["renders in a storm"] = site.storm("/files/shutil/")
-                for path in (LIST, FRONT):
-                    site.get(path)
-                site.edit(PUBLISH)
-                row["old pages"] = site.old(PAGE)
-                row["old lists"] = site.old(LIST)
-                site.edit(HIDE)
-                row["private page shown"] = site.shown(PAGE)
-            table[subject] = row
+            sites[subject] = Site(subject, filled, Path(temporary, str(number)))
+            stack.enter_context(sites[subject].served())
+        loads: dict[str, list[Load]] = {subject: [] for subject in SUBJECTS}
+        # By turns, so that a machine that changes its speed changes it for all.
+        for _ in range(ROUNDS):
+            for subject, site in sites.items():
+                loads[subject].append(site.load(PAGE, seconds))
+        for subject, site in sites.items():
+            each = [load.processor_time / load.requests * 1e6 for load in loads[subject]]
+            table[subject] = {
+                "requests/s": statistics.median(load.rate for load in loads[subject]),
+                "CPU µs": statistics.median(each),
+                "renders in a storm": site.storm("/files/shutil/"),
+            }
+            for path in (LIST, FRONT):
+                site.get(path)
+            site.edit(PUBLISH)
+            table[subject]["old pages"] = site.old(PAGE)
+            table[subject]["old lists"] = site.old(LIST)
+            site.edit(HIDE)
+            table[subject]["private page shown"] = site.shown(PAGE)
     return table
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.django_wagtail")
-    parser.add_argument("--seconds", type=int, default=5, help="of load for each cache")
-    begun = time.monotonic()
+    parser.add_argument("--seconds", type=int, default=5, help="of load in each of three rounds")
     print(markdown(measure(parser.parse_args().seconds)))
-    print(f"\n{STORM} visitors in a storm, {VISITS} after each edit. {machine()}. {versions()}.")
-    print(f"{time.monotonic() - begun:.0f} s")
+    packages = ("django", "gunicorn", "wagtail", "wagtail-cache")
+    found = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    print(f"\n{STORM} visitors in a storm, {VISITS} after each edit. {machine()}, {found}.")
 
 
 if __name__ == "__main__":

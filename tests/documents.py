@@ -96,6 +96,7 @@ class Page:
         names = {"Client": Client, "folder": folder, "run": self.run, "status": status}
         vars(self.module).update(names)
         self._server: subprocess.Popen[bytes] | None = None
+        self._others: list[subprocess.Popen[bytes]] = []
         self._logs = 0
 
     def __enter__(self) -> Page:
@@ -103,6 +104,9 @@ class Page:
         return self
 
     def __exit__(self, *args: object) -> None:
+        for other in self._others:
+            other.terminate()
+            assert other.wait(PATIENCE) == 0, self.name
         self._stop()
         for value in vars(self.module).values():
             if type(value) is Flask and "isr" in value.extensions:
@@ -166,17 +170,21 @@ class Page:
 
         :raises AssertionError: for one that fails.
         """
-        output = ""
+        output, goes_on = "", False
         for line in commands.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
             if not words or words[0] in SHOWN:
                 continue
+            assert not goes_on, f"{self.name}: {line} waits for the line before"
+            goes_on = words[0] in SERVERS or "regenerate" in words
             if words[0].endswith("pip") and words[1] == "install":
                 self._check_requirements(words[2:])
                 self._lend_packages(Path(words[0]))
             elif words[0] in SERVERS:
                 if not self._serve(line):
                     return output
+            elif goes_on:
+                self._others.append(self._start(line))
             else:
                 output += self._do(line)
         return output
@@ -210,18 +218,7 @@ class Page:
         if shutil.which(program, path=self._environ["PATH"]) is None:
             assert os.environ.get("CI") != "true", f"{program} is not installed"
             return False
-        self._logs += 1
-        log = self.folder / f"server-{self._logs}.log"
-        with log.open("wb") as file:
-            self._server = subprocess.Popen(
-                ["bash", "-euc", f"exec {line}"],
-                cwd=self.folder,
-                env=self._environ,
-                start_new_session=True,
-                stderr=file,
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-            )
+        self._server = self._start(line)
         deadline = time.monotonic() + PATIENCE
         while True:
             said = "".join(path.read_text() for path in self.folder.glob("*.log"))
@@ -230,6 +227,19 @@ class Page:
             if self._answers():
                 return True
             time.sleep(0.02)
+
+    def _start(self, line: str) -> subprocess.Popen[bytes]:
+        self._logs += 1
+        with (self.folder / f"server-{self._logs}.log").open("wb") as log:
+            return subprocess.Popen(
+                ["bash", "-euc", f"exec {line}"],
+                cwd=self.folder,
+                env=self._environ,
+                start_new_session=True,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+            )
 
     def _answers(self) -> bool:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port)):

@@ -163,6 +163,17 @@ class TestEntries:
             stored = store.get("page")
             assert stored is not None and stored.record.body == b"x"
 
+    def test_of_lists_too_large_for_the_cache_lose_what_is_oldest(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(entries.LIMITS, "OwnCache", 5000)
+        store = CachelibStore(OwnCache(5000), "")
+        for number in range(20):
+            store.log(b"%d " % number + b"x" * 1000)
+        store.log(b"x" * 6000)
+        store.log(b"last")
+        assert store.journal()[0] == b"last" and len(store.journal()) < 5
+
     def test_that_are_refused_at_any_size_are_one(self) -> None:
         cache = OwnCache()
         store = CachelibStore(cache, "")

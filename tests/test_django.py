@@ -23,7 +23,7 @@ from djangos.models import Post
 
 from wsgi_isr import ISRMiddleware, Rule
 from wsgi_isr.django import get_wsgi_application, isr_page, track
-from wsgi_isr.django.checks import check_settings, check_site
+from wsgi_isr.django.checks import check
 from wsgi_isr.django.config import build_digest
 from wsgi_isr.django.tracking import tracked
 
@@ -65,27 +65,24 @@ class TestSettings:
     @pytest.mark.parametrize(
         ("isr", "says"),
         [
-            ({"BASE_ULR": "http://a.example"}, "did you mean 'BASE_URL'"),
-            ({"base_url": "http://a.example"}, "did you mean 'BASE_URL'"),
-            ({"ENABLED": "yes"}, "it takes True or False"),
-            ({"URL_PREFIX": "isr"}, "it starts with /"),
-            ({"SECRET": 5}, "it takes a text or bytes"),
+            ({"BASE_ULR": "http://a.example"}, "Did you mean 'BASE_URL'"),
+            ({"base_url": "http://a.example"}, "Did you mean 'BASE_URL'"),
+            ({"ENABLED": "yes"}, "It takes True or False"),
+            ({"URL_PREFIX": "isr"}, "It takes a path"),
+            ({"SECRET": 5}, "It takes a text or bytes"),
             ("memory://", "no dictionary"),
         ],
     )
     def test_that_do_not_exist_are_errors(self, isr: t.Any, says: str) -> None:
         with override_settings(ISR=isr):
-            (found,) = check_settings(None)
-            assert found.id == "isr.E001" and says in f"{found.msg} {found.hint}".replace(
-                "Did", "did"
-            ).replace("It ", "it ")
-            assert check_site(None) == []
+            (found,) = check(None)
+            assert found.id == "isr.E001" and says in f"{found.msg} {found.hint}"
             with pytest.raises(ImproperlyConfigured, match="ISR"):
                 get_wsgi_application()
 
     def test_that_cannot_work_are_an_error(self) -> None:
         with override_settings(ISR={"RULES": 5}):
-            assert [found.id for found in check_settings(None)] == ["isr.E002"]
+            assert [found.id for found in check(None)] == ["isr.E002"]
 
     def test_of_debug_switch_it_off(self) -> None:
         with djangos.project(path("", page), DEBUG=True) as browser:
@@ -182,7 +179,7 @@ def ids(**settings: t.Any) -> list[str]:
     isr = settings.pop("isr", {})
     urls = settings.pop("urls", [path("", page)])
     with djangos.project(*urls, isr={"BYPASS": ["sessionid"], **isr}, **settings):
-        return [found.id for found in (*check_settings(None), *check_site(None)) if found.hint]
+        return [found.id for found in check(None) if found.hint]
 
 
 class TestChecks:
@@ -211,7 +208,7 @@ class TestChecks:
             monkeypatch.setattr("wsgi_isr.django.handler.is_served", False)
             with djangos.project(path("", page), **settings):
                 monkeypatch.setattr("wsgi_isr.django.handler.is_served", False)
-                assert expected in str([found.id for found in check_site(None)])
+                assert expected in str([found.id for found in check(None)])
         else:
             assert ids(**settings) == [f"isr.{expected}"]
 
@@ -221,7 +218,7 @@ class TestChecks:
         rules = {"/de/a": 60, "/a": 60, "/b": Rule(60, vary={"Accept-Language": ["en"]})}
         middleware = ["django.middleware.locale.LocaleMiddleware"]
         with djangos.project(*urls, MIDDLEWARE=middleware, isr={"RULES": rules, "BYPASS": ["s"]}):
-            (found,) = check_site(None)
+            (found,) = check(None)
         assert found.id == "isr.W007" and "language: home, " in found.msg and "/a." in found.msg
         assert "['en', 'de']" in found.hint
 
@@ -346,8 +343,9 @@ class TestAdmin:
         post.delete()
 
     def test_leaves_no_table_to_dump(self, capsys: pytest.CaptureFixture[str]) -> None:
-        call_command("dumpdata", "wsgi_isr")
-        assert json.loads(capsys.readouterr().out) == []
+        for everything in (False, True):
+            call_command("dumpdata", "wsgi_isr", use_base_manager=everything)
+            assert json.loads(capsys.readouterr().out) == []
 
 
 def test_the_middleware_is_that_of_the_settings() -> None:

@@ -94,6 +94,18 @@ class TestPaths:
             assert [p.url for p in browser.isr.pages()] == ["http://localhost/de/a"]
 
 
+def test_a_language_by_header_is_a_variant() -> None:
+    varied = isr_page(revalidate=60, vary={"Accept-Language": ["en", "de"]})(
+        lambda request: HttpResponse(translation.get_language())
+    )
+    with djangos.project(path("", varied), MIDDLEWARE=LOCALE) as browser:
+        for _ in "12":
+            for code in ("de", "en"):
+                answer = browser.get("/", headers={"Accept-Language": f"{code}-AT, fr;q=0.5"})
+                assert answer.text == code
+        assert len(list(browser.isr.pages())) == 2
+
+
 class TestCommand:
     @pytest.fixture
     def run(self, tmp_path: t.Any, capsys: pytest.CaptureFixture[str]) -> t.Iterator[t.Any]:
@@ -130,5 +142,5 @@ class TestCommand:
         monkeypatch.setattr("wsgi_isr.django.handler._middleware", None)
         from django.test import override_settings
 
-        with override_settings(ISR={"BYPAS": []}), pytest.raises(CommandError, match="BYPASS"):
+        with override_settings(ISR={"BYPASSES": []}), pytest.raises(CommandError, match="Did you mean"):
             call_command("isr", "list")

@@ -22,7 +22,7 @@ from wsgi_isr.store.clients import (
 )
 from wsgi_isr.store.protocol import Number, Wanted
 from wsgi_isr.store.redis import RedisStore
-from wsgi_isr.testing.support import make_record
+from wsgi_isr.testing.support import make_record, run_threads
 
 pytestmark = pytest.mark.servers
 
@@ -85,7 +85,7 @@ class TestURLs:
         ("url", "says"),
         [
             ("redis://h:port", "port is no number"), ("redis://h/?decode_responses=True", "bytes"),
-            ("redis://a,b", "cluster://"), ("redis+sentinel://a", "names no service"),
+            ("redis://a,b", "cluster://"), ("redis+sentinel://a", "name a service"),
             ("redis://h?foo=1", "foo"), ("http://h", "a Redis URL"), ("redis://u:s#c@h", "URL"),
         ],
     )  # fmt: skip
@@ -104,10 +104,11 @@ class TestURLs:
         with running(Memcached()) as server:
             assert isinstance(server, Memcached)
             cache = memcached_cache(server.url)()
-            assert cache.set("a", b"1") and cache.get("a") == b"1"
+            assert cache.set("a", b"1")
+            run_threads(5, lambda index: [cache.get("a") for _ in range(20)])
             server.restart()
-            # The connection that the server has closed is no error.
-            assert cache.get("a") is None
+            # Connections that the server has closed are no error.
+            assert cache.get("a") is None and cache.add("a", b"2") and cache.get("a") == b"2"
 
     @pytest.mark.parametrize("url", ["memcached://", "memcached://a,b", "memcached://a?x=1"])
     def test_of_memcached_that_cannot_be_used_are_refused(self, url: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import typing as t
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from conftest import Browser, Clock, Site
@@ -21,20 +21,14 @@ Browse = Callable[..., Browser]
 HOME = "http://localhost/"
 
 
-@pytest.fixture(scope="module")
-def exporter() -> InMemorySpanExporter:
-    # A process has one provider, for good.
+@pytest.fixture
+def spans(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[t.Any]]:
+    """Gives the spans of all renders that have ended."""
+    # A provider that is set for the process could not be taken away.
     provider, exporter = TracerProvider(), InMemorySpanExporter()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    trace.set_tracer_provider(provider)
-    return exporter
-
-
-@pytest.fixture
-def spans(exporter: InMemorySpanExporter) -> Iterator[Callable[[], list[t.Any]]]:
-    """Gives the spans of all renders that have ended."""
-    exporter.clear()
-    yield lambda: [span for span in exporter.get_finished_spans() if span.name == "isr.render"]
+    monkeypatch.setattr(trace, "get_tracer", provider.get_tracer)
+    return lambda: [span for span in exporter.get_finished_spans() if span.name == "isr.render"]
 
 
 @pytest.fixture

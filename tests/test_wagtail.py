@@ -92,8 +92,9 @@ class TestAChange:
     def test_that_a_schedule_makes(self, shelf: Shelf) -> None:
         shelf.do("schedule('string', title='scheduled')")
         assert "scheduled" not in shelf.get("/text/").text
-        shelf.do("call_command('publish_scheduled')")
+        shelf.do("publish_scheduled()")
         assert "scheduled" in shelf.get("/text/").text
+        shelf.do("edit('string', go_live_at=None)")
 
     def test_of_what_a_template_declares(self, shelf: Shelf) -> None:
         shelf.get("/tagged/")

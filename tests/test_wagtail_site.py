@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -36,7 +37,7 @@ class Browser:
         """Status, text, and what the cache says."""
         body = None if data is None else urlencode(data).encode()
         try:
-            with self._opener.open(self._address + path, body, PATIENCE) as answer:
+            with self._opener.open(self._address + path, body, 6 * PATIENCE) as answer:
                 text, headers, status = answer.read().decode(), answer.headers, answer.status
         except urllib.error.HTTPError as error:
             with error:
@@ -77,13 +78,14 @@ class Site:
             env=self._environment,
             stderr=subprocess.DEVNULL,
         )
-        wait_until(self._answers)
+        wait_until(self._listens)
+        # A worker has to import all of Wagtail first.
+        assert self.browser.get("/admin/login/")[0] == 200
 
-    def _answers(self) -> bool:
-        try:
-            return self.browser.get("/admin/login/")[0] == 200
-        except OSError:
-            return False
+    def _listens(self) -> bool:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port)):
+            return True
+        return False
 
     def stop(self) -> None:
         if self._process is not None:
@@ -98,9 +100,11 @@ class Site:
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     site = Site(tmp_path_factory.mktemp("library"))
     assert "pages. Log in" in site.manage("fill", "--limit", "2")
-    site.start()
-    yield site
-    site.stop()
+    try:
+        site.start()
+        yield site
+    finally:
+        site.stop()
 
 
 def editing(code: str) -> str:

@@ -127,18 +127,18 @@ def failed(failure: Failure) -> PageInfo | None:
 
 
 def matching(
-    process: Process, after: str, matches: Callable[[Record], bool]
+    process: Process, after: str, matches: Callable[[Record], bool], path: str | None
 ) -> Iterator[tuple[str, PageInfo | None]]:
     """Stored pages after the one of a name, by name; ``None`` for one that does not match.
 
-    In the end, if it began with the first page, those that never rendered well.
+    In the end, if it began with the first page of any path, those that never rendered well.
     """
     process.pages.catch_up()
     failures = _failures(process)
-    for name, listed in process.pages.matching(after, matches):
+    for name, listed in process.pages.matching(after, matches, path):
         failure = failures.pop(name, None)
         yield name, listed and _info(listed, process.clock(), failure)
-    if not after:
+    if not after and path is None:
         yield from (("", failed(failure)) for failure in failures.values())
 
 

@@ -386,13 +386,14 @@ class OnDemand:
         return _result(key, outcome)
 
     def matching(
-        self, after: str, matches: Callable[[Record], bool]
+        self, after: str, matches: Callable[[Record], bool], path: str | None = None
     ) -> Iterator[tuple[str, PageInfo | None]]:
         """Stored pages after the one of a name, by name; ``None`` for one that does not match.
 
+        :param path: the full path of all of them; ``None`` for any.
         :raises NotImplementedError: on a store that cannot list.
         """
-        return matching(self._process, after, matches)
+        return matching(self._process, after, matches, path)
 
     def failing(self) -> Iterator[PageInfo]:
         """Pages whose last render failed.

@@ -5,9 +5,11 @@ from __future__ import annotations
 # ruff: noqa: F401 - tests name what is imported here
 import contextlib
 import io
+import json
 import typing as t
 from datetime import timedelta
 from unittest import mock
+from uuid import uuid4
 
 # Models are there from now on.
 from django.conf import settings
@@ -24,7 +26,7 @@ from library.wsgi import application
 from PIL import Image as Picture
 from wagtail.contrib.redirects.models import Redirect
 from wagtail.images.models import Image
-from wagtail.models import Collection, Locale, Page, PageViewRestriction, Revision, Site
+from wagtail.models import Collection, Locale, Page, PageViewRestriction, Site
 from werkzeug.test import Client
 
 from shelf.models import Author, BookPage, Chapter, Imprint, NoPage, Publisher, TaggedPage
@@ -77,12 +79,19 @@ def load(found: t.Any) -> None:
 
 
 def schedule(slug: str, **fields: t.Any) -> None:
+    """For in an hour."""
     found = page(slug)
-    found.go_live_at = timezone.now() + timedelta(seconds=1)
+    found.go_live_at = timezone.now() + timedelta(hours=1)
     for name, value in fields.items():
         setattr(found, name, value)
     found.save_revision().publish()
-    Revision.objects.update(approved_go_live_at=timezone.now())
+
+
+def publish_scheduled() -> None:
+    """Two hours later."""
+    later = timezone.now() + timedelta(hours=2)
+    with mock.patch("django.utils.timezone.now", lambda: later):
+        call_command("publish_scheduled")
 
 
 def restrict(slug: str, **fields: t.Any) -> None:
@@ -113,7 +122,7 @@ def translate(slug: str, title: str) -> None:
 
 def checked(changed: dict[str, t.Any]) -> list[str]:
     with override_settings(ISR={**settings.ISR, **changed}):
-        return [message.id or "" for message in check(None)]
+        return [message.id or "" for message in check()]
 
 
 def add(parent: t.Any, model: t.Any, title: str, **fields: t.Any) -> t.Any:
@@ -142,8 +151,10 @@ def build() -> None:
     add(text, ModulePage, "re", summary="r", picture=picture)
     files = add(home, SubjectPage, "files")
     glob = add(files, ModulePage, "glob", summary="g")
-    body = [("author", author), ("parts", [{"picture": picture}]), ("see", glob)]
-    book = add(files, BookPage, "book", body=body)
+    part = {"type": "item", "id": str(uuid4()), "value": {"picture": picture.pk}}
+    values = {"author": author.pk, "parts": [part], "see": glob.pk}
+    body = [{"type": name, "value": value} for name, value in values.items()]
+    book = add(files, BookPage, "book", body=json.dumps(body))
     Chapter.objects.create(page=book, title="first")
     add(home, NoPage, "live")
     add(home, TaggedPage, "tagged")

@@ -24,6 +24,7 @@ from flask.typing import ResponseReturnValue
 
 from wsgi_isr import RevalidationError
 from wsgi_isr.flask import revalidate, revalidate_tag
+from wsgi_isr.ondemand import called_by
 
 from . import posts
 from .database import get_db
@@ -54,8 +55,9 @@ def renew(post: Post, tags: t.Iterable[str], message: str) -> ResponseReturnValu
         # A new post comes between two that link to each other until now.
         stored = posts.get_post(get_db(), post.slug) or post
         names |= {f"post:{other.slug}" for other in posts.neighbours(get_db(), stored) if other}
-        revalidate_tag("posts", *sorted(names), expire=True)
-        revalidate(url_for("blog.post", slug=post.slug))
+        with called_by(f"the editor, {request.remote_addr}"):
+            revalidate_tag("posts", *sorted(names), expire=True)
+            revalidate(url_for("blog.post", slug=post.slug))
     except RevalidationError:
         # Nothing is lost: the old page stays, and its next visitor starts a new attempt.
         flash(_NOT_RENDERED, "error")

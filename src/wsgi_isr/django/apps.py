@@ -1,5 +1,3 @@
-"""The Django app: its checks, and what it hears of."""
-
 from __future__ import annotations
 
 from django.apps import AppConfig
@@ -7,15 +5,15 @@ from django.core import checks
 from django.core.signals import got_request_exception
 
 
-class ISRConfig(AppConfig):
+class DjangoConfig(AppConfig):
     name = "wsgi_isr.django"
     label = "wsgi_isr"
     verbose_name = "Incremental static regeneration"
 
     def ready(self) -> None:
-        from .checks import check_settings, check_site
+        # Settings are read only now.
+        from .checks import check
         from .handler import note_error
 
-        checks.register(check_settings, "isr")
-        checks.register(check_site, "isr")
+        checks.register(check, "isr")
         got_request_exception.connect(note_error, dispatch_uid="wsgi_isr")

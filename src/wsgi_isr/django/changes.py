@@ -7,10 +7,10 @@ import logging
 import typing as t
 import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from django.db import DEFAULT_DB_ALIAS, transaction
+from django.db import transaction
 
-from ..key import Origin
 from ..ondemand import Result
 from ..render import current_origin
 from .handler import get_middleware
@@ -19,46 +19,40 @@ logger = logging.getLogger("wsgi_isr")
 
 #: What the open transaction of a connection puts off. Only Django refers to these calls, and drops
 #: them when the transaction or the savepoint is rolled back.
-_pending: weakref.WeakKeyDictionary[t.Any, weakref.WeakSet[_Call]] = weakref.WeakKeyDictionary()
+_pending: weakref.WeakKeyDictionary[t.Any, weakref.WeakValueDictionary[int, _Call]]
+_pending = weakref.WeakKeyDictionary()
 _order = itertools.count()
-_KINDS = ("paths", "tags", "patterns")
 
 
+@dataclass(eq=False)
 class _Call:
-    """One call that takes effect on commit, with all others of the transaction.
+    """One call that takes effect on commit, with all others of its transaction.
 
     :param kind: ``"paths"``, ``"tags"`` or ``"patterns"``.
     :param options: what has to be the same for calls to be merged.
     """
 
-    def __init__(
-        self,
-        kind: str,
-        names: Sequence[str],
-        options: tuple[t.Any, ...],
-        raise_errors: bool,
-        calls: weakref.WeakSet[_Call],
-    ) -> None:
-        self.kind, self.names, self.options = kind, names, options
-        self.raise_errors = raise_errors
-        self.calls = calls
-        self.number = next(_order)
-        self.is_done = False
+    kind: str
+    names: Sequence[str]
+    options: tuple[t.Any, ...]
+    raise_errors: bool
+    calls: weakref.WeakValueDictionary[int, _Call]
+    is_done: bool = False
 
     def __call__(self) -> None:
-        # Those of a savepoint that was rolled back are not among them.
-        calls = sorted((call for call in self.calls if not call.is_done), key=lambda c: c.number)
         if self.is_done:
             return
-        merged: dict[tuple[str, tuple[t.Any, ...]], dict[str, None]] = {}
+        calls = [call for _, call in sorted(self.calls.items()) if not call.is_done]
+        merged: dict[tuple[str, tuple[t.Any, ...]], list[str]] = {}
         # Invalidations before renders, so that a page is rendered after all that was changed.
         for call in sorted(calls, key=lambda call: call.kind == "paths"):
             call.is_done = True
-            merged.setdefault((call.kind, call.options), {}).update(dict.fromkeys(call.names))
+            merged.setdefault((call.kind, call.options), []).extend(call.names)
         failure = None
         for (kind, options), names in merged.items():
+            names = list(dict.fromkeys(names))
             try:
-                _perform(kind, tuple(names), options)
+                _perform(kind, names, options)
             except Exception as error:
                 logger.exception("%s were not revalidated: %s", kind, ", ".join(names)[:1000])
                 failure = error
@@ -67,36 +61,30 @@ class _Call:
 
 
 def _perform(kind: str, names: Sequence[str], options: tuple[t.Any, ...]) -> list[Result] | None:
-    middleware = get_middleware()
+    middleware, (origin, *others) = get_middleware(), options
     on_demand = middleware.on_demand()
     if kind == "paths":
-        only_generated, workers, origin = options
-        render = middleware.is_enabled()
-        return on_demand.revalidate(names, only_generated, origin, workers, render)
-    expire, origin = options
+        only_generated, workers = others
+        return on_demand.revalidate(names, only_generated, origin, workers, middleware.is_enabled())
     if kind == "tags":
-        on_demand.revalidate_tag(names, expire)
+        on_demand.revalidate_tag(names, others[0])
     else:
-        on_demand.invalidate(names, expire, origin)
+        on_demand.invalidate(names, others[0], origin)
     return None
 
 
 def _now_or_later(
-    kind: str,
-    names: Sequence[str],
-    options: tuple[t.Any, ...],
-    origin: Origin | None,
-    using: str | None,
-    raise_errors: bool,
+    kind: str, names: Sequence[str], using: str | None, raise_errors: bool, *others: t.Any
 ) -> list[Result] | None:
+    # A tag has no origin.
+    options = (None if kind == "tags" else current_origin.get(), *others)
     connection = transaction.get_connection(using)
     if not connection.in_atomic_block:
-        return _perform(kind, names, (*options, origin))
-    paths, tags, patterns = ([*names] if kind == each else [] for each in _KINDS)
-    get_middleware().on_demand().check(paths, tags, patterns, origin)
-    calls = _pending.setdefault(connection, weakref.WeakSet())
-    call = _Call(kind, names, (*options, origin), raise_errors, calls)
-    calls.add(call)
+        return _perform(kind, names, options)
+    paths, tags, patterns = (names if kind == k else () for k in ("paths", "tags", "patterns"))
+    get_middleware().on_demand().check(paths, tags, patterns, options[0])
+    calls = _pending.setdefault(connection, weakref.WeakValueDictionary())
+    calls[next(_order)] = call = _Call(kind, names, options, raise_errors, calls)
     transaction.on_commit(call, using)
     return None
 
@@ -105,7 +93,7 @@ def revalidate(
     *paths: str,
     only_generated: bool = False,
     workers: int | None = None,
-    using: str = DEFAULT_DB_ALIAS,
+    using: str | None = None,
     raise_errors: bool = False,
 ) -> list[Result] | None:
     """`wsgi_isr.ISRMiddleware.revalidate`, from anywhere.
@@ -113,29 +101,22 @@ def revalidate(
     In a transaction it takes effect when that is committed, once with all other calls, and not at
     all when it is rolled back; it then returns ``None``.
 
-    :param using: the database whose transaction is waited for.
+    :param using: the database whose transaction is waited for; ``None``: the default one.
     :param raise_errors: in a transaction: raise failures from the commit, in place of logging them.
     :raises ValueError: at once, for what is no path.
     """
-    options = (only_generated, workers)
-    return _now_or_later("paths", paths, options, current_origin.get(), using, raise_errors)
+    return _now_or_later("paths", paths, using, raise_errors, only_generated, workers)
 
 
 def revalidate_tag(
-    *tags: str,
-    expire: bool = False,
-    using: str = DEFAULT_DB_ALIAS,
-    raise_errors: bool = False,
+    *tags: str, expire: bool = False, using: str | None = None, raise_errors: bool = False
 ) -> None:
     """`wsgi_isr.ISRMiddleware.revalidate_tag`, from anywhere; on commit, as `revalidate`."""
-    _now_or_later("tags", tags, (expire,), None, using, raise_errors)
+    _now_or_later("tags", tags, using, raise_errors, expire)
 
 
 def invalidate(
-    *patterns: str,
-    expire: bool = False,
-    using: str = DEFAULT_DB_ALIAS,
-    raise_errors: bool = False,
+    *patterns: str, expire: bool = False, using: str | None = None, raise_errors: bool = False
 ) -> None:
     """`wsgi_isr.ISRMiddleware.invalidate`, from anywhere; on commit, as `revalidate`."""
-    _now_or_later("patterns", patterns, (expire,), current_origin.get(), using, raise_errors)
+    _now_or_later("patterns", patterns, using, raise_errors, expire)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import threading
 import typing as t
@@ -22,8 +21,6 @@ from . import config, pages, paths, routes
 
 if t.TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
-
-logger = logging.getLogger("wsgi_isr")
 
 #: What to do about a cookie that keeps an answer from being a page, in Django's words.
 _REMEDIES = {
@@ -76,8 +73,7 @@ def get_middleware() -> ISRMiddleware:
     global _middleware
     if _middleware is None:
         with _lock:
-            if _middleware is None:
-                _middleware = make_middleware()
+            _middleware = _middleware or make_middleware()
     return _middleware
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import logging
 import typing as t
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextvars import ContextVar
 
 from asgiref.sync import async_to_sync, iscoroutinefunction, markcoroutinefunction, sync_to_async
@@ -19,14 +20,16 @@ logger = logging.getLogger("wsgi_isr")
 
 #: Where a request says which view answers in place of the declared one.
 SHELL = "wsgi_isr.shell"
-
 _current: ContextVar[CurrentPage | None] = ContextVar("wsgi_isr.page", default=None)
+#: The page that is being rendered, if one is.
+current_page = _current.get
 
 
 def _decorate(view: View, declaration: Declaration) -> View:
     if not callable(view):
         raise TypeError("@isr_page stands on a view, not on the outcome of path()")
-    if isinstance(view, type) or _is_method(view):
+    is_method = inspect.isfunction(view) and [*inspect.signature(view).parameters][:1] == ["self"]
+    if isinstance(view, type) or is_method:
         raise TypeError(
             f"@isr_page stands on {view.__qualname__} through a class decorator: "
             "@method_decorator(isr_page(...), name='dispatch')"
@@ -38,24 +41,15 @@ def _decorate(view: View, declaration: Declaration) -> View:
             if iscoroutinefunction(shell) != is_async:
                 shell = sync_to_async(shell) if is_async else async_to_sync(shell)
             return shell(request, *args, **values)
-        # Django's test client has no servers and no middleware around it.
-        if "wsgi_isr.middleware" not in request.META:
-            if request.META.get("SERVER_NAME") != "testserver":
-                _warn_once()
+        # Django's test client has no middleware around it.
+        meta = request.META
+        if "wsgi_isr.middleware" not in meta and meta.get("SERVER_NAME") != "testserver":
+            _warn_once()
         current = declaration.begin(view, request.META, request, *args, **values)
         return serve_page(request, current, lambda: view(request, *args, **values))
 
     wrapper = declare(view, wrapper, declaration)
     return t.cast(View, markcoroutinefunction(wrapper)) if is_async else wrapper
-
-
-def _is_method(view: View) -> bool:
-    return inspect.isfunction(view) and next(iter(inspect.signature(view).parameters), "") == "self"
-
-
-def current_page() -> CurrentPage | None:
-    """The page that is being rendered, if one is."""
-    return _current.get()
 
 
 isr_page = IsrPage(_decorate, current_page)
@@ -70,65 +64,54 @@ def _warn_once() -> None:
 
 
 def serve_page(request: HttpRequest, current: CurrentPage, view: Callable[[], t.Any]) -> t.Any:
-    """The response of a view (or an awaitable of it) as that of a page.
+    """The response of a view, or an awaitable of it, as that of a page.
 
-    While the view runs, and while its template is rendered afterwards, `isr_page.current` is
-    ``current``.
+    While the view runs and its template is rendered, `isr_page.current` is ``current``.
     """
+    with _rendering(request, current):
+        response = view()
+    if inspect.isawaitable(response):
+        return _serve_later(request, current, response)
+    return _finish(request, current, response)
+
+
+async def _serve_later(request: HttpRequest, current: CurrentPage, view: Awaitable[t.Any]) -> t.Any:
+    with _rendering(request, current):
+        response = await view
+    return _finish(request, current, response)
+
+
+@contextlib.contextmanager
+def _rendering(request: HttpRequest, current: CurrentPage) -> Iterator[None]:
     before = _current.get()
     _current.set(current)
     try:
-        response = view()
-        if inspect.isawaitable(response):
-            return _serve_later(request, current, response, before)
+        yield
     except BaseException:
-        _failed(request, current, before)
+        # A 404 that Django makes of it is a page, too.
+        request._wsgi_isr_page = current
         raise
-    return _finish(request, current, response, before)
-
-
-async def _serve_later(
-    request: HttpRequest,
-    current: CurrentPage,
-    awaitable: Awaitable[t.Any],
-    before: CurrentPage | None,
-) -> t.Any:
-    _current.set(current)
-    try:
-        response = await awaitable
-    except BaseException:
-        _failed(request, current, before)
-        raise
-    return _finish(request, current, response, before)
-
-
-def _failed(request: HttpRequest, current: CurrentPage, before: CurrentPage | None) -> None:
-    _current.set(before)
-    # A 404 that Django makes of the exception is a page, too.
-    request._wsgi_isr_page = current
-
-
-def _finish(
-    request: HttpRequest, current: CurrentPage, response: t.Any, before: CurrentPage | None
-) -> t.Any:
-    def end(response: HttpResponseBase) -> None:
+    finally:
         _current.set(before)
+
+
+def _finish(request: HttpRequest, current: CurrentPage, response: t.Any) -> t.Any:
+    def end(response: object) -> None:
+        forget()
         write(request, current, response)
 
-    if not isinstance(response, HttpResponseBase):
-        # Django says so better.
-        _current.set(before)
-    elif getattr(response, "is_rendered", True):
-        end(response)
+    if getattr(response, "is_rendered", True):
+        write(request, current, response)
     else:
         # A TemplateResponse: its template may add tags.
+        _current.set(current)
         response.add_post_render_callback(end)
     return response
 
 
-def write(request: HttpRequest, current: CurrentPage, response: HttpResponseBase) -> None:
+def write(request: HttpRequest, current: CurrentPage, response: object) -> None:
     """Declare a response as a page, unless it says so itself."""
-    if not response.has_header("ISR-Revalidate"):
+    if isinstance(response, HttpResponseBase) and not response.has_header("ISR-Revalidate"):
         for name, value in current.headers(request.get_full_path()):
             response[name] = value
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import types
@@ -93,38 +94,24 @@ def _shell(app: WSGIApplication, view: View) -> WSGIApplication:
     return answer
 
 
-class Place(t.NamedTuple):
-    """A view in the URLconf.
-
-    :param name: what `django.urls.reverse` takes.
-    """
-
-    view: t.Any
-    name: t.Any
-    arguments: dict[str, t.Any]
-
-
-def places(
+def views(
     resolver: t.Any = None, namespaces: tuple[str, ...] = (), with_languages: bool = True
-) -> Iterator[Place]:
-    """All views of the URLconf, those of included ones among them.
+) -> Iterator[tuple[t.Any, t.Any, dict[str, t.Any]]]:
+    """All views of the URLconf, what `django.urls.reverse` calls them, and their arguments.
 
     :param with_languages: those in ``i18n_patterns``, too.
     """
-    resolver = resolver or get_resolver(settings.ROOT_URLCONF)
-    for pattern in resolver.url_patterns:
+    for pattern in (resolver or get_resolver(settings.ROOT_URLCONF)).url_patterns:
         if isinstance(pattern, URLResolver):
-            inner = (*namespaces, pattern.namespace) if pattern.namespace else namespaces
             if with_languages or not isinstance(pattern.pattern, LocalePrefixPattern):
-                yield from places(pattern, inner)
+                yield from views(pattern, (*namespaces, *filter(None, [pattern.namespace])))
         else:
             name = ":".join((*namespaces, pattern.name)) if pattern.name else pattern.callback
-            yield Place(pattern.callback, name, pattern.default_args)
+            yield pattern.callback, name, pattern.default_args
 
 
-def label_of(place: Place) -> str:
-    """A view by the name of its URL, or its own."""
-    return place.name if isinstance(place.name, str) else name_of(place.view)
+def label(view: t.Any, name: t.Any) -> str:
+    return name if isinstance(name, str) else name_of(view)
 
 
 def prerender_paths(mount: str = "") -> Iterator[str]:
@@ -141,13 +128,11 @@ def prerender_paths(mount: str = "") -> Iterator[str]:
         found = dict.fromkeys(_all())
     finally:
         set_script_prefix(before)
-    pages = {each.view: label_of(each) for each in places() if declared(each.view) is not None}
-    for path in found:
-        if not pages:
-            break
+    missing = {view: label(view, name) for view, name, _ in views() if declared(view)}
+    for path in found if missing else ():
         leads_to = match(urlsplit(path).path.removeprefix(mount))
-        pages.pop(getattr(leads_to, "func", None), None)
-    for name in pages.values():
+        missing.pop(leads_to and leads_to.func, None)
+    for name in missing.values():
         warnings.warn(
             f"nothing lists paths of the page {name!r}: give it isr_page(paths=...), a sitemap, "
             "or ISR['PATHS']",
@@ -158,29 +143,31 @@ def prerender_paths(mount: str = "") -> Iterator[str]:
 
 
 def _all() -> Iterator[str]:
-    for view, name, arguments in places():
-        if (declaration := declared(view)) is not None:
-            yield from _reversed(name, {}, False)
-            yield from _read_all(declaration.paths, name)
+    for view, _, arguments in views():
+        if declared(view) is not None:
+            yield from _of_view(view)
         if isinstance(sitemaps := arguments.get("sitemaps"), dict):
             yield from _of_sitemaps(sitemaps.values())
-    yield from _read_all(option("PATHS"), None)
-    for source in path_sources:
-        yield from source()
+    for source in (option("PATHS"), *path_sources):
+        yield from _read(source)
 
 
 def urls_of(view: object) -> Iterator[str]:
     """What ``paths`` and ``ISR["PATHS"]`` list of a view with ``fallback=False``."""
-    for place in places():
-        if place.view is view and (declaration := declared(view)) is not None:
-            yield from _read_all(declaration.paths, place.name)
-            yield from _reversed(place.name, {}, False)
-    yield from _read_all(option("PATHS"), None)
+    yield from _of_view(view)
+    yield from _read(option("PATHS"))
 
 
-def _read_all(source: t.Any, name: t.Any) -> Iterator[str]:
-    if isinstance(source, str):
-        source = import_string(source)
+def _of_view(view: object) -> Iterator[str]:
+    for each, name, _ in views():
+        if each is view and (declaration := declared(view)) is not None:
+            yield from _read(declaration.paths, name)
+            with contextlib.suppress(NoReverseMatch):
+                yield from _reversed(name, {})
+
+
+def _read(source: t.Any, name: t.Any = None) -> Iterator[str]:
+    source = import_string(source) if isinstance(source, str) else source
     for item in source() if callable(source) else source or ():
         if isinstance(item, str):
             yield iri_to_uri(item)
@@ -195,18 +182,14 @@ def _read_all(source: t.Any, name: t.Any) -> Iterator[str]:
             )
 
 
-def _reversed(name: t.Any, values: dict[str, t.Any], strict: bool = True) -> Iterator[str]:
+def _reversed(name: t.Any, values: dict[str, t.Any]) -> Iterator[str]:
     """The path of a view, in all languages that have one of their own."""
-    languages = [settings.LANGUAGE_CODE]
-    if is_language_prefix_patterns_used(settings.ROOT_URLCONF)[0]:
-        languages = [code for code, _ in settings.LANGUAGES]
-    for language in languages:
-        try:
-            with translation.override(language):
-                yield reverse(name, settings.ROOT_URLCONF, kwargs=values)
-        except NoReverseMatch:
-            if strict:
-                raise
+    has_prefixes = is_language_prefix_patterns_used(settings.ROOT_URLCONF)[0]
+    codes = [code for code, _ in settings.LANGUAGES] if has_prefixes else [settings.LANGUAGE_CODE]
+    for code in codes:
+        with translation.override(code):
+            path = reverse(name, settings.ROOT_URLCONF, kwargs=values)
+        yield path
 
 
 def _of_sitemaps(sitemaps: Iterable[t.Any]) -> Iterator[str]:

@@ -58,22 +58,16 @@ def tags_of(instance: t.Any) -> Iterator[str]:
 
 
 def track(*models: type[Model] | str, expire: bool = True) -> None:
-    """Revalidate the tags of an object and of its model when it is saved, deleted or related anew.
+    """Revalidate the tags of objects and of their models when they are saved, deleted or related.
 
-    It takes effect on commit. ``QuerySet.update()``, ``bulk_create()``, ``bulk_update()`` and raw
-    SQL send no signal: call ``revalidate_tag(tag(Model))`` after them.
+    Call it in ``AppConfig.ready()``. It takes effect on commit. ``QuerySet.update()``,
+    ``bulk_create()``, ``bulk_update()`` and raw SQL send no signal: call
+    ``revalidate_tag(tag(Model))`` after them.
 
     :param models: models, also abstract ones, or names as ``"blog.Post"``; those that extend them
         are tracked, too.
-    :param expire: whether the next visitor waits for the new page; if not, they get the old one
-        while it is rendered.
+    :param expire: the next visitor waits for the new page; if not, they get the old one first.
     :raises TypeError: for what is no model, or for none.
-
-    .. code-block:: python
-
-        class BlogConfig(AppConfig):
-            def ready(self):
-                track(Post, Author)
     """
     for model in models:
         if isinstance(model, str):

@@ -130,17 +130,14 @@ class Status:
             response = error.get_response(environ)
         except Exception:
             logger.exception("the status page cannot be shown")
-            context = views.Context(self.middleware, "", "")
-            response = _html(views.refused(context, "The store does not answer now."), 503)
+            context = views.Context(self.middleware, _root(request), "")
+            why = "This cannot be shown now: perhaps the store is away. The log says more."
+            response = _html(views.refused(context, why), 503)
         response.headers.extend(HEADERS)
         return response(environ, start_response)
 
-    def admits(self, environ: WSGIEnvironment) -> bool:
-        """Whether a request comes from somebody who has logged in, or needs no login."""
-        return self._session(Request(environ)) is not None
-
     def _answer(self, request: Request) -> Response:
-        root = quote(request.environ.get("SCRIPT_NAME", "").encode("latin-1"))
+        root = _root(request)
         path = request.environ.get("PATH_INFO", "")
         if not path:
             return Response(status=308, headers={"Location": f"{root}/"})
@@ -197,7 +194,7 @@ class Status:
             COOKIE,
             value,
             max_age=LIFETIME if value else 0,
-            path=f"{quote(request.environ.get('SCRIPT_NAME', '').encode('latin-1'))}/",
+            path=f"{_root(request)}/",
             secure=request.is_secure,
             httponly=True,
             samesite="Strict",
@@ -211,7 +208,7 @@ class Status:
         wanted = request.form.get("next", "/")
         if not self._may_try(request.remote_addr or ""):
             return self._refused(context, 429, "Too many attempts. Wait a minute.", wanted)
-        given = self._sign("secret", request.form.get("secret", "").strip())
+        given = self._sign("secret", request.form.get("secret", ""))
         if not hmac.compare_digest(given, self._secret):
             return self._refused(context, 401, "That is not the secret.", wanted)
         location = wanted if _NEXT.fullmatch(wanted) else "/"
@@ -267,6 +264,11 @@ class Status:
             return _html(views.one_page(context, {"url": url}, str(error)))
         query = urlencode({"url": url, "done": path[1:]})
         return _moved(f"{context.root}/page?{query}")
+
+
+def _root(request: Request) -> str:
+    """The mount point, as a link has it."""
+    return quote(request.environ.get("SCRIPT_NAME", "").encode("latin-1"))
 
 
 def _html(text: str, status: int = 200) -> Response:

@@ -11,9 +11,10 @@ from urllib.parse import urlencode
 
 from markupsafe import Markup as H
 
-from ..listing import Explanation, PageInfo
+from ..listing import Explanation, PageInfo, percentile
 from ..report import amount, number, span
 from ..rules import to_wsgi
+from ..store.protocol import Record
 from .assets import CSS, JS
 
 if t.TYPE_CHECKING:
@@ -22,8 +23,9 @@ if t.TYPE_CHECKING:
 Args: t.TypeAlias = "Mapping[str, str]"
 Counts: t.TypeAlias = "Mapping[str, t.Any]"
 
-#: Pages on one screen, those that are sorted, and stored ones that a request goes through.
-MAX_ROWS, MAX_FOUND, MAX_READ = 50, 5000, 20_000
+#: Pages on one screen, those that are sorted, and stored ones that a request goes through: some
+#: 60 µs for each of the second, 10 µs for each of the last.
+MAX_ROWS, MAX_MATCHING, MAX_READ = 50, 5000, 20_000
 MINUTES = 60
 NAV = (("/", "Overview"), ("/pages", "Pages"), ("/invalidations", "Invalidations"))
 STATES = ("", "fresh", "stale", "expired", "failed")
@@ -114,7 +116,8 @@ def login(context: Context, why: str, wanted: str) -> str:
 
 
 def refused(context: Context, why: str) -> str:
-    main = H("{}<p>{}</p>").format(note(why, css="bad"), context.link("/", "Overview"))
+    alert = note(why, css="bad", role="alert")
+    main = H("{}<p>{}</p>").format(alert, context.link("/", "Overview"))
     return whole(context, "Not done", main, "")
 
 
@@ -124,17 +127,20 @@ def refused(context: Context, why: str) -> str:
 def overview(context: Context, args: Args) -> str:
     found = context.middleware.on_demand().overview()
     stats, store, processes = found["stats"], found["store"], found["workers"]
-    times, minutes = stats["render_seconds"], by_minute(found["minutes"], stats)
+    began = found["periods"].get("store", {"at": 0.0})["at"]
+    times, minutes = stats["render_seconds"], by_minute(found["minutes"], stats, began)
     mean = 1000 * times["sum"] / max(1, times["count"])
     periods = {name: f"{period['hit_ratio']:.1%}" for name, period in found["periods"].items()}
     begun = {name: moment(period["at"]) for name, period in found["periods"].items()}
     ratios = H("{} since {}<br>{} by this build, since {}").format(
         *(part.get(name, "-") for name in ("store", "build") for part in (periods, begun))
     )
+    slow = context.link("/pages", "the slowest", sort="render")
+    failed = context.link("/pages", "which, and why", state="failed")
     tiles = [
         ("Hit ratio today", periods.get("day", "-"), ratios),
-        ("Renders", f"{stats['renders']:,}", f"{mean:,.0f} ms each, on average"),
-        ("Failed renders", f"{stats['failures']:,}", f"{stats['rejections']:,} answers refused"),
+        ("Renders", f"{stats['renders']:,}", H("{:,.0f} ms on average<br>{}").format(mean, slow)),
+        ("Failed renders", f"{stats['failures']:,}", failed),
         ("Pages stored", f"{stats['pages']:,}", meter(stats["pages"], store["max_pages"], plain)),
         ("Storage", amount(stats["bytes"]), meter(stats["bytes"], store["max_bytes"], amount)),
         ("Memory", amount(stats["memory_bytes"]), f"in {number(len(processes), 'worker')}"),
@@ -187,10 +193,16 @@ def workers(processes: Iterable[Counts]) -> H:
     return table("Process Build Since Memory# Rendering# Waiting# Store", rows)
 
 
-def by_minute(minutes: Mapping[int, Counts], now: Counts) -> list[dict[str, float]]:
-    """What was counted in each minute of the last hour, the oldest first."""
+def by_minute(minutes: Mapping[int, Counts], now: Counts, began: float) -> list[dict[str, float]]:
+    """What was counted in each minute of the last hour, the oldest first.
+
+    :param began: the time of the first totals, in seconds since 1970.
+    """
     last = int(time.time() // 60)
     points = [*sorted(minutes.items()), (last + 1, now)]
+    if points[0][0] == began // 60:
+        # All was counted since then.
+        points[0] = (points[0][0], dict.fromkeys(points[0][1], 0))
     counted = {
         minute: {name: after.get(name, n) - n for name, n in before.items()}
         for (minute, before), (_, after) in zip(points, points[1:], strict=False)
@@ -236,7 +248,8 @@ def page_list(context: Context, args: Args) -> str:
     states = ((name, name.capitalize() or "Any") for name in STATES)
     form = H(
         '<form class="filter" role="search" action="{}/pages">'
-        '<label class="wide">URL contains<input type="search" name="q" value="{}"></label>'
+        '<label class="wide">URL, or a part of its path'
+        '<input type="search" name="q" value="{}"></label>'
         '<label>Tag<input name="tag" value="{}"></label>'
         '<label>State<select name="state">{}</select></label>'
         '<label>Sort by<select name="sort">{}</select></label><button>Show</button></form>'
@@ -270,31 +283,37 @@ def page_list(context: Context, args: Args) -> str:
 def find(
     context: Context, words: str, tag: str, wanted: str, after: str
 ) -> tuple[list[PageInfo], str, int]:
-    """Pages, the name behind which there may be more, and how many were gone through."""
+    """Pages, the name after which there may be more, and how many were gone through."""
     operations, found = context.middleware.on_demand(), list[PageInfo]()
-    path, _, query = words.partition("?")
-    if "://" in path:
-        path = f"/{path.partition('://')[2].partition('/')[2]}"
-    needle, label = to_wsgi(path).lower(), f"tag:{tag}"
     if wanted == "failed":
         failing = islice(operations.failing(), MAX_READ)
         return [page for page in failing if words in page.url and not tag], "", 0
-    listed = operations.matching(
-        after, lambda record: needle in record.path.lower() and (not tag or label in record.labels)
-    )
-    read, name = 0, ""
-    for read, (name, page) in enumerate(listed, 1):
-        if page is not None and wanted in ("", page.state) and query in page.url:
-            # Those that never rendered well have no record that matches.
-            found += [page] if name or (words in page.url and not tag) else []
-        if len(found) == MAX_FOUND or read == MAX_READ:
-            return found, name, read
+    path, _, query = words.partition("?")
+    is_whole = "://" in path
+    full_path = to_wsgi("/" + path.partition("://")[2].partition("/")[2] if is_whole else path)
+
+    def matches(record: Record) -> bool:
+        in_path = full_path.lower() in record.path.lower()
+        return in_path and (not tag or f"tag:{tag}" in record.labels)
+
+    read, matching, name = 0, 0, ""
+    # The path of a whole URL is found at once; a part of one has to be searched for.
+    for where in [full_path, None] if is_whole and not after else [None]:
+        for read, (name, page) in enumerate(operations.matching(after, matches, where), 1):
+            # Those that never rendered well have no name, and no record that matches.
+            if page is not None and (name or (words in page.url and not tag)):
+                matching += 1
+                found += [page] if wanted in ("", page.state) and query in page.url else []
+            if matching == MAX_MATCHING or read == MAX_READ:
+                return found, name, read
+        if found:
+            break
     return found, "", read
 
 
 def page_table(context: Context, pages: Sequence[PageInfo]) -> H:
     if not pages:
-        return note("No stored page is like that.")
+        return note("None of these pages is like that.")
     error = H('<br><span class="error">{}</span>')
     rows = (
         (
@@ -328,7 +347,7 @@ def one_page(context: Context, args: Args, problem: str = "") -> str:
     except ValueError as error:
         problem = problem or str(error)
     if done := DONE.get(args.get("done", "")):
-        parts.append(note(done, css="good"))
+        parts.append(note(done, css="good", role="status"))
     if problem:
         parts.append(note(problem, css="bad", role="alert"))
     if found is not None:
@@ -413,13 +432,14 @@ def facts(context: Context, found: Explanation) -> H:
         *((name.capitalize(), found.key[name]) for name in ("mount", "query", "vary", "build")),
     ]
     shown = each("<dt>{}</dt><dd>{}</dd>", (row for row in rows if row[1]))
-    renders = (
+    renders = [
         (moment(r.at), REASONS.get(r.reason, r.reason), f"{1000 * r.seconds:,.0f} ms")
         for r in found.renders
-    )
+    ]
+    took = [1000 * percentile([r.seconds for r in found.renders], share) for share in (0.5, 0.95)]
+    history = H('<p class="soft">Half of them took {:,.0f} ms at most, 95% {:,.0f} ms.</p>{}')
     return H('<h2>Details</h2><dl class="facts">{}</dl><h2>Last renders</h2>{}').format(
-        shown,
-        table("When Why Took#", renders) if found.renders else H('<p class="soft">None.</p>'),
+        shown, history.format(*took, table("When Why Took#", renders)) if renders else "-"
     )
 
 
@@ -485,9 +505,13 @@ def options(choices: Iterable[tuple[str, str]], chosen: str) -> H:
     return each('<option value="{}"{}>{}</option>', rows)
 
 
-def note(*lines: object, css: str = "", role: str = "status") -> H:
+def note(*lines: object, css: str = "", role: str = "") -> H:
+    """
+    :param role: ``"status"`` or ``"alert"`` for what screen readers say at once.
+    """
     shown = each("<p>{}</p>", ([line] for line in lines))
-    return H('<div class="note {}" role="{}">{}</div>').format(css, role, shown)
+    role = H(' role="{}"').format(role) if role else ""
+    return H('<div class="note {}"{}>{}</div>').format(css, role, shown)
 
 
 def state(name: str, text: str | None = None) -> H:
@@ -497,7 +521,9 @@ def state(name: str, text: str | None = None) -> H:
 def meter(value: float, bound: float | None, show: Callable[[float], str]) -> object:
     if bound is None:
         return "no bound"
-    bar = H('of {}<meter max="{}" high="{}" optimum="0" value="{}"></meter>')
+    bar = H(
+        'of {}; then the least used go<meter max="{}" high="{}" optimum="0" value="{}"></meter>'
+    )
     return bar.format(show(bound), bound, 0.9 * bound, value)
 
 

@@ -30,17 +30,7 @@ from . import protocol
 from .entries import BRIEF, WEEK, Entries, frame
 from .epochs import Epochs, replaces
 from .leases import Lease, Leases
-from .protocol import (
-    Busy,
-    Changes,
-    Failure,
-    Invalidation,
-    Number,
-    Record,
-    Stored,
-    TooLarge,
-    Validity,
-)
+from .protocol import Busy, Changes, Failure, Invalidation, Number, Record, Stored, Validity
 
 logger = logging.getLogger("wsgi_isr")
 
@@ -75,7 +65,7 @@ class CachelibStore:
         self._refreshed = 0.0
         self._leases = Leases(self._extend, self._end)
         #: The last minute whose totals this process left.
-        self._minute = ""
+        self._minute = 0
         self._id = secrets.token_hex(8)
         # Guards this object. Nothing is asked of the cache under it.
         self._lock = threading.Lock()
@@ -241,7 +231,7 @@ class CachelibStore:
             # Unless another has taken it over.
             if self._is_own(lease):
                 if lease.outcome is not None:
-                    with contextlib.suppress(TooLarge):
+                    with contextlib.suppress(protocol.TooLarge):
                         self._entries.set(f"outcome:{lease.token}", lease.outcome, BRIEF)
                 self._entries.delete(f"lease:{lease.name}")
 
@@ -281,9 +271,12 @@ class CachelibStore:
 
     @contextlib.contextmanager
     def _change(self, name: str, empty: t.Any) -> Iterator[t.Any]:
-        """A value, to be changed in place."""
+        """A value, to be changed in place; of a list too large for the cache the end is cut off."""
         with self._entries.exclusive(name):
             yield (value := self._value(name, empty))
+            if isinstance(value, list):
+                while len(json.dumps([value])) > self._entries.limit:
+                    del value[len(value) // 2 :]
             self._entries.write(name, [value])
 
     def builds(self, build: str) -> list[str]:
@@ -298,13 +291,12 @@ class CachelibStore:
         with self._change("totals", {}) as totals:
             for name, count in counts.items():
                 totals[name] = totals.get(name, 0) + count
-
-        minute = str(int(self.time() // 60))
+        minute = int(self.time() // 60)
         if minute != self._minute:
-            with self._change("minutes", {}) as minutes:
-                minutes.setdefault(minute, self.totals())
-                for old in list(minutes)[: -protocol.MAX_MINUTES]:
-                    del minutes[old]
+            with self._change("minutes", []) as minutes:
+                if minute not in dict(minutes):
+                    minutes.insert(0, [minute, self.totals()])
+                del minutes[protocol.MAX_MINUTES :]
             self._minute = minute
 
     def totals(self) -> dict[str, float]:
@@ -312,8 +304,8 @@ class CachelibStore:
 
     def minutes(self) -> dict[int, dict[str, float]]:
         first = self.time() // 60 - protocol.MAX_MINUTES
-        found = self._value("minutes", {}).items()
-        return {int(minute): totals for minute, totals in found if int(minute) > first}
+        found = reversed(self._value("minutes", []))
+        return {minute: totals for minute, totals in found if minute > first}
 
     def log(self, entry: bytes) -> None:
         with self._change("journal", []) as entries:

@@ -79,7 +79,7 @@ def redis_client(url: str) -> Callable[[], t.Any]:
         # Not connected: it only shows what is wrong with the URL's options.
         plain.from_url(first, **waits).connection_pool.make_connection()
         if kind == "+sentinel" and not service:
-            raise ValueError("it names no service, as in redis+sentinel://host:port/service/db")
+            raise ValueError("name a service, as in redis+sentinel://host:port/service/db")
         if not kind and len(nodes) > 1:
             raise ValueError(f"several servers are {package}+cluster:// or {package}+sentinel://")
     except (TypeError, ValueError, AttributeError) as error:
@@ -134,8 +134,8 @@ def _refuse_text(options: t.Any) -> None:
 def _warn_if_slow(cache: BaseCache, waits: list[t.Any], retries: int) -> None:
     if retries > 1 or any(not isinstance(w, int | float) or w > PATIENT for w in waits):
         logger.warning(
-            "the client of this %s waits long for a server that does not answer, and visitors "
-            "with it: give it timeouts of %s seconds and no retries, or use a cache URL",
+            "the client of this %s waits long for a server that does not answer, and so do "
+            "visitors: give it timeouts of %s seconds and no retries, or use a cache URL",
             type(cache).__name__,
             TIMEOUT,
         )

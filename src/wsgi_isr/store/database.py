@@ -17,35 +17,20 @@ import sqlite3
 import threading
 import typing as t
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from sqlite3 import Connection
 
 from . import schema, signal
 from .protocol import ReadOnly, StoreError
-from .schema import State
+from .schema import FAULTS, Damage, State, translate
 
 logger = logging.getLogger("wsgi_isr")
 
 T = t.TypeVar("T")
-
-
-class Opened(t.NamedTuple):
-    """The connections of one file.
-
-    :param writer: ``None`` where the file can only be read.
-    :param immutable: whether it was opened as one that nobody writes to.
-    """
-
-    reader: sqlite3.Connection
-    writer: sqlite3.Connection | None
-    immutable: bool
-    identity: object
-    lineage: str
-
-    def close(self) -> None:
-        for connection in (self.writer, self.reader):
-            with contextlib.suppress(sqlite3.Error):
-                if connection is not None:
-                    connection.close()
+Args = t.TypeVarTuple("Args")
+#: What happens in one transaction, with its connection and some arguments.
+Step: t.TypeAlias = Callable[[Connection, *Args], T]
+Opened: t.TypeAlias = tuple[Connection, Connection | None]
 
 
 class Database:
@@ -59,39 +44,36 @@ class Database:
         self.path = os.path.join(self.folder, "pages.sqlite3")
         self.counters = signal.Counters(self.folder)
         self.presence = signal.Presence(self.folder)
+        #: The connections, of which the second is ``None`` where the file can only be read.
         self._opened: Opened | None = None
+        self._seen: object = None
+        self._lineage = ""
         # Taken in this order.
         self.lock = signal.Lock(self.folder)
         self._reading = threading.RLock()
         _databases.add(self)
 
-    def read(self, step: Callable[[sqlite3.Connection], T]) -> T:
+    def read(self, step: Step[*Args, T], *args: *Args) -> T:
         """Run a step that sees one state of the database.
 
         :raises StoreError: if the database cannot be read.
         """
         for _ in range(3):
-            fault: Exception | None = None
-            with self._reading:
-                if (opened := self._opened) is not None:
-                    try:
-                        opened.reader.execute("BEGIN")
-                        return step(opened.reader)
-                    except schema.FAULTS as error:
-                        fault = error
-                    finally:
-                        opened.reader.rollback()
+            if self._opened is None:
+                self.check()
             try:
-                if opened is None or fault is None:
-                    self.check()
-                else:
-                    self._recover(opened, fault)
-            finally:
-                # It refers to this frame: what both have would stay until it is collected.
-                del fault
+                with self._reading:
+                    if (opened := self._opened) is not None:
+                        try:
+                            opened[0].execute("BEGIN")
+                            return step(opened[0], *args)
+                        finally:
+                            opened[0].rollback()
+            except FAULTS as error:
+                self._recover(opened, error)
         raise StoreError(f"{self.path} is damaged")
 
-    def write(self, step: Callable[[sqlite3.Connection], T], bump: int | None = None) -> T:
+    def write(self, step: Step[*Args, T], *args: *Args, bump: int | None = None) -> T:
         """Run a step in a transaction that no other process is in.
 
         :param bump: the counter that others see change afterwards.
@@ -100,55 +82,41 @@ class Database:
         """
         for _ in range(3):
             with self.lock:
-                opened = self._current()
-                if opened.writer is None:
+                _, writer = opened = self._current()
+                if writer is None:
                     raise ReadOnly(f"{self.path} can only be read")
                 try:
-                    return self._transact(opened.writer, step, bump)
-                except schema.FAULTS as error:
+                    return self._transact(writer, step, *args, bump=bump)
+                except FAULTS as error:
                     self._recover(opened, error)
         raise StoreError(f"{self.path} is damaged")
 
     def _transact(
-        self, writer: sqlite3.Connection, step: Callable[[sqlite3.Connection], T], bump: int | None
+        self, writer: Connection, step: Step[*Args, T], *args: *Args, bump: int | None
     ) -> T:
-        waits = signal.pauses()
-        while not writer.in_transaction:
-            try:
-                writer.execute("BEGIN IMMEDIATE")
-            except sqlite3.OperationalError as error:
-                # Somebody who does not know our lock.
-                if schema.code_of(error) != sqlite3.SQLITE_BUSY or not next(waits, False):
-                    raise
+        writer.execute("BEGIN IMMEDIATE")
         try:
-            result = step(writer)
+            result = step(writer, *args)
             writer.execute("COMMIT")
-        except BaseException:
+        finally:
+            # Where it is over, this does nothing.
             with contextlib.suppress(sqlite3.Error):
                 writer.rollback()
-            raise
         if bump is not None:
             self.counters.bump(bump)
         return result
 
-    def vacuum(self, pages: int) -> int:
-        """Give so many free pages back to the file system; gives how many are left."""
-        with contextlib.suppress(*schema.FAULTS), self.lock:
-            if (writer := self._current().writer) is not None:
-                # A script runs to its end; `execute` would stop after one page.
-                writer.executescript(f"PRAGMA incremental_vacuum({pages})")
-                return int(writer.execute("PRAGMA freelist_count").fetchone()[0])
-        return 0
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[Connection]:
+        """A connection for what takes so long that nobody is to wait for it.
 
-    def checkpoint(self, mode: t.Literal["PASSIVE", "TRUNCATE"]) -> None:
-        """Move the log into the file; nobody waits for ``PASSIVE``, which syncs."""
-        with contextlib.suppress(*schema.FAULTS), contextlib.ExitStack() as stack:
-            if mode == "TRUNCATE":
-                stack.enter_context(self.lock)
-            connection = stack.enter_context(
-                contextlib.closing(schema.connect(self.path, "mode=rw"))
-            )
-            connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
+        :raises StoreError: if it fails.
+        """
+        try:
+            with contextlib.closing(schema.connect(self.path, "mode=rw", 0)) as connection:
+                yield connection
+        except FAULTS as error:
+            raise translate(error) from error
 
     # The file at the path.
 
@@ -157,42 +125,43 @@ class Database:
 
         :raises StoreError: if that is not possible.
         """
-        opened = self._opened
-        if opened is None or self._identity(opened.immutable) != opened.identity:
+        if not self._is_there():
             with self.lock.threads:
                 self._current()
 
-    def _identity(self, immutable: bool = False) -> list[t.Any]:
+    def _identity(self, writes: bool = True) -> list[t.Any]:
         """What differs for another file, or another log beside it."""
         found: list[t.Any] = [None, None]
         for place, path in enumerate((self.path, f"{self.path}-wal")):
             with contextlib.suppress(OSError):
                 status = os.stat(path)
-                # Somebody else may write to what nobody here can.
-                times = (status.st_size, status.st_mtime_ns) if immutable else ()
+                # Others may write what can only be read here, past a connection that is immutable.
+                times = () if writes else (status.st_size, status.st_mtime_ns)
                 found[place] = (status.st_dev, status.st_ino, *times)
         return found
 
-    def _current(self) -> Opened:
+    def _is_there(self) -> bool:
+        """Whether the file that is open is the one at the path."""
         opened = self._opened
-        if opened is not None and self._identity(opened.immutable) == opened.identity:
-            if opened.writer is not None or not self.lock.taken:
-                return opened
+        return opened is not None and self._identity(opened[1] is not None) == self._seen
+
+    def _current(self) -> Opened:
+        before, lineage = self._opened, self._lineage
+        if before is not None and self._is_there() and (before[1] or not self.lock.depth):
+            return before
         with self._reading:
             self._drop()
-            self._opened = new = self._open()
-        if opened is not None and opened.writer and new.writer and opened.lineage == new.lineage:
+            self._opened = _, writer = opened = self._open()
+        if before is not None and before[1] and writer and self._lineage == lineage:
             # Somebody put another copy in place while we run: what is later is not as it was.
             with self.lock:
-                step = functools.partial(_begin_lineage, lineage=new.lineage)
-                lineage = self._transact(new.writer, step, 0)
-            self._opened = new = new._replace(lineage=lineage)
-        return new
+                self._lineage = self._transact(writer, _begin_lineage, lineage, bump=0)
+        return opened
 
     def _drop(self) -> None:
         opened, self._opened = self._opened, None
         if opened is not None:
-            opened.close()
+            _close(*opened)
 
     def _open(self) -> Opened:
         reason = schema.unwritable(self.folder)
@@ -200,15 +169,13 @@ class Database:
             before, damage = self._identity()[0], None
             try:
                 if before is not None:
-                    opened = self._connect(reason is None)
+                    opened = self._connect(not reason)
                     if self._identity()[0] == before:
                         return opened
-                    opened.close()
+                    _close(*opened)
                     continue
-            except schema.Damage as error:
+            except Damage as error:
                 damage = error
-            except sqlite3.Error as error:
-                raise schema.translate(error) from error
             if reason:
                 raise StoreError(f"{self.folder}: {damage or reason}") from damage
             with self.lock:
@@ -219,36 +186,30 @@ class Database:
 
     def _connect(self, writes: bool) -> Opened:
         """
-        :raises schema.Damage: for a file that is not ours.
+        :raises Damage: for a file that is not ours.
         """
-        for options in ["mode=rw"] if writes else ["mode=ro", "immutable=1"]:
-            immutable, writer = options == "immutable=1", None
-            try:
-                with contextlib.ExitStack() as stack:
-                    reader = schema.connect(self.path, options, signal.LOCK_TIMEOUT / 2)
-                    stack.callback(reader.close)
-                    state = schema.validate(reader)
-                    if writes:
-                        reader.execute("PRAGMA query_only = ON")
-                        writer = schema.connect(self.path, options)
-                        stack.callback(writer.close)
-                        writer.executescript(
-                            "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;"
-                            f"PRAGMA journal_size_limit = {4 * 2**20}"
-                        )
-                    stack.pop_all()
-                identity = self._identity(immutable)
-                opened = Opened(reader, writer, immutable, identity, state.lineage)
-                # Should nobody close it. Not at exit: a forked child has other descriptors.
-                weakref.finalize(self, opened.close).atexit = False
-                return opened
-            except schema.FAULTS as error:
-                if schema.is_damage(error):
-                    raise schema.Damage(str(error)) from error
-                # A log is there, or a process that may write can make one.
-                if options != "mode=ro" or os.path.exists(f"{self.path}-wal"):
-                    raise
-        raise StoreError(f"{self.path} cannot be opened")
+        has_log, writer = os.path.exists(f"{self.path}-wal"), None
+        mode = "mode=rw" if writes else "mode=ro" if has_log else "immutable=1"
+        try:
+            with contextlib.ExitStack() as stack:
+                reader = schema.connect(self.path, mode, signal.LOCK_TIMEOUT / 2)
+                stack.callback(reader.close)
+                state = schema.validate(reader)
+                if writes:
+                    reader.execute("PRAGMA query_only = ON")
+                    writer = schema.connect(self.path, mode, signal.LOCK_TIMEOUT)
+                    stack.callback(writer.close)
+                    writer.executescript(
+                        f"{schema.SAFE} PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;"
+                        f"PRAGMA journal_size_limit = {4 * 2**20}"
+                    )
+                stack.pop_all()
+        except FAULTS as error:
+            raise translate(error) from error
+        self._seen, self._lineage = self._identity(writes), state.lineage
+        # Should nobody close it. Not at exit: a forked child has other descriptors.
+        weakref.finalize(self, _close, reader, writer).atexit = False
+        return reader, writer
 
     def _begin(self, damage: Exception | None) -> None:
         """Make a new database, which nobody sees half made, in place of a damaged one."""
@@ -266,37 +227,34 @@ class Database:
                 schema.remove(self.path)
             os.rename(new, self.path)
         except (OSError, sqlite3.Error) as error:
-            raise schema.translate(error) from error
+            raise translate(error) from error
         finally:
             schema.remove(new)
         self.counters.bump(0)
 
-    def _recover(self, opened: Opened, error: Exception) -> None:
+    def _recover(self, opened: Opened | None, error: Exception) -> None:
         """Heal, so that the caller may try again.
 
         :raises StoreError: if that does not help.
         """
-        if not schema.is_damage(error):
-            code = schema.code_of(error)
-            if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
-                # Opened again by the next call.
-                with self.lock.threads, self._reading:
-                    if self._opened is opened:
-                        self._drop()
-            raise schema.translate(error) from error
-        with self.lock, self._reading:
-            if self._opened is opened:
-                same = self._identity(opened.immutable) == opened.identity
-                self._drop()
-                if same:
-                    self._begin(error)
+        is_damage = isinstance(translate(error), Damage)
+        if is_damage or schema.code_of(error) in ("IOERR", "CANTOPEN", "READONLY"):
+            with self.lock if is_damage else self.lock.threads, self._reading:
+                if opened is not None and self._opened is opened:
+                    is_same = self._is_there()
+                    # Opened again by the next call.
+                    self._drop()
+                    if is_damage and is_same:
+                        self._begin(error)
+        if not is_damage:
+            raise translate(error) from error
 
     # The process.
 
     def close(self) -> None:
         """Give back what this process has. It never raises."""
         with contextlib.suppress(Exception):
-            self.presence.close()
+            self.presence.leave()
             self.counters.close()
         with self.lock.threads, contextlib.ExitStack() as stack:
             with contextlib.suppress(Exception):
@@ -329,7 +287,13 @@ class Database:
         self._reading = threading.RLock()
 
 
-def _begin_lineage(connection: sqlite3.Connection, lineage: str) -> str:
+def _close(reader: Connection, writer: Connection | None) -> None:
+    for connection in filter(None, (writer, reader)):
+        with contextlib.suppress(sqlite3.Error):
+            connection.close()
+
+
+def _begin_lineage(connection: Connection, lineage: str) -> str:
     state = State.read(connection)
     if state.lineage == lineage:
         state.lineage = secrets.token_hex(8)
@@ -341,16 +305,13 @@ _databases: weakref.WeakSet[Database] = weakref.WeakSet()
 _abandoned: list[Opened] = []
 
 
-def _each(method: str) -> Callable[[], None]:
-    def call() -> None:
-        for database in list(_databases):
-            getattr(database, method)()
-
-    return call
+def _each(method: str) -> None:
+    for database in list(_databases):
+        getattr(database, method)()
 
 
 os.register_at_fork(
-    before=_each("before_fork"),
-    after_in_parent=_each("after_fork_in_parent"),
-    after_in_child=_each("after_fork_in_child"),
+    before=functools.partial(_each, "before_fork"),
+    after_in_parent=functools.partial(_each, "after_fork_in_parent"),
+    after_in_child=functools.partial(_each, "after_fork_in_child"),
 )

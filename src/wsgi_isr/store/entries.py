@@ -168,9 +168,8 @@ class Entries:
         """A lock over processes. A process that stops for longer than `LOCK` may lose it."""
         key, token = f"lock:{name}", secrets.token_hex(8).encode()
         deadline, pause = time.monotonic() + LOCK_TIMEOUT, 0.001
-        # Where `add` is not atomic, the last of two writers has it.
-        while not (self.add(key, token) and (self._is_atomic or self.get(key) == token)):
-            owner = self.get(key)
+        # Where `add` is not atomic, the last of two writers has it. A client may have tried twice.
+        while not (self.add(key, token) and self._is_atomic) and (owner := self.get(key)) != token:
             # FileSystemCache refuses to add where an expired entry lies.
             if not self._is_atomic if owner is None else self.is_dead(key, owner, LOCK):
                 self.delete(key)

@@ -9,174 +9,158 @@ Reading a page costs the same however many labels there are.
 from __future__ import annotations
 
 import functools
-import json
-import sqlite3
-import time
 import typing as t
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from sqlite3 import Connection
 
 from ..rules import compile_pattern
-from . import schema
 from .database import Database
-from .epochs import Epochs, Last, prefix_of
-from .protocol import MAX_HISTORY, MAX_LABELS, Changes, Invalidation, Number
-from .schema import State
+from .epochs import Last, prefix_of
+from .protocol import MAX_HISTORY, MAX_LABELS, Changes, Invalidation, Number, Record
+from .schema import ALL, LABEL_ROWS, PATH_ROWS, State, dump, seal, unpack, unseal
 
 #: Patterns with the same literal beginning; each costs every page below it a match.
 MAX_ALIKE = 20
-#: Of those, how many are forgotten in one step: fewer than `Epochs` keeps apart.
-ALIKE_AT_ONCE = 90
 #: Pages or rows that are read or written in one step.
 BATCH = 200
-#: Seconds that forgetting may take before another process begins it again.
-FORGETTING = 300.0
-_PATTERN, _BEGIN, _ALL = "pattern:", "begin:", "*"
+_PATTERN, _BEGIN = "pattern:", "begin:"
+
+T = t.TypeVar("T")
 
 _compiled = functools.lru_cache(4096)(compile_pattern)
 
-#: Of a label: its `Last`. Of a literal beginning: the `Last` of each pattern.
-Entries: t.TypeAlias = dict[str, t.Any]
-#: The path and the row of a page, in the order of both.
-Place: t.TypeAlias = tuple[t.Any, int] | None
+#: By label or literal beginning: the `Last` of each pattern there, and of the label under "".
+Entries: t.TypeAlias = dict[str, dict[str, Sequence[int]]]
 
 
 class Page(t.NamedTuple):
     """What is sealed in a page's row.
 
-    :param stale: the number of an invalidation that was applied to it, and of one that
-        ``expired`` it.
+    :param record: but for its bytes, of which there are ``size``.
+    :param last: the last invalidations that were applied to it.
     """
 
-    name: str
-    path: str
-    build: str
-    labels: Sequence[str]
-    lineage: str
-    sequence: int
-    gone: bool
+    record: Record
     size: int
-    stale: int = 0
-    expired: int = 0
+    last: Last = Last()
+
+    def seal(self) -> bytes:
+        return seal((*self.record[:6], self.size, *self.last), 2)
 
     @classmethod
-    def of(cls, meta: t.Any) -> Page | None:
-        values = schema.unseal(meta, 2)
-        return None if values is None else cls(*values)
-
-    @property
-    def number(self) -> Number:
-        return Number(self.lineage, self.sequence)
-
-    @property
-    def last(self) -> Last:
-        return Last(self.stale, self.expired)
+    def of(cls, meta: t.Any, head: bytes = b"", body: bytes = b"") -> Page | None:
+        if (values := unseal(meta, 2)) is None:
+            return None
+        name, labels, number, build, path, gone, size, *last = values
+        record = Record(name, tuple(labels), Number(*number), build, path, gone, head, body)
+        return cls(record, size, Last(*last))
 
 
-def _row_of(key: str, first: int = 0, rows: int = schema.LABEL_BUCKETS) -> int:
+def _row_of(key: str, first: int = 0, rows: int = LABEL_ROWS) -> int:
     return first + zlib.crc32(key.encode("utf-8", "surrogatepass")) % rows
 
 
-def _place_of(label: str) -> tuple[int, str, str | None]:
-    """The row of a label, its key there, and the pattern under that, if it is one."""
-    pattern = label.removeprefix(_PATTERN) if label.startswith(_PATTERN) else None
-    key = label if pattern is None else _BEGIN + prefix_of(pattern)
-    return _row_of(key), key, pattern
+def _place_of(label: str) -> tuple[str, str]:
+    """Where a label is found: under itself, or as a pattern under its literal beginning."""
+    if not label.startswith(_PATTERN):
+        return label, ""
+    pattern = label.removeprefix(_PATTERN)
+    return _BEGIN + prefix_of(pattern), pattern
 
 
-def _read(connection: sqlite3.Connection, number: int) -> Entries | None:
-    row = connection.execute("SELECT data FROM buckets WHERE id = ?", (number,)).fetchone()
-    return t.cast("Entries | None", schema.unseal(row and row[0], number))
+def _read(connection: Connection, row: int) -> t.Any:
+    found = connection.execute("SELECT data FROM buckets WHERE id = ?", (row,)).fetchone()
+    return unseal(found and found[0], row)
 
 
-def _write(connection: sqlite3.Connection, number: int, entries: Entries) -> None:
-    connection.execute("REPLACE INTO buckets VALUES (?, ?)", (number, schema.seal(entries, number)))
+def _write(connection: Connection, row: int, entries: t.Any) -> None:
+    connection.execute("REPLACE INTO buckets VALUES (?, ?)", (row, seal(entries, row)))
 
 
-def last_of(connection: sqlite3.Connection, state: State, page: Page, damaged: set[int]) -> Last:
+def _find(entries: Entries, keys: Iterable[str], path: str) -> Last:
+    """The last invalidations of a page among some."""
+    last = Last()
+    for key in keys:
+        for pattern, each in entries.get(key, {}).items():
+            if not pattern or _compiled(pattern).fullmatch(path):
+                last = last.later(Last(*each))
+    return last
+
+
+def _keys_of(record: Record, lengths: Iterable[int]) -> tuple[str, list[str]]:
+    """The path of a page, and whatever may invalidate it."""
+    path = record.path or "/"
+    beginnings = (_BEGIN + path[:length] for length in lengths if length <= len(path))
+    return path, [*record.labels, *beginnings]
+
+
+def last_of(connection: Connection, state: State, page: Page, damaged: set[int]) -> Last:
     """The last invalidations of a page, in one step with what else the transaction reads.
 
     :param damaged: to which the numbers of rows that are damaged are added.
     """
-    path = page.path or "/"
-    beginnings = [_BEGIN + path[:length] for length in state.lengths if length <= len(path)]
+    path, keys = _keys_of(page.record, state.lengths)
     rows: dict[int, list[str]] = {}
-    for key in (*page.labels, *beginnings):
-        rows.setdefault(_row_of(key), [_ALL]).append(key)
+    for key in keys:
+        rows.setdefault(_row_of(key), [ALL]).append(key)
     select = f"SELECT id, data FROM buckets WHERE id IN ({','.join('?' * len(rows))})"
-    found = dict(connection.execute(select, tuple(rows)))
-    last = page.last
-    for number, keys in rows.items():
-        content = schema.unpack(found.get(number), number)
+    found, last = dict(connection.execute(select, tuple(rows))), page.last
+    for row, keys in rows.items():
+        content = unpack(found.get(row), row)
         if content is None:
-            damaged.add(number)
+            damaged.add(row)
             last = last.later(Last(state.changed, state.changed))
-            continue
         # Most rows have other labels, and need not be parsed.
-        keys = [key for key in keys if len(content) > 2 and schema.dump(key) in content]
-        entries: Entries = json.loads(content.decode("utf-8", "surrogatepass")) if keys else {}
-        for key in keys:
-            entry = entries.get(key, (0, 0))
-            if not isinstance(entry, dict):
-                last = last.later(Last(*entry))
-                continue
-            for pattern, each in entry.items():
-                if _compiled(pattern).fullmatch(path):
-                    last = last.later(Last(*each))
+        elif keys := [key for key in keys if len(content) > 2 and dump(key) in content]:
+            last = last.later(_find(unseal(found[row], row), keys, path))
     return last
 
 
-def mend(connection: sqlite3.Connection, state: State, damaged: set[int]) -> None:
+def mend(connection: Connection, damaged: set[int]) -> None:
     """Write rows that are damaged anew: everything in them is invalidated now, and not again."""
-    for number in damaged:
-        if _read(connection, number) is None:
-            _write(connection, number, {_ALL: (state.changed, state.changed)})
+    changed = State.read(connection).changed
+    for row in damaged:
+        if _read(connection, row) is None:
+            _write(connection, row, {ALL: {"": (changed, changed)}})
 
 
-def note(
-    connection: sqlite3.Connection, labels: Sequence[str], expire: bool
-) -> tuple[Number, set[str]]:
+def note(connection: Connection, labels: Iterable[str], expire: bool) -> tuple[Number, set[str]]:
     """Invalidate labels; gives what there are too many of now, for `forget`."""
-    state, crowded = State.read(connection), set[str]()
+    state, crowded, labels = State.read(connection), set[str](), list(dict.fromkeys(labels))
     state.sequence = state.changed = number = state.sequence + 1
     state.events += 1
     for label in labels:
-        bucket, key, pattern = _place_of(label)
-        entries = _read(connection, bucket)
+        key, pattern = _place_of(label)
+        row, length = _row_of(key), len(key) - len(_BEGIN)
+        entries = _read(connection, row)
         if entries is None:
-            entries = {_ALL: (number, number)}
-        place = entries
-        if pattern is not None:
-            place, length = entries.setdefault(key, {}), len(key) - len(_BEGIN)
-            if length not in state.lengths:
-                state.lengths.append(length)
-        before = place.get(pattern or key)
-        place[pattern or key] = (number, number if expire else before[1] if before else 0)
-        state.labels += before is None
-        if pattern is not None and len(place) > MAX_ALIKE:
+            entries = {ALL: {"": (number, number)}}
+        place = entries.setdefault(key, {})
+        state.labels += pattern not in place
+        before = place.get(pattern, (0, 0))
+        place[pattern] = (number, number if expire else before[1])
+        if pattern and length not in state.lengths:
+            state.lengths.append(length)
+        if len(place) > MAX_ALIKE:
             crowded.add(key)
-        _write(connection, bucket, entries)
-    row = (state.events, schema.seal([number, expire, labels], state.events))
-    connection.execute("REPLACE INTO history VALUES (?, ?)", row)
+        _write(connection, row, entries)
+    row_of_history = (state.events, seal([number, expire, labels], state.events))
+    connection.execute("REPLACE INTO history VALUES (?, ?)", row_of_history)
     connection.execute("DELETE FROM history WHERE id <= ?", (state.events - MAX_HISTORY,))
-    now = time.monotonic()
-    if state.labels > MAX_LABELS and not now < state.forgetting < now + FORGETTING:
-        state.forgetting = now + FORGETTING
-        crowded.add(_ALL)
     state.write(connection)
-    return state.at, crowded
+    return state.at, crowded | ({ALL} if state.labels > MAX_LABELS else set())
 
 
-def changes(connection: sqlite3.Connection, since: Number) -> Changes:
+def changes(connection: Connection, since: Number) -> Changes:
     """What was invalidated since a number, as far as an unbroken chain of rows says it."""
     state, found = State.read(connection), list[Invalidation]()
     complete = since.lineage == state.lineage and since.sequence <= state.sequence
     if complete and since.sequence < state.changed:
         rows = connection.execute("SELECT data FROM history ORDER BY id DESC")
         for expected in range(state.events, 0, -1):
-            (data,) = rows.fetchone() or (None,)
             # Sealed with its place: a missing row shows.
-            content = schema.unseal(data, expected)
+            content = unseal((rows.fetchone() or (None,))[0], expected)
             if content is None:
                 complete, found = False, []
                 break
@@ -194,121 +178,92 @@ def changes(connection: sqlite3.Connection, since: Number) -> Changes:
 def forget(database: Database, crowded: str) -> None:
     """Forget the oldest labels after applying them to their pages, in small steps.
 
-    :param crowded: a literal beginning that too many patterns have, or all labels.
+    :param crowded: a literal beginning that too many patterns have, or `ALL` labels.
     """
-    whole, labels = crowded == _ALL, dict[str, Last]()
-
-    def gather(connection: sqlite3.Connection, numbers: Sequence[int]) -> None:
-        for number in numbers:
-            for key, entry in (_read(connection, number) or {}).items():
-                if key.startswith(_BEGIN) and (whole or key == crowded):
-                    labels.update((_PATTERN + name, Last(*each)) for name, each in entry.items())
-                elif whole and key != _ALL:
-                    labels[key] = Last(*entry)
-
-    _in_steps(database.read, gather, range(schema.LABEL_BUCKETS) if whole else [_row_of(crowded)])
-    ordered = sorted(labels.items(), key=lambda item: item[1].any)
-    ordered = ordered[: len(ordered) // 2 if whole else -MAX_ALIKE // 2]
-    step = len(ordered) if whole else ALIKE_AT_ONCE
-    for start in range(0, len(ordered), step or 1):
-        oldest = dict(ordered[start : start + step])
-        _forget(database, oldest, "" if whole else crowded.removeprefix(_BEGIN))
-
-
-def _forget(database: Database, oldest: dict[str, Last], beginning: str) -> None:
-    rows: dict[int, list[str]] = {}
-    for label in oldest:
-        rows.setdefault(_place_of(label)[0], []).append(label)
-
-    def raise_floor(connection: sqlite3.Connection) -> str:
-        state = State.read(connection)
-        state.floor = max(state.floor, *(last.any for last in oldest.values()))
-        state.write(connection)
-        return state.lineage
-
-    def drop(connection: sqlite3.Connection, numbers: Sequence[int]) -> None:
-        state = State.read(connection)
-        for number in numbers:
-            entries = _read(connection, number)
-            if entries is None:
-                continue
-            for label in rows[number]:
-                _, key, pattern = _place_of(label)
-                place = entries if pattern is None else entries.get(key, {})
-                # Not one that was invalidated again meanwhile.
-                if place.get(pattern or key) == [*oldest[label]]:
-                    del place[pattern or key]
-                    state.labels -= 1
-                    if not place and pattern is not None:
-                        del entries[key]
-            _write(connection, number, entries)
-        state.forgetting = 0.0
-        state.write(connection)
-
-    # A page that is put from now on with a number from before is stale; the others are found.
-    lineage = database.write(raise_floor)
-    _apply(database, lineage, oldest, beginning)
-    _in_steps(database.write, drop, list(rows))
+    with database.apart() as connection:
+        rows = range(LABEL_ROWS) if crowded == ALL else [_row_of(crowded)]
+        labels = [
+            (last, key, pattern)
+            for row in rows
+            for key, place in (_read(connection, row) or {}).items()
+            for pattern, last in place.items()
+            if key == crowded or key != crowded == ALL
+        ]
+        labels = sorted(labels)[: len(labels) // 2 if crowded == ALL else -MAX_ALIKE // 2]
+        if not labels:
+            return
+        oldest: Entries = {}
+        for last, key, pattern in labels:
+            oldest.setdefault(key, {})[pattern] = last
+        # A page that is put from now on with a number from before is stale; the others are found.
+        database.write(_raise_floor, labels[-1][0][0])
+        beginning = "" if crowded == ALL else crowded.removeprefix(_BEGIN)
+        marked = list(_marked(connection, oldest, beginning))
+    for some in _batches(marked):
+        # Those that were replaced meanwhile are later.
+        database.write(_mark, some)
+    for keys in _batches(list(oldest)):
+        database.write(_drop, keys, oldest)
 
 
-def _in_steps(call: t.Any, step: t.Any, numbers: Sequence[int]) -> None:
-    for start in range(0, len(numbers), BATCH):
-        call(functools.partial(step, numbers=numbers[start : start + BATCH]))
+def _batches(items: list[T]) -> Iterator[list[T]]:
+    return (items[start : start + BATCH] for start in range(0, len(items), BATCH))
 
 
-def _apply(database: Database, lineage: str, labels: dict[str, Last], beginning: str) -> None:
-    """Note on the pages below a path that they were invalidated."""
-    epochs = Epochs(lineage)
-    for label, last in labels.items():
-        epochs.apply(Invalidation(label, last.any, False))
-        if last.expire:
-            epochs.apply(Invalidation(label, last.expire, True))
-    select = (
-        "SELECT path, id, meta FROM pages WHERE path >= ? AND path < ? AND (path, id) > (?, ?) "
-        f"ORDER BY path, id LIMIT {BATCH}"
-    )
+def _raise_floor(connection: Connection, floor: int) -> None:
+    state = State.read(connection)
+    state.floor = max(state.floor, floor)
+    state.write(connection)
 
-    def step(connection: sqlite3.Connection, after: Place, update: bool) -> tuple[Place, bool]:
-        place, changed = None, False
-        values = (beginning, beginning + "\U0010ffff", *(after or ()))
-        for path, row, meta in connection.execute(select, values).fetchall():
-            place, page = (path, row), Page.of(meta)
-            found = page and int(epochs.validity(page.labels, page.path, page.number))
-            if page is None or not found:
-                continue
-            last = page.last.later(Last(epochs.changed, epochs.changed if found == 2 else 0))
-            if last != page.last:
-                changed = True
-                if update:
-                    sealed = schema.seal(page._replace(stale=last.any, expired=last.expire), 2)
-                    connection.execute("UPDATE pages SET meta = ? WHERE id = ?", (sealed, row))
-        return place, changed
 
-    place: Place = (beginning, -(2**63))
-    while place is not None:
-        after, changed = database.read(functools.partial(step, after=place, update=False))
-        if changed:
-            after, _ = database.write(functools.partial(step, after=place, update=True))
-        place = after
+def _marked(
+    connection: Connection, oldest: Entries, beginning: str
+) -> Iterator[tuple[bytes, str, bytes]]:
+    """What the rows of pages below a path become, their names, and what they are now."""
+    lineage = State.read(connection).lineage
+    lengths = {len(key) - len(_BEGIN) for key in oldest if key.startswith(_BEGIN)}
+    select = "SELECT name, meta FROM pages WHERE path >= ? AND path < ?"
+    for name, meta in connection.execute(select, (beginning, beginning + "\U0010ffff")):
+        if (page := Page.of(meta)) is not None:
+            path, keys = _keys_of(page.record, lengths)
+            last, number = page.last.later(_find(oldest, keys, path)), page.record.number
+            if last.makes(number, lineage) > page.last.makes(number, lineage):
+                yield page._replace(last=last).seal(), name, meta
+
+
+def _mark(connection: Connection, some: list[tuple[bytes, str, bytes]]) -> None:
+    connection.executemany("UPDATE pages SET meta = ? WHERE name = ? AND meta = ?", some)
+
+
+def _drop(connection: Connection, keys: list[str], oldest: Entries) -> None:
+    state = State.read(connection)
+    for key in keys:
+        row = _row_of(key)
+        entries = _read(connection, row)
+        if entries is not None and key in entries:
+            place, old = entries.pop(key), oldest[key]
+            # Also those that were invalidated again meanwhile.
+            left = {pattern: last for pattern, last in place.items() if last != old.get(pattern)}
+            state.labels -= len(place) - len(left)
+            _write(connection, row, {**entries, key: left} if left else entries)
+    state.write(connection)
 
 
 # Paths that exist: a list that says where it is damaged.
 
 
 def _row_of_path(path: str) -> int:
-    return _row_of(path, schema.LABEL_BUCKETS, schema.PATH_BUCKETS)
+    return _row_of(path, LABEL_ROWS, PATH_ROWS)
 
 
-def list_path(connection: sqlite3.Connection, path: str) -> None:
+def list_path(connection: Connection, path: str) -> None:
     entries = _read(connection, _row_of_path(path))
-    entries = {_ALL: 0} if entries is None else entries
-    _write(connection, _row_of_path(path), {**entries, path: 1})
+    _write(connection, _row_of_path(path), {**({ALL: 1} if entries is None else entries), path: 1})
 
 
-def has_path(connection: sqlite3.Connection, path: str) -> bool | None:
+def has_path(connection: Connection, path: str) -> bool | None:
     """Whether a path was listed; ``None`` where nobody can say."""
     entries = _read(connection, _row_of_path(path))
-    if entries is not None and path in entries and path != _ALL:
+    if entries is not None and path in entries and path != ALL:
         return True
-    unsure = entries is None or _ALL in entries or State.read(connection).lost
-    return None if unsure else False
+    return None if entries is None or ALL in entries else False

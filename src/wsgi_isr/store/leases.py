@@ -61,7 +61,7 @@ class Leases:
         self._lock = threading.Lock()
 
     def _start(self) -> bool:
-        """See to it that there is a thread; false where none would run."""
+        """Make sure that there is a thread; false where none would run."""
         with self._lock:
             if not self._beats and self._extend is not None:
                 thread = threading.Thread(target=self._beat, name="wsgi-isr-leases", daemon=True)

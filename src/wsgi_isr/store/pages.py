@@ -245,18 +245,19 @@ class Pages:
     # Listing.
 
     def matching(
-        self, after: str, matches: Callable[[Record], bool]
+        self, after: str, matches: Callable[[Record], bool], path: str | None
     ) -> Iterator[tuple[str, Listed | None]]:
         """Pages of this build after the one of a name; ``None`` for one that does not match.
 
+        :param path: the full path of all of them; ``None`` for any.
         :raises NotImplementedError: where pages cannot be listed.
         """
         if self.store.kind.shared == "process":
-            found = sorted(self.listed(), key=lambda listed: listed.page.name)
+            found = sorted(self.listed(path), key=lambda listed: listed.page.name)
             for one in (listed for listed in found if listed.page.name > after):
                 yield one.page.name, one if matches(self._record(one.page)) else None
             return
-        for stored in self.store.records(build=self._build_id, after=after):
+        for stored in self.store.records(build=self._build_id, path=path, after=after):
             head = matches(stored.record) and self._codec.decode_head(stored.record.head)
             is_sound = head and _is_sound(stored, head[0])
             listed = Listed(*head[:2], stored.validity.invalidated) if head and is_sound else None

@@ -197,7 +197,7 @@ function steps.put(name, its_labels, sequence, its_lineage, build, path, gone, h
     redis.call('EXPIRE', key, seconds)
     -- The index is not evicted: each stored page has a few others checked.
     local from = redis.call('HGET', clock, 'swept') or ''
-    redis.call('HSET', clock, 'swept', walk(from == '' and '-' or from, '+', 4, {'path'})[1])
+    redis.call('HSET', clock, 'swept', walk(from == '' and '-' or from, '+', 3, {'path'})[1])
     note_stored(name)
     return answer(last_of({its_labels, sequence, its_lineage, build, path, gone, stale, 0}))
 end
@@ -221,21 +221,13 @@ function steps.clear(cursor)
     return answer({found[1], removed})
 end
 
+-- With the time of last use, and the bytes. The server's own idea of use counts listing.
 function steps.list(from, to, limit)
     open(false)
-    return answer(walk(from, to, limit, {'head', unpack(FIELDS)}, function(name, page)
-        local fields = {unpack(page, 2)}
-        return {name, fields, last_of(fields), page[1]}
-    end))
-end
-
--- When they were last used, and bytes, of some pages. The server's own idea of use counts listing.
-function steps.measure(from, limit)
-    open(false)
-    return answer(walk(from, '(o', limit, {'build', 'gone', 'used'}, function(name, page)
-        local key = root .. 'page:' .. name
-        local size = redis.call('HSTRLEN', key, 'head') + redis.call('HSTRLEN', key, 'body')
-        return {name, page[1], page[2], tonumber(page[3]) or 0, size}
+    return answer(walk(from, to, limit, {'head', 'used', unpack(FIELDS)}, function(name, page)
+        local fields = {unpack(page, 3)}
+        local size = #page[1] + redis.call('HSTRLEN', root .. 'page:' .. name, 'body')
+        return {name, fields, last_of(fields), page[1], tonumber(page[2]) or 0, size}
     end))
 end
 
@@ -463,20 +455,16 @@ function steps.minutes(most)
 end
 
 function steps.report(term, left)
-    local reports, times, now = ours('reports', 'hash'), ours('processes', 'zset'), milliseconds()
-    redis.call('HSET', reports, me, left or '')
+    local now, times = milliseconds(), ours('processes', 'zset')
+    redis.call('SET', root .. 'process:' .. me, left or '', 'PX', term)
     redis.call('ZADD', times, left and now or 0, me)
-    local old = redis.call('ZRANGEBYSCORE', times, '-inf', now - term, 'LIMIT', 0, 1000)
-    for _, process in ipairs(old) do
-        redis.call('HDEL', reports, process)
-        redis.call('ZREM', times, process)
-    end
+    redis.call('ZREMRANGEBYSCORE', times, '-inf', now - term)
 end
 
-function steps.processes(term)
-    local recent = redis.call('ZRANGEBYSCORE', ours('processes', 'zset'), milliseconds() - term,
-        '+inf')
-    return #recent > 0 and redis.call('HMGET', ours('reports', 'hash'), unpack(recent)) or {}
+function steps.processes()
+    local found = redis.call('ZRANGE', ours('processes', 'zset'), 0, -1)
+    for place, id in ipairs(found) do found[place] = redis.pcall('GET', root .. 'process:' .. id) end
+    return found
 end
 
 function steps.time() return redis.call('TIME') end

@@ -21,19 +21,8 @@ from urllib.parse import quote
 from . import protocol
 from .epochs import Epochs, Last
 from .leases import Lease, Leases
-from .protocol import (
-    Busy,
-    Changes,
-    Failure,
-    Invalidation,
-    Number,
-    Record,
-    Sizes,
-    Stored,
-    Validity,
-    Wanted,
-)
-from .redis_server import News, Server, advise
+from .protocol import Busy, Changes, Failure, Invalidation, Number, Record, Stored, Validity, Wanted
+from .redis_server import News, Server, advise, milliseconds
 
 logger = logging.getLogger("wsgi_isr")
 
@@ -45,8 +34,6 @@ MAX_BODY = 512 * 2**20 - 1
 MAX_PATTERNS = 1000
 #: Labels of one step, and pages of one step: each takes the server about a millisecond.
 LABELS, PAGES = 100, 25
-#: Seconds for which an outcome is there for those who wait.
-OUTCOME = 10.0
 #: Seconds after its last report from which a process counts as gone.
 GONE = 15.0
 #: Seconds between two measurements of the server's clock.
@@ -65,10 +52,6 @@ def _encode(label: str) -> bytes:
 def _decode(data: bytes) -> str:
     data = data.replace(b"\x1an", b"\n").replace(b"\x1aa", b"\x1a")
     return data.decode("utf-8", "surrogatepass")
-
-
-def _ms(seconds: float) -> int:
-    return max(1, int(1000 * seconds))
 
 
 class _Answer(t.NamedTuple):
@@ -101,14 +84,8 @@ class RedisStore:
         tag = quote(prefix.encode("utf-8", "surrogatepass"), safe=":/@.-") or "%"
         server = Server(make_client, f"{{{tag}}}", lent)
         self._step, self._do = server.step, server.do
-        self._leases = Leases(
-            lambda lease, seconds: bool(
-                server.step("extend", lease.name, lease.token, _ms(seconds))
-            ),
-            lambda lease: server.step("release", lease.name, lease.token, *_left(lease)),
-        )
-        weakref.finalize(self, _end, self._leases, server)
-        self._close = server.close
+        self._leases = Leases(server.extend, server.end)
+        self._end = weakref.finalize(self, _close, self._leases, server)
         self._news = News(server)
         self.signal = self._news.signal
         self._lock = threading.Lock()
@@ -195,7 +172,7 @@ class RedisStore:
             return
         start, end, rows = answer.result
         made: list[object] = []
-        for name, fields, labels, _ in rows:
+        for name, fields, labels, *_ in rows:
             if (record := _record(name.decode(), fields)) is not None:
                 last, number = self._last(record, labels, answer.lineage), record.number
                 if number.lineage == answer.lineage and last.any > number.sequence:
@@ -255,7 +232,7 @@ class RedisStore:
         while low:
             answer = self._judged("list", low, high, PAGES)
             low, rows = answer.result
-            for name, fields, labels, head in rows:
+            for name, fields, labels, head, *_ in rows:
                 stored = self._stored(name.decode(), fields, labels, answer, head)
                 if stored is not None and build in (None, stored.record.build):
                     yield stored
@@ -268,8 +245,8 @@ class RedisStore:
     def stored(self, name: str) -> object:
         return self._news.stored(name)
 
-    def sizes(self) -> Sizes:
-        return Sizes(self._do("ZCARD", "pages") // 2, None)
+    def sizes(self) -> protocol.Sizes:
+        return protocol.Sizes(self._do("ZCARD", "pages") // 2, None)
 
     def prune(
         self,
@@ -289,12 +266,12 @@ class RedisStore:
         keep = None if keep_builds is None else {_bytes(build) for build in keep_builds}
         doomed, pages, low = [], [], b"[n"
         while low:
-            low, rows = self._order("measure", low, 5 * PAGES).result
-            for name, build, gone, used, size in rows:
-                if keep is not None and build not in keep:
+            low, rows = self._order("list", low, b"(o", PAGES).result
+            for name, fields, _, _, used, size in rows:
+                if keep is not None and fields[3] not in keep:
                     doomed.append(name)
                 else:
-                    pages.append((gone == b"1", -int(used), size, name))
+                    pages.append((fields[5] == b"1", -int(used), size, name))
         # What was used last comes first, and what is gone comes last.
         pages.sort(key=lambda page: page[:2])
         room = math.inf if max_bytes is None else max_bytes
@@ -312,7 +289,7 @@ class RedisStore:
 
     def lease(self, name: str, seconds: float, demanded: bool) -> Lease | Busy:
         lease = Lease(self._leases, name, seconds, demanded)
-        term = _ms(self._leases.add(lease))
+        term = milliseconds(self._leases.add(lease))
         try:
             other = self._step("lease", name, lease.token, term, int(demanded))
         except protocol.ReadOnly:
@@ -354,7 +331,9 @@ class RedisStore:
         return bool(self._step("want", *args))
 
     def take(self, build: str, seconds: float) -> Wanted | None:
-        found = self._step("take", _bytes(build), _ms(seconds), _ms(protocol.ABANDONED))
+        found = self._step(
+            "take", _bytes(build), milliseconds(seconds), milliseconds(protocol.ABANDONED)
+        )
         return None if found is None else Wanted(found[0].decode(errors="replace"), found[1])
 
     def done(self, build: str, name: str) -> None:
@@ -396,16 +375,16 @@ class RedisStore:
 
     def once(self, name: str, seconds: float) -> bool:
         key = f"once:{quote(name, errors='surrogatepass')}"
-        return bool(self._do("SET", key, 1, "NX", "PX", _ms(seconds)))
+        return bool(self._do("SET", key, 1, "NX", "PX", milliseconds(seconds)))
 
     def report(self, process: Mapping[str, t.Any] | None) -> None:
         left = () if process is None else (json.dumps(process),)
-        self._step("report", _ms(GONE), *left)
+        self._step("report", milliseconds(GONE), *left)
         self._reported = process is not None
 
     def processes(self) -> list[dict[str, t.Any]]:
         found = []
-        for left in self._step("processes", _ms(GONE)):
+        for left in self._step("processes"):
             with contextlib.suppress(ValueError):
                 if isinstance(process := json.loads(left or b""), dict):
                     found.append(process)
@@ -457,9 +436,8 @@ class RedisStore:
         with contextlib.suppress(Exception):
             if self._reported:
                 self.report(None)
-        self._leases.close()
         self._news.stop()
-        self._close()
+        self._end()
 
 
 def _invalidations(rows: Iterable[t.Any], since: int) -> Iterator[Invalidation]:
@@ -470,14 +448,9 @@ def _invalidations(rows: Iterable[t.Any], since: int) -> Iterator[Invalidation]:
             yield Invalidation(_decode(label), int(stale), False)
 
 
-def _end(leases: Leases, server: Server) -> None:
+def _close(leases: Leases, server: Server) -> None:
     leases.close()
     server.close()
-
-
-def _left(lease: Lease) -> tuple[object, ...]:
-    """What a release tells the server: for how long an outcome is kept, and the outcome."""
-    return (_ms(OUTCOME),) if lease.outcome is None else (_ms(OUTCOME), lease.outcome)
 
 
 def _record(

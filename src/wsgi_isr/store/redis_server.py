@@ -14,12 +14,15 @@ import typing as t
 from collections.abc import Callable
 
 from .clients import close_client, connections_of, database_of, is_refusal
+from .leases import Lease
 from .protocol import ReadOnly, StoreError
 
 logger = logging.getLogger("wsgi_isr")
 
 #: Seconds that a thread waits for a connection where all are busy.
 PATIENCE = 2.0
+#: Seconds for which an outcome is there for those who wait.
+OUTCOME = 10.0
 #: Names of stored pages that a process remembers; beyond it all pages count as stored anew.
 MAX_STORED = 10_000
 #: Seconds between two attempts to subscribe.
@@ -29,6 +32,10 @@ _SCRIPT = importlib.resources.files(__package__).joinpath("redis.lua").read_byte
 _SHA = hashlib.sha1(_SCRIPT, usedforsecurity=False).hexdigest()
 #: Warnings that this process has given.
 _said: set[str] = set()
+
+
+def milliseconds(seconds: float) -> int:
+    return max(1, int(1000 * seconds))
 
 
 class Server:
@@ -104,6 +111,13 @@ class Server:
                 raise
             self._ask(lambda client: client.delete(key))
             return self._ask(lambda client: client.execute_command(command, key, *args))
+
+    def extend(self, lease: Lease, seconds: float) -> bool:
+        return bool(self.step("extend", lease.name, lease.token, milliseconds(seconds)))
+
+    def end(self, lease: Lease) -> None:
+        left = () if lease.outcome is None else (lease.outcome,)
+        self.step("release", lease.name, lease.token, milliseconds(OUTCOME), *left)
 
     def close(self) -> None:
         with self._lock:

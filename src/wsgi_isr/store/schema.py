@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import functools
 import json
 import os
 import secrets
@@ -14,35 +13,61 @@ import struct
 import typing as t
 import zlib
 from array import array
+from sqlite3 import Connection
 from urllib.parse import quote
 
 from .protocol import Number, ReadOnly, StoreError, TooLarge
 
-#: Label rows, and rows of paths after them. All exist from the beginning: a missing one is damage.
-LABEL_BUCKETS, PATH_BUCKETS = 4096, 1024
-APPLICATION_ID, VERSION = 0x49535231, 1
-SCHEMA = """
+#: Rows of labels, and rows of paths after them. All exist from the beginning, so that a missing
+#: one shows. What is so of all labels, or all paths, of a row stands there under ``ALL``.
+LABEL_ROWS, PATH_ROWS, ALL = 4096, 1024, "*"
+# A file of an earlier version is put aside, as a damaged one; that of a later one is left alone.
+APPLICATION_ID, VERSION = 0x49535231, 2
+SAFE = "PRAGMA trusted_schema = OFF; PRAGMA cell_size_check = ON;"
+_SCHEMA = """\
 CREATE TABLE state (id INTEGER PRIMARY KEY, data BLOB);
 CREATE TABLE pages (id INTEGER PRIMARY KEY, name TEXT UNIQUE, path TEXT, build TEXT, gone INTEGER,
     used INTEGER, meta BLOB, head BLOB);
-CREATE INDEX pages_path ON pages (path);
-CREATE INDEX pages_build ON pages (build);
+CREATE INDEX pages_path ON pages (path, name);
+CREATE INDEX pages_build ON pages (build, name);
 CREATE INDEX pages_used ON pages (gone DESC, used);
 CREATE TABLE bodies (id INTEGER PRIMARY KEY, body BLOB);
 CREATE TABLE buckets (id INTEGER PRIMARY KEY, data BLOB);
 CREATE TABLE history (id INTEGER PRIMARY KEY, data BLOB);
-CREATE TABLE notes (id INTEGER PRIMARY KEY, kind TEXT, name TEXT, value BLOB);
-CREATE UNIQUE INDEX notes_name ON notes (kind, name);
-CREATE TABLE items (id INTEGER PRIMARY KEY, key TEXT UNIQUE, expires REAL, value BLOB);
-"""
+CREATE TABLE notes (id INTEGER PRIMARY KEY, kind TEXT, name TEXT, value BLOB, UNIQUE (kind, name));
+CREATE INDEX notes_kind ON notes (kind);
+CREATE TABLE items (id INTEGER PRIMARY KEY, key TEXT UNIQUE, expires REAL, value BLOB)"""
 
 
-class Damage(Exception):
+class Damage(StoreError):
     """The file is not what this library wrote."""
 
 
 # An error whose message quotes damaged text cannot be decoded.
 FAULTS = (sqlite3.Error, OSError, Damage, UnicodeDecodeError)
+
+
+def translate(error: Exception) -> StoreError:
+    """What a fault of the engine or of the operating system means to who asked."""
+    if isinstance(error, StoreError):
+        return error
+    code, kind = code_of(error), StoreError
+    if code in ("CORRUPT", "NOTADB", "CONSTRAINT", "FORMAT", "MISMATCH") or "no such" in str(error):
+        kind = Damage
+    elif isinstance(error, UnicodeDecodeError):
+        kind = Damage
+    elif code in ("FULL", "READONLY"):
+        kind = ReadOnly
+    elif getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        kind = ReadOnly
+    elif code == "TOOBIG":
+        kind = TooLarge
+    return kind(str(error))
+
+
+def code_of(error: Exception) -> str:
+    """The first word of an error's name in SQLite: ``IOERR`` of ``SQLITE_IOERR_READ``."""
+    return str(getattr(error, "sqlite_errorname", "__")).split("_")[1]
 
 
 # Values that a flipped bit must not change.
@@ -76,7 +101,7 @@ def unseal(data: t.Any, salt: int = 0) -> t.Any:
     return None if content is None else json.loads(content.decode("utf-8", "surrogatepass"))
 
 
-_STATE, _STATE_SALT = struct.Struct("=16s7qd?"), 1
+_STATE, _STATE_SALT = struct.Struct("=16s7q"), 1
 
 
 @dataclasses.dataclass(slots=True)
@@ -88,8 +113,6 @@ class State:
     :param floor: labels up to here were forgotten; a page put with a lower number is stale.
     :param pages: how many there are, and their ``bytes``.
     :param labels: how many are remembered, and how many invalidations there were: ``events``.
-    :param forgetting: until when a process is forgetting labels, by the monotonic clock.
-    :param lost: the list of paths was lost with a damaged file.
     :param lengths: those of literal beginnings of patterns.
     """
 
@@ -101,8 +124,6 @@ class State:
     bytes: int = 0
     labels: int = 0
     events: int = 0
-    forgetting: float = 0.0
-    lost: bool = False
     lengths: array[int] = dataclasses.field(default_factory=lambda: array("I"))
 
     @classmethod
@@ -119,14 +140,13 @@ class State:
         return state
 
     @classmethod
-    def read(cls, connection: sqlite3.Connection) -> State:
+    def read(cls, connection: Connection) -> State:
         row = connection.execute("SELECT data FROM state WHERE id = 1").fetchone()
         return cls.of(row and row[0])
 
-    def write(self, connection: sqlite3.Connection) -> None:
+    def write(self, connection: Connection) -> None:
         numbers = (self.sequence, self.changed, self.floor, self.pages, self.bytes, self.labels)
-        rest = (self.events, self.forgetting, self.lost)
-        content = _STATE.pack(self.lineage.encode(), *numbers, *rest) + self.lengths.tobytes()
+        content = _STATE.pack(self.lineage.encode(), *numbers, self.events) + self.lengths.tobytes()
         connection.execute("REPLACE INTO state VALUES (1, ?)", (pack(content, _STATE_SALT),))
 
     @property
@@ -138,46 +158,29 @@ class State:
 # The file.
 
 
-def connect(path: str, options: str, timeout: float = 0.0) -> sqlite3.Connection:
+def connect(path: str, mode: str, timeout: float) -> Connection:
+    uri = f"file:{quote(path)}?{mode}"
     connection = sqlite3.connect(
-        f"file:{quote(path)}?{options}",
-        uri=True,
-        timeout=timeout,
-        isolation_level=None,
-        check_same_thread=False,
+        uri, timeout, isolation_level=None, check_same_thread=False, uri=True
     )
     connection.text_factory = lambda text: text.decode("utf-8", "replace")
-    try:
-        connection.execute("PRAGMA trusted_schema = OFF")
-        connection.execute("PRAGMA cell_size_check = ON")
-    except BaseException:
-        connection.close()
-        raise
     return connection
 
 
-_PARTS = "SELECT type, name, tbl_name, sql FROM sqlite_master"
-
-
-@functools.cache
-def _expected() -> frozenset[t.Any]:
-    with contextlib.closing(sqlite3.connect(":memory:")) as connection:
-        connection.executescript(SCHEMA)
-        return frozenset(connection.execute(_PARTS))
-
-
-def validate(connection: sqlite3.Connection) -> State:
+def validate(connection: Connection) -> State:
     """
     :raises Damage: for a file that is not one of ours as we write it.
-    :raises StoreError: for one of a newer version.
+    :raises StoreError: for one of a later version.
     """
+    connection.executescript(SAFE)
     (identity,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if identity == APPLICATION_ID and version > VERSION:
         raise StoreError("the database is of a newer version of wsgi-isr")
     if identity != APPLICATION_ID or version != VERSION:
-        raise Damage("it is not a database of this library")
-    if frozenset(connection.execute(_PARTS)) != _expected():
+        raise Damage("it is not a database of this version of wsgi-isr")
+    parts = connection.execute("SELECT sql FROM sqlite_master WHERE sql NOT NULL")
+    if sorted(sql for (sql,) in parts) != sorted(_SCHEMA.split(";\n")):
         raise Damage("its schema was changed")
     return State.read(connection)
 
@@ -185,21 +188,17 @@ def validate(connection: sqlite3.Connection) -> State:
 def create(path: str, lost: bool) -> None:
     """Make a new database.
 
-    :param lost: whether the one before it was damaged.
+    :param lost: whether the list of paths was lost with the one before it.
     """
-    state = State(secrets.token_hex(8), lost=lost)
-    with contextlib.closing(connect(path, "mode=rwc")) as connection:
-        for pragma in ("auto_vacuum = INCREMENTAL", "journal_mode = MEMORY"):
-            connection.execute(f"PRAGMA {pragma}").fetchall()
+    content = [b"{}"] * LABEL_ROWS + [dump({ALL: 1} if lost else {})] * PATH_ROWS
+    with contextlib.closing(connect(path, "mode=rwc", 0)) as connection:
         connection.executescript(
-            f"BEGIN; {SCHEMA} PRAGMA application_id = {APPLICATION_ID};"
-            f"PRAGMA user_version = {VERSION};"
+            f"PRAGMA auto_vacuum = INCREMENTAL; PRAGMA journal_mode = MEMORY; BEGIN; {_SCHEMA};"
+            f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {VERSION}"
         )
-        state.write(connection)
-        connection.executemany(
-            "INSERT INTO buckets VALUES (?, ?)",
-            ((n, pack(b"{}", n)) for n in range(LABEL_BUCKETS + PATH_BUCKETS)),
-        )
+        State(secrets.token_hex(8)).write(connection)
+        rows = ((number, pack(data, number)) for number, data in enumerate(content))
+        connection.executemany("INSERT INTO buckets VALUES (?, ?)", rows)
         connection.execute("COMMIT")
         connection.execute("PRAGMA journal_mode = WAL").fetchall()
 
@@ -223,33 +222,3 @@ def unwritable(folder: str) -> str | None:
     if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
         return "it cannot be written"
     return None
-
-
-# Errors.
-
-_DAMAGE = (
-    sqlite3.SQLITE_CORRUPT,
-    sqlite3.SQLITE_NOTADB,
-    sqlite3.SQLITE_CONSTRAINT,
-    sqlite3.SQLITE_FORMAT,
-    sqlite3.SQLITE_MISMATCH,
-)
-
-
-def code_of(error: Exception) -> int:
-    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
-
-
-def is_damage(error: Exception) -> bool:
-    if isinstance(error, sqlite3.Error):
-        return code_of(error) in _DAMAGE or "no such" in str(error)
-    return isinstance(error, Damage | UnicodeDecodeError)
-
-
-def translate(error: Exception) -> StoreError:
-    """What an error of the engine or of the operating system means to who asked."""
-    full = getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
-    if full or code_of(error) in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY):
-        return ReadOnly(str(error))
-    too_large = code_of(error) == sqlite3.SQLITE_TOOBIG
-    return (TooLarge if too_large else StoreError)(str(error))

@@ -7,26 +7,37 @@ that is older than the last invalidation.
 from __future__ import annotations
 
 import contextlib
-import functools
+import glob
 import os
 import shutil
-import sqlite3
 import threading
 import time
 import typing as t
 from collections.abc import Iterable, Iterator, Sequence
+from sqlite3 import Connection
 
 from ..freshness import Invalidated
 from . import labels as labels_of
-from . import schema, signal
+from . import signal
 from .database import Database
 from .epochs import Last, replaces
 from .labels import Page
 from .notes import Notes, add, drop
-from .protocol import Changes, Kind, Number, Record, Sizes, Stored, StoreError, TooLarge, Validity
+from .protocol import (
+    Busy,
+    Changes,
+    Kind,
+    Number,
+    Record,
+    Sizes,
+    Stored,
+    StoreError,
+    TooLarge,
+    Validity,
+)
 from .schema import State
 
-#: Pages that are evicted or pruned in one step, and their bytes.
+#: Pages that are pruned in one step, and their bytes; free pages of the file in another.
 BATCH, BATCH_BYTES = 20, 2**20
 #: Seconds between two steps of pruning, in which others write.
 PAUSE = 0.002
@@ -34,17 +45,20 @@ PAUSE = 0.002
 CHECKPOINT = 5
 #: Seconds between two glances at the counters.
 GLANCE = 0.03
-_LEAST = "WHERE name != ? ORDER BY gone DESC, used"
+#: Seconds that forgetting labels may take before another process begins it again.
+FORGETTING = 300.0
+#: Which pages are to go, in their order, until so many pages and bytes are left.
+Bound: t.TypeAlias = tuple[str, object, int, int]
 _OF_BUILD = "WHERE build = ?"
+_LEAST = "WHERE name != ? ORDER BY gone DESC, used"
 _GET = """SELECT pages.meta, pages.head, bodies.body, state.data FROM pages, state
     JOIN bodies ON bodies.id = pages.id WHERE pages.name = ? AND state.id = 1"""
-_ROW = "SELECT id, meta FROM pages WHERE name = ?"
-_INSERT = """INSERT INTO pages (name, path, build, gone, used, meta, head, id)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?)"""
-_UPDATE = """UPDATE pages SET name = ?, path = ?, build = ?, gone = ?, used = ?, meta = ?, head = ?
-    WHERE id = ?"""
+_PUT = """INSERT INTO pages (name, path, build, gone, used, meta, head)
+    VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET path = excluded.path,
+    build = excluded.build, gone = excluded.gone, used = excluded.used, meta = excluded.meta,
+    head = excluded.head"""
 # Where the size is the same, it is written in place.
-_BODY = """INSERT INTO bodies VALUES (?, ?)
+_PUT_BODY = """INSERT INTO bodies SELECT id, ? FROM pages WHERE name = ?
     ON CONFLICT (id) DO UPDATE SET body = excluded.body"""
 
 
@@ -67,7 +81,6 @@ class SQLiteStore(Notes):
         #: Rows of labels that were found damaged.
         self._damaged: set[int] = set()
         self._closed = threading.Event()
-        self._steps = 0
 
     @property
     def signal(self) -> t.Any:
@@ -79,158 +92,120 @@ class SQLiteStore(Notes):
     # Pages.
 
     def get(self, name: str) -> Stored | None:
-        def step(connection: sqlite3.Connection) -> Stored | None:
-            row = connection.execute(_GET, (name,)).fetchone()
-            if row is None:
-                return None
-            meta, head, body, data = row
-            state, page = State.of(data), Page.of(meta)
-            damaged = page is None or page.name != name or type(body) is not bytes
-            return None if damaged else self._judge(connection, page, state, head, body)
+        return self.database.read(self._get, name)
 
-        return self.database.read(step)
+    def _get(self, connection: Connection, name: str) -> Stored | None:
+        row = connection.execute(_GET, (name,)).fetchone()
+        stored = row and self._judge(connection, State.of(row[3]), *row[:3])
+        return stored if stored and stored.record.name == name else None
 
     def _judge(
-        self,
-        connection: sqlite3.Connection,
-        page: Page | None,
-        state: State,
-        head: t.Any,
-        body: bytes,
+        self, connection: Connection, state: State, meta: t.Any, head: t.Any, body: t.Any
     ) -> Stored | None:
         """A page and its validity, unless it is damaged."""
-        if page is None or type(head) is not bytes:
+        page = Page.of(meta, head, body)
+        if page is None or type(head) is not bytes or type(body) is not bytes:
             return None
-        name, path, build, labels, *_ = page
-        number = page.number
-        record = Record(name, tuple(labels), number, build, path, bool(page.gone), head, body)
-        if page.lineage == state.lineage and page.sequence >= state.changed:
+        record, number = page.record, page.record.number
+        if number.lineage == state.lineage and number.sequence >= state.changed:
             return Stored(record, Validity(Invalidated.NO, state.at))
         last = labels_of.last_of(connection, state, page, self._damaged)
         return Stored(record, Validity(last.makes(number, state.lineage), state.at))
 
     def put(self, record: Record) -> Validity | None:
-        name, labels, number, build, path, gone, head, body = record
-        size = len(head) + len(body)
+        size = len(record.head) + len(record.body)
         if size > self.max_bytes:
             raise TooLarge(f"a page of {size} bytes is larger than max_bytes={self.max_bytes}")
-        page = Page(name, path, build, labels, *number, gone, size)
-        return self.database.write(lambda connection: self._put(connection, page, head, body), 1)
+        return self.database.write(self._put, Page(record, size), bump=1)
 
-    def _put(
-        self, connection: sqlite3.Connection, page: Page, head: bytes, body: bytes
-    ) -> Validity | None:
+    def _put(self, connection: Connection, page: Page) -> Validity | None:
+        name, _, number, build, path, gone, head, body = page.record
         state = State.read(connection)
-        row, meta = connection.execute(_ROW, (page.name,)).fetchone() or (None, None)
-        before = Page.of(meta)
-        if before is not None:
-            if not replaces(page.number, before.number, state.lineage):
-                return None
-            if page.lineage != before.lineage and not page.lineage:
-                return None
-        if page.lineage != state.lineage or page.sequence < state.changed:
+        row = connection.execute("SELECT meta FROM pages WHERE name = ?", (name,)).fetchone()
+        before = Page.of(row and row[0])
+        if before is not None and not replaces(number, before.record.number, state.lineage):
+            return None
+        if number.lineage != state.lineage or number.sequence < state.changed:
             # It may be from before what was forgotten.
-            last = labels_of.last_of(connection, state, page, self._damaged).later(
-                Last(state.floor)
-            )
-            page = page._replace(stale=last.any, expired=last.expire)
-        values = (
-            page.name,
-            page.path,
-            page.build,
-            page.gone,
-            _now(),
-            schema.seal(page, 2),
-            head,
-            row,
-        )
-        cursor = connection.execute(_INSERT if row is None else _UPDATE, values)
-        connection.execute(_BODY, (cursor.lastrowid if row is None else row, body))
-        drop(connection, "failure", page.name)
+            last = labels_of.last_of(connection, state, page, self._damaged)
+            page = page._replace(last=last.later(Last(state.floor)))
+        values = (name, path, build, gone, time.time_ns() // 1000, page.seal(), head)
+        connection.execute(_PUT, values)
+        connection.execute(_PUT_BODY, (body, name))
+        drop(connection, "failure", name)
         state.pages += row is None
         state.bytes += page.size - (before.size if before else 0)
-        while state.pages > self.max_pages or state.bytes > self.max_bytes:
-            step = (_LEAST, page.name, self.max_pages, self.max_bytes)
-            if evicted := _remove_some(connection, state, *step):
-                add(connection, {"evictions": evicted})
-            else:
-                # Nothing is left: what was counted besides was damaged.
-                state.pages, state.bytes = 1, page.size
+        bound = (_LEAST, name, self.max_pages, self.max_bytes)
+        while evicted := _remove_some(connection, state, bound):
+            add(connection, {"evictions": evicted})
+        if state.pages > self.max_pages or state.bytes > self.max_bytes:
+            # Nothing is left: what was counted besides was damaged.
+            state.pages, state.bytes = 1, page.size
         # Of a state that was restored since: later invalidations must have later numbers.
-        if page.lineage == state.lineage and page.sequence > state.sequence:
-            state.sequence = page.sequence
+        if number.lineage == state.lineage:
+            state.sequence = max(state.sequence, number.sequence)
         state.write(connection)
-        return Validity(page.last.makes(page.number, state.lineage), state.at)
+        return Validity(page.last.makes(number, state.lineage), state.at)
 
     def delete(self, name: str) -> None:
-        def step(connection: sqlite3.Connection) -> None:
-            state = State.read(connection)
-            for row, meta in connection.execute(_ROW, (name,)).fetchall():
-                _remove(connection, state, row, meta)
-            state.write(connection)
-            drop(connection, "failure", name)
-
-        self.database.write(step, 1)
+        self.database.write(_delete, name, bump=1)
 
     def records(
         self, *, build: str | None = None, path: str | None = None, after: str = ""
     ) -> Iterator[Stored]:
-        conditions = {"build": build, "path": path}
-        given = [value for value in conditions.values() if value is not None]
-        where = "".join(f" AND {key} = ?" for key, value in conditions.items() if value is not None)
-        select = f"SELECT name, meta, head FROM pages WHERE name > ?{where} ORDER BY name LIMIT 50"
-
-        def step(connection: sqlite3.Connection, after: str) -> list[tuple[str, Stored | None]]:
-            state = State.read(connection)
-            return [
-                (name, self._judge(connection, Page.of(meta), state, head, b""))
-                for name, meta, head in connection.execute(select, (after, *given)).fetchall()
-            ]
-
-        while found := self.database.read(functools.partial(step, after=after)):
+        while found := self.database.read(self._some, build, path, after):
             yield from (stored for _, stored in found if stored is not None)
             after = found[-1][0]
 
+    def _some(
+        self, connection: Connection, build: str | None, path: str | None, after: str
+    ) -> list[tuple[str, Stored | None]]:
+        """Names of pages, and those that are not damaged."""
+        state, values, where = State.read(connection), [after], "name > ?"
+        for column, value in (("build", build), ("path", path)):
+            if value is not None:
+                where += f" AND {column} = ?"
+                values.append(value)
+        select = f"SELECT name, meta, head FROM pages WHERE {where} ORDER BY name LIMIT 50"
+        return [
+            (name, self._judge(connection, state, meta, head, b""))
+            for name, meta, head in connection.execute(select, values)
+        ]
+
     def used(self, names: Iterable[str]) -> None:
-        rows = [(_now(), name) for name in names]
         update = "UPDATE pages SET used = ? WHERE name = ?"
-        if rows:
+        if rows := [(time.time_ns() // 1000, name) for name in names]:
             self.database.write(lambda connection: connection.executemany(update, rows) and None)
 
     def stored(self, name: str) -> object:
         select = "SELECT id, used, meta FROM pages WHERE name = ?"
-        return self.database.read(lambda connection: connection.execute(select, (name,)).fetchone())
+        return self.database.read(lambda c: c.execute(select, (name,)).fetchone())
 
     # The order.
 
     def number(self) -> Number:
-        damaged = set(self._damaged)
-
-        def step(connection: sqlite3.Connection) -> Number:
-            state = State.read(connection)
-            labels_of.mend(connection, state, damaged)
-            state.sequence += 1
-            state.write(connection)
-            return Number(state.lineage, state.sequence)
-
-        number = self.database.write(step)
-        self._damaged -= damaged
-        return number
+        if damaged := set(self._damaged):
+            self.database.write(labels_of.mend, damaged)
+            self._damaged -= damaged
+        return self.database.write(_number)
 
     def invalidate(self, labels: Sequence[str], expire: bool) -> Number:
-        labels = list(dict.fromkeys(labels))
-        note = functools.partial(labels_of.note, labels=labels, expire=expire)
-        number, crowded = self.database.write(note, 0)
+        number, crowded = self.database.write(labels_of.note, labels, expire, bump=0)
         # The invalidation holds by now, whatever becomes of the bounds.
         with contextlib.suppress(StoreError):
             for which in crowded:
-                labels_of.forget(self.database, which)
+                lease = self.lease(f"labels {which}", FORGETTING, True)
+                if not isinstance(lease, Busy):
+                    try:
+                        labels_of.forget(self.database, which)
+                    finally:
+                        lease.release()
         return number
 
     def changes(self, since: Number) -> Changes:
         self.database.counters.check()
         self.database.check()
-        return self.database.read(functools.partial(labels_of.changes, since=since))
+        return self.database.read(labels_of.changes, since)
 
     # How much there is.
 
@@ -248,37 +223,41 @@ class SQLiteStore(Notes):
     ) -> int:
         pages = self.max_pages if max_pages is None else max_pages
         size = self.max_bytes if max_bytes is None else max_bytes
-        steps = [(_LEAST, "", 0, 0) if everything else (_LEAST, "", pages, size)]
+        bounds = [(_LEAST, "", 0, 0) if everything else (_LEAST, "", pages, size)]
         if keep_builds is not None:
             builds = self.database.read(_builds)
-            steps[:0] = [(_OF_BUILD, build, 0, 0) for build in builds if build not in keep_builds]
+            bounds[:0] = [(_OF_BUILD, build, 0, 0) for build in builds if build not in keep_builds]
         removed = 0
-        self.database.checkpoint("PASSIVE")
-        for step in steps:
-            while count := self.database.write(functools.partial(_prune_some, step=step), 1):
-                removed += count
-                self._rest()
-        left = None
-        # Room goes back to the file system, until nothing moves any more.
-        while left != (left := self.database.vacuum(BATCH)) and left:
-            self._rest()
-        self.database.checkpoint("PASSIVE")
-        self.database.checkpoint("TRUNCATE")
+        for turn, count in enumerate(self._prune(bounds)):
+            removed += count
+            # Others write meanwhile, and are not to sync what was pruned.
+            if turn % CHECKPOINT == 0:
+                self._checkpoint("PASSIVE")
+            time.sleep(PAUSE)
+        self._checkpoint("PASSIVE")
+        with contextlib.suppress(StoreError), self.database.lock:
+            self._checkpoint("TRUNCATE")
         self.bury()
         signal.sweep()
-        with contextlib.suppress(OSError):
-            for entry in os.scandir(self.folder):
-                # Folders of versions without a database, one a prefix.
-                if entry.is_dir(follow_symlinks=False) and _is_former(entry.path):
-                    shutil.rmtree(entry.path, ignore_errors=True)
+        # Folders of versions without a database, one a prefix.
+        for path in glob.glob(f"{glob.escape(self.folder)}/*/sequence"):
+            shutil.rmtree(os.path.dirname(path), ignore_errors=True)
         return removed
 
-    def _rest(self) -> None:
-        """Let others write, who are not to sync what was pruned."""
-        self._steps += 1
-        if self._steps % CHECKPOINT == 0:
-            self.database.checkpoint("PASSIVE")
-        time.sleep(PAUSE)
+    def _prune(self, bounds: Iterable[Bound]) -> Iterator[int]:
+        for bound in bounds:
+            while count := self.database.write(_prune, bound, bump=1):
+                yield count
+        left = None
+        with contextlib.suppress(StoreError):
+            # Room goes back to the file system, until nothing moves any more.
+            while left != (left := self.database.write(_vacuum)) and left:
+                yield 0
+
+    def _checkpoint(self, mode: str) -> None:
+        """Move the log into the file, as far as it is not in use."""
+        with contextlib.suppress(StoreError), self.database.apart() as connection:
+            connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
 
     # The process.
 
@@ -295,56 +274,67 @@ class SQLiteStore(Notes):
 
     def probe(self) -> None:
         self.database.read(State.read)
-        self.said(lambda connection: State.read(connection).write(connection))
+        self.leases.say_again()
+        self.database.write(lambda connection: State.read(connection).write(connection))
 
     def close(self) -> None:
         self._closed.set()
         self.database.close()
 
 
-def _now() -> int:
-    return time.time_ns() // 1000
+def _number(connection: Connection) -> Number:
+    state = State.read(connection)
+    state.sequence += 1
+    state.write(connection)
+    return Number(state.lineage, state.sequence)
 
 
-def _remove(connection: sqlite3.Connection, state: State, row: int, meta: t.Any) -> None:
-    page = Page.of(meta)
+def _delete(connection: Connection, name: str) -> None:
+    state = State.read(connection)
+    if not _remove(connection, state, "WHERE name = ?", name):
+        drop(connection, "failure", name)
+    state.write(connection)
+
+
+def _remove(connection: Connection, state: State, which: str, value: object) -> bool:
+    """Remove the first page of some, if there is one."""
+    select = f"SELECT id, name, meta FROM pages {which} LIMIT 1"
+    row, name, meta = connection.execute(select, (value,)).fetchone() or (None, "", None)
+    if row is None:
+        return False
     connection.execute("DELETE FROM bodies WHERE id = ?", (row,))
     connection.execute("DELETE FROM pages WHERE id = ?", (row,))
-    if page is not None:
-        drop(connection, "failure", page.name)
-        state.bytes = max(0, state.bytes - page.size)
+    drop(connection, "failure", name)
+    page = Page.of(meta)
     state.pages = max(0, state.pages - 1)
+    state.bytes = max(0, state.bytes - (page.size if page else 0))
+    return True
 
 
-def _remove_some(
-    connection: sqlite3.Connection,
-    state: State,
-    which: str,
-    value: str,
-    max_pages: int,
-    max_bytes: int,
-) -> int:
+def _remove_some(connection: Connection, state: State, bound: Bound) -> int:
     """Remove pages until the rest fits, a bounded number."""
-    before, most = state.pages, state.bytes - BATCH_BYTES
-    select = f"SELECT id, meta FROM pages {which} LIMIT {BATCH}"
-    for row, meta in connection.execute(select, (value,)).fetchall():
-        if (state.pages <= max_pages and state.bytes <= max_bytes) or state.bytes < most:
+    which, value, max_pages, max_bytes = bound
+    removed, least = 0, state.bytes - BATCH_BYTES
+    while removed < BATCH and state.bytes >= least:
+        fits = state.pages <= max_pages and state.bytes <= max_bytes
+        if fits or not _remove(connection, state, which, value):
             break
-        _remove(connection, state, row, meta)
-    return before - state.pages
+        removed += 1
+    return removed
 
 
-def _prune_some(connection: sqlite3.Connection, step: tuple[str, str, int, int]) -> int:
+def _prune(connection: Connection, bound: Bound) -> int:
     state = State.read(connection)
-    removed = _remove_some(connection, state, *step)
+    removed = _remove_some(connection, state, bound)
     state.write(connection)
     return removed
 
 
-def _builds(connection: sqlite3.Connection) -> list[str]:
+def _vacuum(connection: Connection) -> int:
+    """Give some free pages of the file back; gives how many are left."""
+    connection.execute(f"PRAGMA incremental_vacuum({BATCH})").fetchall()
+    return int(connection.execute("PRAGMA freelist_count").fetchone()[0])
+
+
+def _builds(connection: Connection) -> list[str]:
     return [name for (name,) in connection.execute("SELECT DISTINCT build FROM pages")]
-
-
-def _is_former(path: str) -> bool:
-    names = set(os.listdir(path))
-    return "pages" in names and not names.isdisjoint({"sequence", "epochs", "leases", "lock"})

@@ -5,10 +5,10 @@ from __future__ import annotations
 import base64
 import datetime
 import logging
-import sqlite3
 import time
 import typing as t
 from collections.abc import Callable
+from sqlite3 import Connection
 
 from cachelib import BaseCache
 
@@ -18,9 +18,8 @@ from .schema import seal, unseal
 
 logger = logging.getLogger("wsgi_isr")
 
-T = t.TypeVar("T")
 Timeout: t.TypeAlias = int | datetime.timedelta
-Step: t.TypeAlias = Callable[[sqlite3.Connection], T]
+Item: t.TypeAlias = tuple[str, float | None, bytes]
 
 
 class SQLiteCache(BaseCache):
@@ -50,56 +49,52 @@ class SQLiteCache(BaseCache):
         self.threshold = threshold
 
     def get(self, key: str) -> t.Any:
-        found = self._try(self._database.read, lambda connection: _find(connection, key))
+        found = self._try(self._database.read, _find, key)
         return found and found[0]
 
     def has(self, key: str) -> bool:
-        found = self._try(self._database.read, lambda connection: _find(connection, key))
-        return found is not None
+        return self._try(self._database.read, _find, key) is not None
 
     def set(self, key: str, value: t.Any, timeout: Timeout | None = None) -> bool:
         item = (key, self._expires(timeout), dumps(value))
-        return bool(self._try(self._database.write, lambda c: self._write(c, item)))
+        return bool(self._try(self._database.write, self._put, item))
 
     def add(self, key: str, value: t.Any, timeout: Timeout | None = None) -> bool:
         item = (key, self._expires(timeout), dumps(value))
-
-        def step(connection: sqlite3.Connection) -> bool:
-            return _find(connection, key) is None and self._write(connection, item)
-
-        return bool(self._try(self._database.write, step))
+        return bool(self._try(self._database.write, self._add, item))
 
     def delete(self, key: str) -> bool:
-        delete = "DELETE FROM items WHERE key = ?"
-        return bool(self._try(self._database.write, lambda c: c.execute(delete, (key,)).rowcount))
+        return bool(self._try(self._database.write, _delete, "WHERE key = ?", key))
 
     def clear(self) -> bool:
         """Remove all items, and no page."""
-        count = self._try(self._database.write, lambda c: c.execute("DELETE FROM items").rowcount)
-        return count is not None
+        return self._try(self._database.write, _delete, "") is not None
 
     def inc(self, key: str, delta: int = 1) -> int | None:
         """Add to a number in one step; it expires when it would have."""
-
-        def step(connection: sqlite3.Connection) -> int:
-            value, expires = _find(connection, key) or (0, self._expires(None))
-            self._write(connection, (key, expires, dumps(value + delta)))
-            return int(value + delta)
-
-        return self._try(self._database.write, step)
+        found = self._try(self._database.write, self._inc, key, delta)
+        return t.cast("int | None", found)
 
     def dec(self, key: str, delta: int = 1) -> int | None:
         return self.inc(key, -delta)
 
-    def _write(self, connection: sqlite3.Connection, item: tuple[str, float | None, bytes]) -> bool:
+    def _put(self, connection: Connection, item: Item) -> bool:
         connection.execute("REPLACE INTO items (key, expires, value) VALUES (?, ?, ?)", item)
         count = "SELECT count(*) FROM items"
         if 0 < self.threshold < connection.execute(count).fetchone()[0]:
-            connection.execute("DELETE FROM items WHERE expires <= ?", (time.time(),))
+            _delete(connection, "WHERE expires <= ?", time.time())
             over = connection.execute(count).fetchone()[0] - self.threshold
             oldest = "SELECT id FROM items ORDER BY id LIMIT ?"
-            connection.execute(f"DELETE FROM items WHERE id IN ({oldest})", (max(0, over),))
+            _delete(connection, f"WHERE id IN ({oldest})", max(0, over))
         return True
+
+    def _add(self, connection: Connection, item: Item) -> bool:
+        return _find(connection, item[0]) is None and self._put(connection, item)
+
+    def _inc(self, connection: Connection, key: str, delta: int) -> int:
+        value, expires = _find(connection, key) or (0, self._expires(None))
+        self._put(connection, (key, expires, dumps(value + delta)))
+        return int(value + delta)
 
     def _expires(self, timeout: Timeout | None) -> float | None:
         seconds: float | datetime.timedelta = self.default_timeout if timeout is None else timeout
@@ -107,21 +102,25 @@ class SQLiteCache(BaseCache):
             seconds = seconds.total_seconds()
         return None if seconds == 0 else time.time() + seconds
 
-    def _try(self, call: Callable[[Step[T]], T], step: Step[T]) -> T | None:
+    def _try(self, call: Callable[..., t.Any], *step: t.Any) -> t.Any:
         """What a step gives; as with cachelib's own files, an outage is a miss."""
         try:
-            return call(step)
+            return call(*step)
         except StoreError as error:
             logger.warning("%s: %s", self.folder, error)
             return None
 
 
-def _find(connection: sqlite3.Connection, key: str) -> tuple[t.Any, float | None] | None:
+def _find(connection: Connection, key: str) -> tuple[t.Any, float | None] | None:
     """A value and when it expires, if it is there, alive and sound."""
     select = "SELECT value, expires FROM items WHERE key = ? AND ifnull(expires > ?, 1)"
     row = connection.execute(select, (key, time.time())).fetchone()
     value = row and unseal(row[0])
     return None if value is None else (_decode(value[0]), row[1])
+
+
+def _delete(connection: Connection, which: str, *values: object) -> int:
+    return connection.execute(f"DELETE FROM items {which}", values).rowcount
 
 
 # The serializer.

@@ -1,9 +1,11 @@
+import typing as t
+
 import django.db.models.deletion
 import wagtail.fields
 from django.db import migrations, models
 
 
-def page(*fields):
+def page(*fields: t.Any) -> dict[str, t.Any]:
     parent = models.OneToOneField(
         "wagtailcore.page",
         django.db.models.deletion.CASCADE,
@@ -16,14 +18,14 @@ def page(*fields):
     return {"fields": [("page_ptr", parent), *fields], **options}
 
 
-def snippet(*fields):
+def snippet(*fields: t.Any) -> dict[str, t.Any]:
     key = models.BigAutoField(
         auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
     )
     return {"fields": [("id", key), *fields]}
 
 
-def chosen(model):
+def chosen(model: str) -> t.Any:
     return models.ForeignKey(
         model,
         django.db.models.deletion.SET_NULL,

@@ -110,7 +110,7 @@ def _serve(page: t.Any, request: HttpRequest, args: t.Any, values: t.Any) -> t.A
     return None
 
 
-def check(app_configs: object, **extra: t.Any) -> list[checks.CheckMessage]:
+def check(**extra: t.Any) -> list[checks.CheckMessage]:
     """System checks ``isr.E101``, ``isr.E102`` and ``isr.W101``."""
     found: list[checks.CheckMessage] = []
     try:

@@ -15,9 +15,6 @@ from ...config import mount
 from ...handler import get_middleware
 from ...paths import prerender_paths
 
-#: Options of all of Django's commands, which it has read already.
-_OF_DJANGO = ("--settings", "--pythonpath")
-
 
 class Command(BaseCommand):
     help = f"Acts on the pages of this site. Commands: {', '.join(group.commands)}."
@@ -28,10 +25,11 @@ class Command(BaseCommand):
         parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="COMMAND ...")
 
     def handle(self, *args: str, arguments: list[str], **options: t.Any) -> None:
+        # Options of all of Django's commands, which it has read already.
         own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        for name in _OF_DJANGO:
-            own.add_argument(name)
-        arguments = own.parse_known_args([a for a in (*args, *arguments) if a != "--"])[1]
+        own.add_argument("--settings")
+        own.add_argument("--pythonpath")
+        arguments = own.parse_known_args([*args, *arguments])[1]
         try:
             app = App(get_middleware(), lambda: prerender_paths(mount()))
             status = group.main(arguments, "manage.py isr", standalone_mode=False, obj=app)
