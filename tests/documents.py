@@ -28,6 +28,7 @@ import typing as t
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from flask import Flask
 from packaging.requirements import Requirement
 from werkzeug.test import Client, TestResponse
@@ -88,9 +89,12 @@ class Page:
     def __init__(self, name: str, folder: Path) -> None:
         self.name = name
         self.folder = folder
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        #: Ports of this machine, by those of the page.
+        self._ports = {}
+        for port in (8000, 6379):
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                self._ports[port] = free.getsockname()[1]
         self.module = types.ModuleType("page")
         self.module.__file__ = str(folder / "page.py")
         names = {"Client": Client, "folder": folder, "run": self.run, "status": status}
@@ -126,7 +130,7 @@ class Page:
                 os.killpg(self._server.pid, signal.SIGKILL)
             self._server.wait()
             deadline = time.monotonic() + PATIENCE
-            while self._answers() and time.monotonic() < deadline:
+            while self._answers(8000) and time.monotonic() < deadline:
                 time.sleep(0.02)
             self._server = None
 
@@ -161,7 +165,8 @@ class Page:
 
     def _here(self, text: str) -> str:
         """The text with a port and folders that are there."""
-        text = re.sub(r"\b8000\b", str(self.port), text)
+        for port, own in self._ports.items():
+            text = re.sub(rf"\b{port}\b", str(own), text)
         text = text.replace("/var/cache/site", str(self.folder / "cache"))
         return text.replace("/srv/site", str(self.folder))
 
@@ -176,15 +181,16 @@ class Page:
             if not words or words[0] in SHOWN:
                 continue
             assert not goes_on, f"{self.name}: {line} waits for the line before"
-            goes_on = words[0] in SERVERS or "regenerate" in words
+            goes_on = words[0] in (*SERVERS, "redis-server") or "regenerate" in words
             if words[0].endswith("pip") and words[1] == "install":
                 self._check_requirements(words[2:])
                 self._lend_packages(Path(words[0]))
             elif words[0] in SERVERS:
-                if not self._serve(line):
-                    return output
+                self._serve(line)
             elif goes_on:
                 self._others.append(self._start(line))
+                if words[0] == "redis-server":
+                    self._wait(self._others[-1], line, 6379)
             else:
                 output += self._do(line)
         return output
@@ -211,24 +217,25 @@ class Page:
         assert done.returncode == 0, said
         return done.stdout
 
-    def _serve(self, line: str) -> bool:
-        """Start a server in place of the one before; false where the machine has none."""
+    def _serve(self, line: str) -> None:
+        """Start a server in place of the one before."""
         self._stop()
-        program = line.split()[0]
-        if shutil.which(program, path=self._environ["PATH"]) is None:
-            assert os.environ.get("CI") != "true", f"{program} is not installed"
-            return False
         self._server = self._start(line)
+        self._wait(self._server, line, 8000)
+
+    def _wait(self, server: subprocess.Popen[bytes], line: str, port: int) -> None:
         deadline = time.monotonic() + PATIENCE
-        while True:
+        while not self._answers(port):
             said = "".join(path.read_text() for path in self.folder.glob("*.log"))
-            assert self._server.poll() is None, f"{self.name}: {line}\n{said}"
+            assert server.poll() is None, f"{self.name}: {line}\n{said}"
             assert time.monotonic() < deadline, f"{self.name}: {line} does not answer\n{said}"
-            if self._answers():
-                return True
             time.sleep(0.02)
 
     def _start(self, line: str) -> subprocess.Popen[bytes]:
+        program = line.split()[0]
+        if shutil.which(program, path=self._environ["PATH"]) is None:
+            fail = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+            fail(f"{program} is not installed")
         self._logs += 1
         with (self.folder / f"server-{self._logs}.log").open("wb") as log:
             return subprocess.Popen(
@@ -241,8 +248,9 @@ class Page:
                 stdout=log,
             )
 
-    def _answers(self) -> bool:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port)):
+    def _answers(self, port: int) -> bool:
+        address = ("127.0.0.1", self._ports[port])
+        with contextlib.suppress(OSError), socket.create_connection(address):
             return True
         return False
 
@@ -252,7 +260,7 @@ class Page:
         words = ("FROM", "WORKDIR", "COPY", "RUN", "USER", "ENV", "VOLUME", "EXPOSE", "CMD")
         assert not [line for line in lines if line.split()[0] not in words]
         (command,) = (line.removeprefix("CMD ") for line in lines if line.startswith("CMD "))
-        assert self._serve(shlex.join(json.loads(command)))
+        self._serve(shlex.join(json.loads(command)))
 
     def _check_unit(self, path: Path) -> None:
         if shutil.which("systemd-analyze") is None:

@@ -69,7 +69,7 @@ class TestSettings:
             ({"base_url": "http://a.example"}, "Did you mean 'BASE_URL'"),
             ({"ENABLED": "yes"}, "It takes True or False"),
             ({"URL_PREFIX": "isr"}, "It takes a path"),
-            ({"SECRET": 5}, "It takes a text or bytes"),
+            ({"SECRET": 5}, "It takes a string or bytes"),
             ("memory://", "no dictionary"),
         ],
     )

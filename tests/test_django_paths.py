@@ -142,5 +142,5 @@ class TestCommand:
         monkeypatch.setattr("wsgi_isr.django.handler._middleware", None)
         from django.test import override_settings
 
-        with override_settings(ISR={"BYPASSES": []}), pytest.raises(CommandError, match="Did you mean"):
+        with override_settings(ISR={"BYPASSE": []}), pytest.raises(CommandError, match="Did you"):
             call_command("isr", "list")

@@ -355,10 +355,11 @@ class TestFiles:
             store.invalidate(["tag:x"], False)
             assert values is second.signal and values[0] != before
 
-    def test_counts_in_the_folder_without_shared_memory(
-        self, folder: Path, open_store: Callable[..., SQLiteStore], monkeypatch: t.Any
+    def test_counts_in_a_temporary_file_without_shared_memory(
+        self, tmp_path: Path, open_store: Callable[..., SQLiteStore], monkeypatch: t.Any
     ) -> None:
         monkeypatch.setattr(signals, "SHARED_MEMORY", "/nowhere")
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
         first, second = open_store(), open_store()
         first.number()
         second.changes(NOTHING)

@@ -75,7 +75,7 @@ class TestTheSecret:
 
     @pytest.mark.parametrize("secret", [None, 123, ["a"]])
     def test_is_text_or_bytes(self, make: Make, secret: t.Any) -> None:
-        with pytest.raises(TypeError, match="text or bytes"):
+        with pytest.raises(TypeError, match="string or bytes"):
             Status(make(), secret=secret)
 
     def test_that_can_be_guessed_is_a_warning(
@@ -273,7 +273,7 @@ class TestForms:
 
     def test_say_what_failed(self, operator: Operator, site: Site) -> None:
         def fail(environ: t.Any, start_response: t.Any) -> t.NoReturn:
-            raise ZeroDivisionError(f"no {EVIL}")
+            raise ZeroDivisionError(f"no {EVIL} \ud800")
 
         site.answers["/a"] = fail
         answer = operator.press("/regenerate", "http://localhost/a")

@@ -34,7 +34,7 @@ class Answer(t.NamedTuple):
 
 class Shelf:
     def __init__(self, folder: Path) -> None:
-        path = os.pathsep.join(map(str, (TESTS, EXAMPLE)))
+        path = os.pathsep.join(map(str, (TESTS, EXAMPLE, os.environ.get("PYTHONPATH", ""))))
         environment = {"PYTHONPATH": path, "LIBRARY_DATA": str(folder)}
         environment["DJANGO_SETTINGS_MODULE"] = "shelf.settings"
         self._log = (folder / "log").open("w+")

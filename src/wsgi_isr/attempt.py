@@ -11,7 +11,6 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urljoin, urlsplit
 from . import codings, signals
 from .config import Config
 from .key import DEFAULT_PORTS, PageKey, canonical_query
-from .logs import fields
 from .metadata import (
     GONE,
     NO_DEFAULTS,
@@ -28,6 +27,7 @@ from .page import Page
 from .refusals import Refusal, answered, form_token, refusal
 from .render import Renderer, RenderError, RenderTimeout, Response
 from .rules import Rule
+from .signals import fields
 from .store.memory import Entry
 from .store.pages import Pages
 from .store.protocol import Failure, Number

@@ -25,7 +25,6 @@ from .listing import (
     matching,
     overview_of,
 )
-from .logs import fields
 from .metadata import check_list, check_tags
 from .naming import label_of, mounted, parse
 from .outcome import Kind, Outcome
@@ -33,6 +32,7 @@ from .page import page_label
 from .process import Process
 from .render import RenderError, current_origin, rendering
 from .rules import Rule
+from .signals import fields
 from .store.protocol import Number, Record, StoreError
 
 logger = logging.getLogger("wsgi_isr")

@@ -166,7 +166,7 @@ class Request:
             return self._serve_known()
         rule = self._rule
         # Fingerprints do not tell variants apart, nor visitors whose headers choose a rule.
-        plain = rule is None or not rule.variants
+        plain = rule is None or all(len(values) == 1 for _, values in rule.variants)
         if self._fingerprint is not None and plain and self._config.rules.by_url:
             if entry.page.code not in REDIRECTS or not self._environ.get("QUERY_STRING"):
                 process.pages.memory.add_hit(entry, self._fingerprint, hit)

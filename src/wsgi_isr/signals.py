@@ -40,6 +40,11 @@ store_failed = _signals.signal("store-failed")
 """The store did not do what was asked. Extra: ``operation``, ``error``."""
 
 
+def fields(event: str, **facts: t.Any) -> dict[str, t.Any]:
+    """``extra`` of a log call, for logs that programs read: ``isr_event``, and its facts."""
+    return {"isr_event": event, **{f"isr_{name}": value for name, value in facts.items()}}
+
+
 def send(signal: NamedSignal, sender: object, **extra: t.Any) -> None:
     """Send a signal without letting a receiver's error out."""
     if not signal.receivers:

@@ -17,7 +17,7 @@ from django.contrib.auth import get_user_model
 from django.core import serializers
 from django.core.files.base import ContentFile
 from django.core.management import call_command
-from django.db import transaction
+from django.db import DatabaseError, transaction
 from django.test import Client as DjangoClient
 from django.test import override_settings
 from django.utils import timezone
@@ -30,6 +30,7 @@ from wagtail.models import Collection, Locale, Page, PageViewRestriction, Site
 from werkzeug.test import Client
 
 from shelf.models import Author, BookPage, Chapter, Imprint, NoPage, Publisher, TaggedPage
+from wsgi_isr.django.wagtail import changes
 from wsgi_isr.django.wagtail.serving import check, paths
 
 
@@ -47,7 +48,8 @@ def login() -> str:
 
 
 def page(slug: str) -> t.Any:
-    return Page.objects.get(slug=slug).specific
+    """The first one: translations come later."""
+    return Page.objects.filter(slug=slug).order_by("pk").first().specific
 
 
 def edit(name: str, /, **fields: t.Any) -> None:
@@ -71,6 +73,13 @@ def without_a_store(slug: str, **fields: t.Any) -> None:
 
     with mock.patch("wsgi_isr.django.wagtail.changes.revalidate_tag", fail):
         edit(slug, **fields)
+
+
+def without_a_database(path: str) -> str:
+    failing = mock.Mock(side_effect=DatabaseError)
+    with mock.patch("wsgi_isr.django.wagtail.serving.Page", mock.Mock(objects=failing)):
+        failing.filter = failing
+        return str(get(path)["headers"]["Cache-Status"])
 
 
 def load(found: t.Any) -> None:
@@ -118,6 +127,16 @@ def translate(slug: str, title: str) -> None:
     found = page(slug).copy_for_translation(Locale.objects.get(language_code="fr"))
     found.title, found.slug, found.live = title, title, True
     found.save_revision().publish()
+
+
+def localize(slug: str) -> None:
+    """As wagtail-localize publishes a translation."""
+    from wagtail_localize.models import Translation, TranslationSource
+
+    source, _ = TranslationSource.update_or_create_from_instance(page(slug))
+    french = Locale.objects.get(language_code="fr")
+    translation, _ = Translation.objects.get_or_create(source=source, target_locale=french)
+    translation.save_target(publish=True)
 
 
 def checked(changed: dict[str, t.Any]) -> list[str]:

@@ -1,3 +1,5 @@
+import importlib.util
+
 from library.settings import *  # noqa: F403
 from library.settings import INSTALLED_APPS, ISR, MIDDLEWARE
 
@@ -7,6 +9,8 @@ INSTALLED_APPS = [
     "wagtail.contrib.settings",
     *INSTALLED_APPS,
 ]
+if importlib.util.find_spec("wagtail_localize") is not None:
+    INSTALLED_APPS += ["wagtail_localize"]
 MIDDLEWARE = [
     *MIDDLEWARE,
     "django.middleware.locale.LocaleMiddleware",

@@ -45,7 +45,7 @@ def mistakes() -> Iterator[tuple[str, str]]:
         yield f"ISR has no key {key!r}", hint
     for key, kind, takes in (
         ("ENABLED", bool, "True or False"),
-        ("SECRET", str | bytes, "a text or bytes"),
+        ("SECRET", str | bytes, "a string or bytes"),
         ("URL_PREFIX", str, "a path, as '/_isr'"),
     ):
         value = option(key)

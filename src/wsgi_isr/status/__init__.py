@@ -88,7 +88,7 @@ class Status:
     ``https``.
 
     :param isr: the middleware, or an extension that has one.
-    :param secret: what visitors log in with, text or bytes; under 16 characters a warning.
+    :param secret: what visitors log in with, a string or bytes; under 16 characters a warning.
     :param admit: whom it returns true for needs no login; it takes an environ.
     :raises ValueError: for an empty secret.
     :raises TypeError: for a secret of the wrong kind.
@@ -102,7 +102,7 @@ class Status:
         admit: Callable[[WSGIEnvironment], object] | None = None,
     ) -> None:
         if not isinstance(secret, str | bytes):
-            raise TypeError(f"secret takes a text or bytes, not {type(secret).__name__}")
+            raise TypeError(f"secret takes a string or bytes, not {type(secret).__name__}")
         if not secret:
             raise ValueError("the status page needs a secret: it shows and changes what is stored")
         if len(secret) < MIN_SECRET:
@@ -272,7 +272,8 @@ def _root(request: Request) -> str:
 
 
 def _html(text: str, status: int = 200) -> Response:
-    return Response(text, status, mimetype="text/html")
+    # An exception's message may have what UTF-8 cannot spell.
+    return Response(text.encode("utf-8", "replace"), status, mimetype="text/html")
 
 
 def _moved(location: str) -> Response:

@@ -272,7 +272,7 @@ def page_list(context: Context, args: Args) -> str:
         ways.append(context.link("/pages", "Next pages", **query, after=after, start=more))
     elif rest:
         ways.append(context.link("/pages", "Further pages", **query, after=rest))
-    at = f"{first + bool(shown):,} to {first + len(shown):,} of {len(found):,}"
+    at = f"{first + 1:,} to {first + len(shown):,} of {len(found):,}" if shown else "None"
     if rest or after:
         at += f" found among {read:,} stored pages; there are others"
     main = H('{}<p class="soft" role="status">{}</p>{}<p class="buttons">{}</p>')

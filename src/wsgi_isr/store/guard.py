@@ -14,7 +14,7 @@ import typing as t
 import weakref
 from collections.abc import Callable
 
-from ..logs import fields
+from ..signals import fields
 from ..threads import start
 from .protocol import ReadOnly, Store, TooLarge
 

@@ -121,7 +121,7 @@ def _after_publish(sender: t.Any, instance: t.Any, **extra: t.Any) -> None:
 
 
 def _after_move(sender: t.Any, instance: t.Any, parent_page_before: t.Any, **extra: t.Any) -> None:
-    _page_changed(instance, others=[parent_page_before.pk])
+    _page_changed(instance, parent=parent_page_before)
 
 
 def _is_unseen(update_fields: Iterable[str] | None) -> bool:
@@ -149,13 +149,14 @@ def _changed(instance: t.Any) -> None:
 
 
 def _page_changed(
-    page: t.Any, before: dict[str, t.Any] | None = None, others: Collection[t.Any] = ()
+    page: t.Any, before: dict[str, t.Any] | None = None, parent: t.Any = None
 ) -> None:
     """
     :param before: what it was in `STRUCTURE`; ``None`` for a page that comes, goes or moves.
-    :param others: keys of pages that list it, besides those above it.
+    :param parent: the page that it was below.
     """
-    keys = {page.pk, *others, *_pages_with(page)}
+    parent = parent or page
+    keys = {page.pk, parent.pk, *_pages_with(page)}
     tags = {*tags_of(page.specific_deferred)}
     patterns = []
     now = _structure_of(page)
@@ -165,8 +166,10 @@ def _page_changed(
         tags.add(tree_tag(page.pk))
         below = Page.objects.descendant_of(page, inclusive=True)
         if (before and "show_in_menus" in changed) or below.in_menu().exists():
-            # From the top of the tree that has the menu.
-            tags.update(map(tree_tag, _keys(path=page.path[: 2 * Page.steplen])))
+            # All of the site, in all languages, has the menu.
+            top = {each.path[: 2 * Page.steplen] for each in (page, parent)}
+            found = Page.objects.filter(path__in=top).values("translation_key")
+            tags.update(map(tree_tag, _keys(translation_key__in=found)))
     if changed & {"live", "url_path"} and (parts := page.get_url_parts()) and parts[2]:
         # Another page may have been there before, and is stored as a 404.
         patterns.append(f"{parts[2].rstrip('/')}/**")
@@ -221,8 +224,7 @@ def _pages_with(instance: t.Any) -> set[t.Any]:
                 found.add(place[1])
             elif place not in seen:
                 seen.add(place)
-                model = ContentType.objects.get_for_id(place[0]).model_class()
-                if model is not None:
+                if model := ContentType.objects.get_for_id(place[0]).model_class():
                     todo.append(model(pk=place[1]))
     return found
 

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Iterator
 
 from django.conf import settings
 from django.conf.urls.i18n import is_language_prefix_patterns_used
+from django.contrib.contenttypes.models import ContentType
 from django.core import checks
-from django.db import DatabaseError, close_old_connections
+from django.db import DatabaseError, connection
 from django.http import HttpRequest
 from django.urls import ResolverMatch
 from django.utils.encoding import iri_to_uri
@@ -38,7 +39,7 @@ def connect() -> None:
     if hasattr(views, "serve_chain"):
         hooks.register("on_serve_page", _chained, order=_LAST)
     else:
-        hooks.register("before_serve_page", _serve, order=_LAST)
+        hooks.register("before_serve_page", _chained(_serve), order=_LAST)
 
 
 def window_of(page: t.Any) -> t.Any:
@@ -72,25 +73,32 @@ def _find_rule(match: ResolverMatch, environ: t.Any) -> Rule | Excluded | None:
         return None
     others, rule = _rules()
     found = others.resolve(environ)
-    if found is None and _may_exist(match.args or match.kwargs.values()):
+    if found is None and _may_be_page(match.args or match.kwargs.values()):
         return rule
     return found
 
 
-def _may_exist(path: Iterable[t.Any]) -> bool:
-    """Whether a live page has a part of the path for its slug.
+def _may_be_page(path: Iterable[t.Any]) -> bool:
+    """Whether the models say that the page of a path is an ISR page.
 
-    Wagtail's view takes whatever path there is, and a 404 shall cost no render of a page.
+    Wagtail's view takes whatever path there is, and what is none shall cost no render of a page.
     """
     slugs = [slug for part in path for slug in str(part).split("/") if slug]
+    was_open = connection.connection is not None
     try:
-        return not slugs or Page.objects.filter(live=True, slug__in=slugs).exists()
+        pages = Page.objects.filter(live=True, slug__in=slugs).values_list("slug", "content_type")
+        found = {*pages}
+        # A page may also answer for paths below its own.
+        keys = {key for slug, key in found if slug == slugs[-1]} or {key for _, key in found}
+        models = [ContentType.objects.get_for_id(key).model_class() for key in keys]
+        return not slugs or any(window_of(model) is not None for model in models)
     except DatabaseError:
         # What is stored is served all the same.
         return True
     finally:
         # There may be no request that does.
-        close_old_connections()
+        if not was_open:
+            connection.close()
 
 
 def _chained(callback: t.Any) -> t.Any:
@@ -104,10 +112,7 @@ def _chained(callback: t.Any) -> t.Any:
 
 
 def _serve(page: t.Any, request: HttpRequest, args: t.Any, values: t.Any) -> t.Any:
-    current = _begin(page, request)
-    if current is not None:
-        return serve_page(request, current, lambda: page.serve(request, *args, **values))
-    return None
+    return page.serve(request, *args, **values)
 
 
 def check(**extra: t.Any) -> list[checks.CheckMessage]:
