@@ -176,7 +176,9 @@ class Page:
         :raises AssertionError: for one that fails.
         """
         output, goes_on = "", False
-        for line in commands.replace("\\\n", " ").splitlines():
+        # A line goes on after a backslash, and within quotes.
+        lines = re.findall(r"""(?:"[^"]*"|'[^'\n]*'|[^"'\n]+|')+""", commands.replace("\\\n", " "))
+        for line in lines:
             words = shlex.split(line, comments=True)
             if not words or words[0] in SHOWN:
                 continue

@@ -108,9 +108,15 @@ class TestFolder:
         for name in ("pages", "leases"):
             (folder / "isr%3A" / name).mkdir(parents=True)
         (folder / "isr%3A" / "sequence").write_text("x")
-        (folder / "mine").mkdir()
+        (folder / "mine" / "pages").mkdir(parents=True)
+        (folder / "sequence").mkdir()
+        (folder / "other").mkdir()
+        (folder / "other" / "sequence").write_text("x")
         store.prune()
-        assert not (folder / "isr%3A").exists() and (folder / "mine").exists()
+        assert not (folder / "isr%3A").exists()
+        assert all(
+            (folder / name).exists() for name in ("mine/pages", "sequence", "other/sequence")
+        )
         assert store.get("a") is not None
 
 

@@ -21,6 +21,7 @@ CHANGES = {
     "a text": ("edit('string', summary='new')", STRING),
     "a title": ("edit('string', title='new')", STRING),
     "a page that another chose": ("edit('glob', summary='new')", GLOB),
+    "a title above others": ("edit('files', title='new')", {"/files/", *GLOB}),
     "a title in the menu": ("edit('text', title='new')", SITE),
     "into the menu": ("edit('files', show_in_menus=True)", SITE),
     "out of the menu": ("edit('files', show_in_menus=False)", SITE),
@@ -30,8 +31,11 @@ CHANGES = {
     "put before another": ("page('re').move(page('string'), pos='left')", RE),
     "a snippet": ("Maintainer.objects.get().save()", STRING),
     "a snippet in a StreamField": ("Author.objects.get().save()", BOOK),
+    "a relation": ("Author.objects.get().others.add(Publisher.objects.get())", BOOK),
     "what a snippet shows": ("Publisher.objects.get().save()", BOOK),
     "a picture": ("Image.objects.get().save()", {*RE, *BOOK}),
+    "a document in a text": ("Document.objects.get().save()", {"/"}),
+    "a model that a block chooses": ("Shop.objects.get().save()", BOOK),
     "a row of an inline panel": ("Chapter.objects.get().save()", BOOK),
     "what a template tag fetches": ("Notice.objects.get().save()", ALL),
     "a setting": ("Imprint.for_site(Site.objects.first()).save()", ALL),
@@ -53,8 +57,16 @@ class TestAChange:
 
     def test_of_the_menu_reaches_the_site_that_had_it(self, shelf: Shelf) -> None:
         shelf.do("add(page('other'), SubjectPage, 'guest', show_in_menus=True)")
-        assert OTHER in shelf.renewed("page('guest').move(page('home'), pos='last-child')")
-        assert OTHER not in shelf.renewed("page('guest').delete()")
+        shelf.do("add(page('other'), ModulePage, 'far', summary='x')")
+        shelf.get("/far/", "b.example")
+        assert shelf.renewed("page('guest').move(page('home'), pos='last-child')") == ALL
+        assert shelf.get("/far/", "b.example").cache == "isr; fwd=stale; stored"
+        assert shelf.renewed("page('guest').delete()") == SITE
+
+    def test_that_nobody_sees_costs_nothing(self, shelf: Shelf) -> None:
+        before = shelf.do("application.stats()['invalidations']")
+        shelf.do("p = page('string'); p.title = 'draft'; p.save_revision()")
+        assert shelf.do("application.stats()['invalidations']") == before
 
     def test_of_many_pages_is_one_of_all(self, shelf: Shelf) -> None:
         shelf.do("changes.MANY = 2")
@@ -136,6 +148,15 @@ class TestAPrivatePage:
         assert shelf.get("/files/glob/").status == 200
         assert "/files/" in shelf.get("/").text
 
+    def test_is_not_stored_where_visitors_without_an_account_are_let_in(self, shelf: Shelf) -> None:
+        shelf.do("restrict('glob')")
+        shelf.do("let_in = mock.patch.object(PageViewRestriction, 'accept_request', mock.Mock())")
+        shelf.do("let_in.start()")
+        for _ in range(2):
+            assert shelf.get("/files/glob/").status == 200
+            assert not shelf.get("/files/glob/").cache.startswith("isr; hit")
+        shelf.do("let_in.stop(); PageViewRestriction.objects.get().delete()")
+
     def test_with_a_password_shows_its_form_and_opens_for_one_visitor(self, shelf: Shelf) -> None:
         shelf.get("/files/glob/")
         shelf.do("restrict('glob', restriction_type='password', password='open')")
@@ -193,8 +214,8 @@ class TestAPage:
 
     def test_is_none_where_its_model_says_so(self, shelf: Shelf) -> None:
         for _ in range(2):
-            assert shelf.get("/live/").status == 200
-            assert shelf.get("/live/").cache == ""
+            assert shelf.get("/files/live/").status == 200
+            assert shelf.get("/files/live/").cache == ""
 
     def test_that_does_not_exist_costs_no_render_of_its_own(self, shelf: Shelf) -> None:
         before = shelf.do("application.stats()['rejections']")
@@ -207,6 +228,8 @@ class TestAPage:
         assert shelf.get("/text/?q=x").cache == "isr; fwd=uri-miss; detail=query"
         assert shelf.get("/text/?page=2").cache == "isr; fwd=uri-miss; stored"
         assert shelf.get("/text/?page=2").cache == "isr; hit"
+        shelf.get("/tagged/?q=x")
+        assert shelf.get("/tagged/?q=x").cache == "isr; hit"
 
     def test_is_served_while_the_database_is_away(self, shelf: Shelf) -> None:
         shelf.get("/text/")

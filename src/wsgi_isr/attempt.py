@@ -109,7 +109,7 @@ class Attempts:
             outcome = Outcome(Kind.FAILED, error=error)
             if isinstance(error, InvalidMetadata | _Unsound):
                 detail = "metadata" if isinstance(error, InvalidMetadata) else "header"
-                self._reject(key, Refusal(detail, str(error)))
+                self.reject(key, Refusal(detail, str(error)))
                 outcome = outcome._replace(detail=detail, response=_without_cookies(response))
             return self._failed(key, previous, reason, outcome)
         made.rendered(began, seconds, reason, None if previous is None else previous.page)
@@ -144,12 +144,13 @@ class Attempts:
                 return Refusal("no-metadata", answered(code, headers))
             # The content is gone, and the app's 404 does not know whose it was.
             metadata = previous.page.metadata
-        elif refused := refusal(code, headers, variants, ignored) or _login(key, code, headers):
+        if refused := refusal(code, headers, variants, ignored) or _login(key, code, headers):
             return refused
-        if response.detail == "too-large":
-            return Refusal("too-large")
         if ignored and (token := form_token(response.body)) is not None:
             return Refusal("form-token", token)
+        if response.detail == "too-large":
+            response.headers = [item for item in headers if item[0].lower() not in ignored]
+            return Refusal("too-large")
         return Page(
             key=key,
             status=response.status,
@@ -175,7 +176,7 @@ class Attempts:
             )
         if detail is not None:
             if detail != "store-error":
-                self._reject(page.key, Refusal(detail))
+                self.reject(page.key, Refusal(detail))
             return Outcome(Kind.UNSTORED, entry, detail, status=page.code)
         signals.send(
             signals.page_stored, self._sender, url=page.key.url, status=page.code, reason=reason
@@ -199,7 +200,7 @@ class Attempts:
                 status=response.code,
             )
             return self._failed(key, previous, reason, outcome)
-        self._reject(key, refused)
+        self.reject(key, refused)
         error = RenderError(f"{response.status}: not stored ({refused})")
         withdrawn = previous is not None
         if withdrawn or reason == "revalidate":
@@ -272,13 +273,10 @@ class Attempts:
 
     # Refusals.
 
-    def _reject(self, key: PageKey, refused: Refusal) -> None:
+    def reject(self, key: PageKey, refused: Refusal) -> None:
+        """Count it; one line for each page and reason, once a minute; what `explain` says later."""
         self._counters.rejections += 1
         signals.send(signals.page_rejected, self._sender, url=key.url, reason=refused.detail)
-        self.warn_rejected(key, refused)
-
-    def warn_rejected(self, key: PageKey, refused: Refusal) -> None:
-        """One line for each page and reason, once a minute; and what `explain` says later."""
         if not self._is_new("refused", key.name, refused.detail):
             return
         extra = fields("refused", url=key.url, detail=refused.detail, culprit=refused.culprit)

@@ -285,6 +285,8 @@ def _parse_base_url(base_url: str) -> Origin:
         parts = urlsplit(base_url)
     except (ValueError, AttributeError, TypeError):
         parts = urlsplit("")
+    if not isinstance(parts.netloc, str):
+        parts = urlsplit("")
     host = normalize_host(parts.netloc, parts.scheme) if parts.scheme in DEFAULT_PORTS else None
     mount = unquote_to_bytes(parts.path.rstrip("/")).decode("latin-1")
     if host is None or parts.query or parts.fragment or is_ambiguous(mount or "/"):

@@ -313,10 +313,8 @@ def tags_value(header: str, tags: Iterable[str]) -> str:
 
 def status_code(status: str) -> int:
     """The number of a status line; 0 for one that has none."""
-    try:
-        return int(status[:3])
-    except ValueError:
-        return 0
+    code = status.partition(" ")[0]
+    return int(code) if len(code) == 3 and code.isdecimal() else 0
 
 
 def vary_fields(headers: Iterable[tuple[str, str]]) -> set[str]:

@@ -380,7 +380,10 @@ class OnDemand:
     def _prerender(self, url: str, key: PageKey | None, rule: t.Any) -> Result:
         if key is None:
             return Result(url, None, rule, "failed")
-        outcome = self._process.renders.get(key, rule, "prerender", only_fresh=True)
+        try:
+            outcome = self._process.renders.get(key, rule, "prerender", only_fresh=True)
+        except RenderError as error:
+            return Result(key.url, None, error, "failed")
         outcome.discard()
         self._exists(key, rule, outcome)
         return _result(key, outcome)
@@ -443,8 +446,8 @@ def _is_declared(key: PageKey, rule: Rule | None) -> bool:
 
 
 def check_workers(workers: int | None) -> int:
-    if workers is not None and (isinstance(workers, bool) or workers < 1):
-        raise ValueError(f"workers is at least 1, or None for {WORKERS}, not {workers!r}")
+    if workers is not None and (type(workers) is not int or workers < 1):
+        raise ValueError(f"workers is at least 1, whole, or None for {WORKERS}, not {workers!r}")
     return workers or WORKERS
 
 

@@ -77,7 +77,8 @@ class Passing:
     :param private: whether such an answer is for this visitor alone.
     :param always: whether that goes for every answer: its URL is declared.
     :param discover: called with an answer that has metadata.
-    :param not_a_page: called when an answer shows that its URL has no page.
+    :param not_a_page: called when an answer shows that its URL has no page, with the reason of a
+        refusal or ``""``.
     :param origin: where the request came in.
     """
 
@@ -88,7 +89,7 @@ class Passing:
         private: bool = False,
         always: bool = False,
         discover: Discover | None = None,
-        not_a_page: Callable[[], None] | None = None,
+        not_a_page: Callable[[str], None] | None = None,
         origin: Origin | None = None,
         limit: int = 0,
     ) -> None:
@@ -110,13 +111,17 @@ class Passing:
             return self._capture.start_response(status, headers, exc_info)
         page = declares_page(headers)
         first = not self._started
-        if page and first and self._discover is not None and not is_endless(headers):
-            self._capture = Capture(self._limit)
-            return self._capture.start_response(status, headers)
+        if page and first and self._discover is not None:
+            if not is_endless(headers):
+                self._capture = Capture(self._limit)
+                return self._capture.start_response(status, headers)
+            self._member = "isr; fwd=uri-miss; detail=stream"
+            if self._not_a_page is not None:
+                self._not_a_page("stream")
         if not page and first and self._not_a_page is not None:
             code = status_code(status)
             if 200 <= code < 400 or code == 404:
-                self._not_a_page()
+                self._not_a_page("")
         self._started = True
         if page or self._always:
             headers = with_status(headers, self._member, self._private)

@@ -59,7 +59,7 @@ def refusal(
     control = ", ".join(values.get("cache-control", ()))
     if control and "cache-control" not in ignored:
         # Also behind a mistyped separator, as in "private; max-age=0".
-        words = (word.partition("=")[0] for word in re.split(r"[,;\s]+", control.lower()))
+        words = re.findall(r"[\w-]+", control.lower())
         if forbidding := sorted({"no-store", "private", "no-cache"}.intersection(words)):
             return Refusal("cache-control", ", ".join(forbidding))
     # The canonical request has neither cookies nor credentials, so they cannot matter.

@@ -98,8 +98,13 @@ class Capture:
     ) -> Callable[[bytes], object]:
         if exc_info is None and self.status is not None:
             raise AssertionError("start_response was called twice without exc_info")
+        if not isinstance(status, str):
+            raise TypeError(f"a WSGI app's status is a string, not {status!r}")
         # Nothing was sent yet, so this replaces what was collected.
         self._chunks, self._size = [], 0
+        if self._overflow is not None:
+            self._overflow.close()
+            self._overflow = None
         self.status = status
         self.headers = list(headers)
         return self._write

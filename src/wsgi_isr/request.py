@@ -296,7 +296,7 @@ class Request:
             private,
             always,
             discover,
-            None if discover is None else self._remember_no_page,
+            None if discover is None else self._no_page,
             self._origin,
             self._config.limit,
         )
@@ -305,7 +305,15 @@ class Request:
 
     def _discover(self) -> Iterable[bytes]:
         """An undeclared URL: the answer shows whether it has a page."""
+        if self._key in rendering.get():
+            return self._pass()
         return self._pass("isr; fwd=uri-miss; detail=status", True, discover=self._discovered)
+
+    def _no_page(self, detail: str) -> None:
+        """The visitor's own answer shows that their URL has no page."""
+        if detail:
+            self._process.attempts.reject(self._key, Refusal(detail))
+        self._remember_no_page(detail)
 
     def _discovered(self, first: Response) -> Iterable[bytes]:
         """Put the first answer of a page aside; the visitor gets the canonical one."""
@@ -339,8 +347,7 @@ class Request:
         except InvalidMetadata as error:
             refused = Refusal("metadata", str(error))
         if refused is not None:
-            self._process.counters.rejections += 1
-            self._process.attempts.warn_rejected(self._key, refused)
+            self._process.attempts.reject(self._key, refused)
         return refused
 
     def passing_of(self, not_page: NotPage) -> Passing:

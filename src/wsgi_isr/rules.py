@@ -12,14 +12,21 @@ import re
 import time
 import typing as t
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, unquote_to_bytes
 
 from werkzeug.datastructures import Accept, CharsetAccept, LanguageAccept, MIMEAccept
 from werkzeug.http import parse_accept_header
 
 from .key import is_ambiguous
-from .metadata import Defaults, check_expire, check_list, check_revalidate, check_tags
+from .metadata import (
+    ISR_HEADERS,
+    Defaults,
+    check_expire,
+    check_list,
+    check_revalidate,
+    check_tags,
+)
 
 if t.TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -37,7 +44,20 @@ QUIET = 60.0
 # A longer value is as good as none: parsing 64 KB takes a tenth of a second.
 _MAX_LENGTH = 1024
 # A page that depends on one of these is not one page for all: the canonical request has none.
-_NEVER_VARY = frozenset({"cookie", "authorization", "host", "accept-encoding", "range"})
+_NEVER_VARY = ISR_HEADERS | {
+    "accept-encoding",
+    "authorization",
+    "content-length",
+    "content-type",
+    "cookie",
+    "host",
+    "if-match",
+    "if-modified-since",
+    "if-none-match",
+    "if-range",
+    "if-unmodified-since",
+    "range",
+}
 
 
 @dataclass(frozen=True)
@@ -92,7 +112,8 @@ class Rule:
             check_revalidate(self.revalidate)
         check_expire(self.expire, self.revalidate)
         tags = check_tags(self.tags)
-        if self.fallback not in ("blocking", False) and not callable(self.fallback):
+        # A 0 equals False.
+        if self.fallback != "blocking" and not (self.fallback is False or callable(self.fallback)):
             raise ValueError(
                 f"fallback takes 'blocking', False or a callable, not {self.fallback!r}"
             )
@@ -175,20 +196,23 @@ def _check_vary(
 ) -> tuple[tuple[str, tuple[str | None, ...]], ...]:
     if not isinstance(vary, Mapping):
         raise TypeError('vary takes a mapping, as in {"Accept-Language": ["en", "de"]}')
-    normal = []
+    normal: list[tuple[str, tuple[str | None, ...]]] = []
     for name, values in vary.items():
         if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name):
             raise ValueError(f"vary takes names of request headers, not {name!r}")
         if name.lower() in _NEVER_VARY:
             raise ValueError(f"a page cannot vary by {name}, because it is the same for everybody")
-        if isinstance(values, str) or not values:
+        if name.lower() in dict(normal):
+            raise ValueError(f"vary has {name!r} twice")
+        # Not a set: the first value is the default.
+        if isinstance(values, str) or not isinstance(values, Sequence) or not values:
             raise ValueError(f"vary[{name!r}] takes a list of the values that make a difference")
         for value in values:
             if value is None:
                 continue
             if not isinstance(value, str) or not value.isascii() or not value.isprintable():
                 raise ValueError(f"vary[{name!r}] takes plain values, not {value!r}")
-        normal.append((name.lower(), tuple(values)))
+        normal.append((name.lower(), tuple(dict.fromkeys(values))))
     normal.sort(key=lambda item: item[0])
     return tuple(normal)
 
@@ -321,15 +345,17 @@ def digest_of(rules: object) -> str:
     """Names a mapping of rules, so that pages of other rules count as those of another build."""
     if not isinstance(rules, Mapping) or not rules:
         return ""
-    words = repr([(pattern, _without_callable(rule)) for pattern, rule in rules.items()])
+    words = repr([(pattern, _words_of(rule)) for pattern, rule in rules.items()])
     return hashlib.sha256(words.encode(errors="backslashreplace")).hexdigest()[:12]
 
 
-def _without_callable(rule: RuleLike) -> RuleLike:
-    """A rule whose ``repr`` is the same in every process."""
-    if isinstance(rule, Rule) and callable(rule.fallback):
-        return replace(rule, fallback="blocking")
-    return rule
+def _words_of(rule: RuleLike) -> object:
+    """What a rule says, with a ``repr`` that is the same in every process: no set, no callable."""
+    if not isinstance(rule, Rule):
+        return rule
+    names = map(sorted, (rule.defaults.tags, rule.parameters, rule.ignored))
+    fallback = rule.fallback is False
+    return *rule.defaults[:2], *names, rule.variants, fallback, rule.undeclared
 
 
 class _PatternRules:

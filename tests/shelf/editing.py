@@ -25,11 +25,12 @@ from library.models import HomePage, Maintainer, ModulePage, Notice, SubjectPage
 from library.wsgi import application
 from PIL import Image as Picture
 from wagtail.contrib.redirects.models import Redirect
+from wagtail.documents.models import Document
 from wagtail.images.models import Image
 from wagtail.models import Collection, Locale, Page, PageViewRestriction, Site
 from werkzeug.test import Client
 
-from shelf.models import Author, BookPage, Chapter, Imprint, NoPage, Publisher, TaggedPage
+from shelf.models import Author, BookPage, Chapter, Imprint, NoPage, Publisher, Shop, TaggedPage
 from wsgi_isr.django.wagtail import changes
 from wsgi_isr.django.wagtail.serving import check, paths
 
@@ -155,7 +156,9 @@ def build() -> None:
     Locale.objects.create(language_code="fr")
     Collection.add_root(name="Root")
     root = Page.add_root(title="root", slug="root")
-    home = add(root, HomePage, "home")
+    document = Document.objects.create(title="map", file=ContentFile(b"map", "map.txt"))
+    link = f'<a linktype="document" id="{document.pk}">map</a>'
+    home = add(root, HomePage, "home", intro=link)
     Site.objects.create(hostname="a.example", root_page=home, is_default_site=True)
     other = add(root, HomePage, "other")
     Site.objects.create(hostname="b.example", root_page=other)
@@ -172,8 +175,10 @@ def build() -> None:
     glob = add(files, ModulePage, "glob", summary="g")
     part = {"type": "item", "id": str(uuid4()), "value": {"picture": picture.pk}}
     values = {"author": author.pk, "parts": [part], "see": glob.pk}
+    values["shop"] = Shop.objects.create(name="Corner").pk
     body = [{"type": name, "value": value} for name, value in values.items()]
-    book = add(files, BookPage, "book", body=json.dumps(body))
+    reader = get_user_model().objects.get()
+    book = add(files, BookPage, "book", body=json.dumps(body), reader=reader)
     Chapter.objects.create(page=book, title="first")
-    add(home, NoPage, "live")
+    add(files, NoPage, "live")
     add(home, TaggedPage, "tagged")

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+from django import forms
 from django.db import models
 from library.models import Maintainer
 from modelcluster.fields import ParentalKey
-from wagtail.blocks import ListBlock, PageChooserBlock, StructBlock
+from wagtail.blocks import ChooserBlock, ListBlock, PageChooserBlock, StructBlock
 from wagtail.contrib.settings.models import BaseSiteSetting, register_setting
 from wagtail.fields import StreamField
 from wagtail.images.blocks import ImageChooserBlock
@@ -24,6 +25,18 @@ class Author(models.Model):
 
     name = models.CharField(max_length=50)
     publisher = models.ForeignKey(Publisher, models.CASCADE, null=True)
+    others = models.ManyToManyField(Publisher, related_name="+")
+
+
+class Shop(models.Model):
+    """Only a block of a StreamField refers to it."""
+
+    name = models.CharField(max_length=50)
+
+
+class ShopChooserBlock(ChooserBlock):
+    target_model = "shelf.Shop"
+    widget = forms.Select
 
 
 @register_setting
@@ -39,9 +52,11 @@ class BookPage(Page):
             ("author", SnippetChooserBlock("shelf.Author")),
             ("parts", ListBlock(StructBlock([("picture", ImageChooserBlock())]))),
             ("see", PageChooserBlock()),
+            ("shop", ShopChooserBlock()),
         ],
         blank=True,
     )
+    reader = models.ForeignKey("auth.User", models.SET_NULL, null=True, related_name="+")
 
 
 class Chapter(models.Model):

@@ -3,6 +3,8 @@ import importlib.util
 from library.settings import *  # noqa: F403
 from library.settings import INSTALLED_APPS, ISR, MIDDLEWARE
 
+from wsgi_isr import Rule
+
 INSTALLED_APPS = [
     "shelf",
     "wagtail.contrib.redirects",
@@ -22,7 +24,7 @@ LANGUAGES = WAGTAIL_CONTENT_LANGUAGES = [("en", "English"), ("fr", "French")]
 LANGUAGE_CODE = "en"
 WAGTAIL_I18N_ENABLED = True
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
-ISR = {**ISR, "QUERY": ["page"]}
+ISR = {**ISR, "QUERY": ["page"], "RULES": {**ISR["RULES"], "/tagged/": Rule(query=["q"])}}
 
 
 class _None(dict):

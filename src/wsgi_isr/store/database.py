@@ -69,7 +69,7 @@ class Database:
                             return step(opened[0], *args)
                         finally:
                             opened[0].rollback()
-            except FAULTS as error:
+            except (Damage, *FAULTS) as error:
                 self._recover(opened, error)
         raise StoreError(f"{self.path} is damaged")
 
@@ -87,7 +87,7 @@ class Database:
                     raise ReadOnly(f"{self.path} can only be read")
                 try:
                     return self._transact(writer, step, *args, bump=bump)
-                except FAULTS as error:
+                except (Damage, *FAULTS) as error:
                     self._recover(opened, error)
         raise StoreError(f"{self.path} is damaged")
 
@@ -226,7 +226,7 @@ class Database:
                         os.rename(f"{self.path}{suffix}", f"{aside}{suffix}")
                 schema.remove(self.path)
             os.rename(new, self.path)
-        except (OSError, sqlite3.Error) as error:
+        except FAULTS as error:
             raise translate(error) from error
         finally:
             schema.remove(new)

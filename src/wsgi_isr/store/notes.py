@@ -241,14 +241,11 @@ class Notes:
         alive = [report[2] for report in reports if self._valid(report)]
         if len(alive) < len(reports):
             with contextlib.suppress(StoreError):
-                self.bury()
+                self.database.write(self.bury)
         return alive
 
-    def bury(self) -> None:
+    def bury(self, connection: Connection) -> None:
         """Remove what dead processes left."""
-        self.database.write(self._bury)
-
-    def _bury(self, connection: Connection) -> None:
         self.database.presence.sweep()
         for kind in ("lease", "report"):
             for name, claim in get_all(connection, kind).items():

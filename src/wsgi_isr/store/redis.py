@@ -144,11 +144,11 @@ class RedisStore:
 
     def _last(self, record: Record, labels: Sequence[bytes], lineage: str) -> Last:
         """The last invalidations of a page, of which the server gave those of its labels."""
-        last = Last(*map(int, labels))
+        last, patterns = Last(*map(int, labels)), self._patterns
+        if not patterns.labels or patterns.lineage != lineage:
+            return last
         with self._lock:
-            if self._patterns.lineage == lineage:
-                last = last.later(self._patterns.last((), record.path))
-        return last
+            return last.later(patterns.last((), record.path))
 
     def number(self) -> Number:
         answer = self._order("number")

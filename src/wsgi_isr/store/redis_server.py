@@ -11,6 +11,7 @@ import secrets
 import threading
 import time
 import typing as t
+import weakref
 from collections.abc import Callable
 
 from .clients import close_client, connections_of, database_of, is_refusal
@@ -145,6 +146,7 @@ class News:
         #: How many pages were stored or deleted that this process heard of.
         self._heard = 0
         self._subscription: t.Any = None
+        self._end: t.Any = None
         self._subscribe_at = 0.0
 
     def stored(self, name: str) -> int:
@@ -201,6 +203,9 @@ class News:
         client = self._server.connect()
         if not self._server.is_alone:
             self._subscription = client.pubsub()
+            # Its own __del__ may come after that of its socket, which warns.
+            self._end = weakref.finalize(self, self._subscription.close)
+            self._end.atexit = False
             self._subscription.subscribe(self._server.channel)
 
     def _take_in(self, message: dict[str, t.Any], changed: int) -> None:
@@ -220,10 +225,10 @@ class News:
                     self._page(words[2])
 
     def stop(self) -> None:
-        subscription, self._subscription = self._subscription, None
+        self._subscription = None
         with contextlib.suppress(Exception):
-            if subscription is not None:
-                subscription.close()
+            if self._end is not None:
+                self._end()
 
 
 def advise(info: str) -> None:

@@ -28,8 +28,8 @@ _SCHEMA = """\
 CREATE TABLE state (id INTEGER PRIMARY KEY, data BLOB);
 CREATE TABLE pages (id INTEGER PRIMARY KEY, name TEXT UNIQUE, path TEXT, build TEXT, gone INTEGER,
     used INTEGER, meta BLOB, head BLOB);
-CREATE INDEX pages_path ON pages (path, name);
-CREATE INDEX pages_build ON pages (build, name);
+CREATE INDEX pages_path ON pages (path);
+CREATE INDEX pages_build ON pages (build);
 CREATE INDEX pages_used ON pages (gone DESC, used);
 CREATE TABLE bodies (id INTEGER PRIMARY KEY, body BLOB);
 CREATE TABLE buckets (id INTEGER PRIMARY KEY, data BLOB);
@@ -44,7 +44,7 @@ class Damage(StoreError):
 
 
 # An error whose message quotes damaged text cannot be decoded.
-FAULTS = (sqlite3.Error, OSError, Damage, UnicodeDecodeError)
+FAULTS = (sqlite3.Error, OSError, UnicodeDecodeError)
 
 
 def translate(error: Exception) -> StoreError:

@@ -162,7 +162,8 @@ class SQLiteStore(Notes):
     ) -> list[tuple[str, Stored | None]]:
         """Names of pages, and those that are not damaged."""
         state, values, where = State.read(connection), [after], "name > ?"
-        for column, value in (("build", build), ("path", path)):
+        # Not by the index of builds, which is not in the order of names: most are of one build.
+        for column, value in (("+build", build), ("path", path)):
             if value is not None:
                 where += f" AND {column} = ?"
                 values.append(value)
@@ -237,11 +238,12 @@ class SQLiteStore(Notes):
         self._checkpoint("PASSIVE")
         with contextlib.suppress(StoreError), self.database.lock:
             self._checkpoint("TRUNCATE")
-        self.bury()
+        self.database.write(self.bury)
         signal.sweep()
         # Folders of versions without a database, one a prefix.
-        for path in glob.glob(f"{glob.escape(self.folder)}/*/sequence"):
-            shutil.rmtree(os.path.dirname(path), ignore_errors=True)
+        for path in map(os.path.dirname, glob.glob(f"{glob.escape(self.folder)}/*/pages")):
+            if not {"sequence", "epochs", "leases", "lock"}.isdisjoint(os.listdir(path)):
+                shutil.rmtree(path, ignore_errors=True)
         return removed
 
     def _prune(self, bounds: Iterable[Bound]) -> Iterator[int]:
@@ -332,7 +334,9 @@ def _prune(connection: Connection, bound: Bound) -> int:
 
 def _vacuum(connection: Connection) -> int:
     """Give some free pages of the file back; gives how many are left."""
-    connection.execute(f"PRAGMA incremental_vacuum({BATCH})").fetchall()
+    for _ in range(BATCH):
+        # One at a time, since `execute` stops after the first.
+        connection.execute("PRAGMA incremental_vacuum(1)")
     return int(connection.execute("PRAGMA freelist_count").fetchone()[0])
 
 

@@ -21,11 +21,11 @@ from wagtail.blocks import Block, ChooserBlock
 from wagtail.contrib.settings.models import AbstractSetting
 from wagtail.fields import StreamField
 from wagtail.models import CollectionMember, Locale, PageViewRestriction, ReferenceIndex, Site
-from wagtail.signals import page_published, page_unpublished, post_page_move
+from wagtail.signals import post_page_move
 
 from .. import invalidate, revalidate_tag
 from ..config import option
-from ..tracking import is_tracked, tags_of
+from ..tracking import tags_of
 
 logger = logging.getLogger("wsgi_isr")
 
@@ -69,15 +69,14 @@ def connect() -> None:
     post_save.connect(_after_save)
     pre_delete.connect(_before_delete)
     m2m_changed.connect(_after_m2m)
-    page_published.connect(_after_publish)
-    page_unpublished.connect(_after_publish)
     post_page_move.connect(_after_move)
 
 
 def _before_save(
     sender: t.Any, instance: t.Any, raw: bool = False, update_fields: t.Any = None, **extra: t.Any
 ) -> None:
-    # `Page.save` is a transaction, so this takes effect after it.
+    # `Page.save` is a transaction, so this takes effect after it. Whatever is published,
+    # unpublished or mirrored is saved.
     if raw or not isinstance(instance, Page) or _is_unseen(update_fields):
         return
     before = Page.objects.filter(pk=instance.pk).values(*STRUCTURE).first()
@@ -115,11 +114,6 @@ def _after_m2m(sender: t.Any, instance: t.Any, action: str, **extra: t.Any) -> N
         _changed(instance)
 
 
-def _after_publish(sender: t.Any, instance: t.Any, **extra: t.Any) -> None:
-    # Fields that are saved after the page are there now.
-    _page_changed(instance, _structure_of(instance))
-
-
 def _after_move(sender: t.Any, instance: t.Any, parent_page_before: t.Any, **extra: t.Any) -> None:
     _page_changed(instance, parent=parent_page_before)
 
@@ -144,7 +138,7 @@ def _changed(instance: t.Any) -> None:
         _expire(patterns=[f"{instance.old_path.partition('?')[0].rstrip('/')}/**"])
     elif isinstance(owner := _owner_of(instance), Page):
         _page_changed(owner, _structure_of(owner))
-    elif _is_shown(type(owner)):
+    elif not _shown_models().isdisjoint(type(owner).__mro__):
         _expire(tags_of(owner), _pages_with(owner))
 
 
@@ -229,10 +223,6 @@ def _pages_with(instance: t.Any) -> set[t.Any]:
     return found
 
 
-def _is_shown(model: t.Any) -> bool:
-    return is_tracked(model) or not _shown_models().isdisjoint(model.__mro__)
-
-
 @functools.cache
 def _shown_models() -> frozenset[t.Any]:
     """Models whose objects pages show: what fields refer to, snippets, ``WAGTAIL_SITE_TAGS``."""
@@ -245,7 +235,7 @@ def _shown_models() -> frozenset[t.Any]:
         for field in model._meta.get_fields():
             if isinstance(field, StreamField):
                 found.update(_chosen(field.stream_block))
-            elif field.concrete and field.related_model and field.model is not Page:
+            elif field.concrete and field.related_model:
                 found.add(field.related_model)
     # Wagtail's own, as revisions and comments, are on no page. Images, documents and the like are
     # members of collections.

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import typing as t
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from django.conf import settings
 from django.conf.urls.i18n import is_language_prefix_patterns_used
@@ -73,6 +74,8 @@ def _find_rule(match: ResolverMatch, environ: t.Any) -> Rule | Excluded | None:
         return None
     others, rule = _rules()
     found = others.resolve(environ)
+    if isinstance(found, Rule):
+        return replace(found, vary={**(rule.vary or {}), **(found.vary or {})})
     if found is None and _may_be_page(match.args or match.kwargs.values()):
         return rule
     return found
