@@ -38,6 +38,8 @@ def marked(name: str) -> t.Any:
     }
     if words & {*SERVERS, "django-admin"}:
         marks.append(pytest.mark.processes)
+    if words & {"django-admin", "wagtail", "apache2"}:
+        marks.append(pytest.mark.slow)
     if words & {"apache2", "redis-server"}:
         marks.append(pytest.mark.servers)
     return pytest.param(name, marks=marks)
@@ -47,8 +49,9 @@ def marked(name: str) -> t.Any:
     "name", [marked(name) for name in TEXTS if next(blocks(TEXTS[name]), None)]
 )
 def test_a_page_runs_as_printed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if "sqlalchemy" in TEXTS[name]:
-        pytest.importorskip("sqlalchemy")
+    for module, use in {"sqlalchemy": "from sqlalchemy", "wagtail": "wagtail start"}.items():
+        if use in TEXTS[name]:
+            pytest.importorskip(module)
     # Not in a folder of pytest: a server that gives up its rights could not read there.
     with tempfile.TemporaryDirectory() as path:
         folder = Path(path)

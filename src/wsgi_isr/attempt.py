@@ -170,10 +170,7 @@ class Attempts:
             # The visitor who waits gets it as it is.
             self._run_later(lambda: self._pages.recode(codings.compress(page)))
         if previous is not None and previous.retry_at or page.name in self._failed_here:
-            self._failed_here.discard(page.name)
-            self._pages.guard.ask(
-                "failure", lambda: self._pages.store.set_failure(page.name, None), write=True
-            )
+            self._forget_failure(page.name)
         if detail is not None:
             if detail != "store-error":
                 self.reject(page.key, Refusal(detail))
@@ -201,6 +198,8 @@ class Attempts:
             )
             return self._failed(key, previous, reason, outcome)
         self.reject(key, refused)
+        # The app has answered, so its last render did not fail, whichever process saw it do so.
+        self._forget_failure(key.name)
         error = RenderError(f"{response.status}: not stored ({refused})")
         withdrawn = previous is not None
         if withdrawn or reason == "revalidate":
@@ -270,6 +269,11 @@ class Attempts:
         if previous is not None:
             previous.retry_at = failure.retry_at
         return count
+
+    def _forget_failure(self, name: str) -> None:
+        self._failed_here.discard(name)
+        store = self._pages.store
+        self._pages.guard.ask("failure", lambda: store.set_failure(name, None), write=True)
 
     # Refusals.
 
