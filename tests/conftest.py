@@ -23,6 +23,16 @@ App = Callable[..., t.Any]
 InputStream.readlines = lambda self, *args: self._stream.readlines(*args)  # type: ignore
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> t.Generator[None, t.Any, t.Any]:
+    """Tests log what is no text in any encoding, and processes of tests send reports as UTF-8."""
+    report = yield
+    report.sections = [
+        (name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections
+    ]
+    return report
+
+
 class Clock:
     """Seconds since 1970, when the test says so."""
 

@@ -12,13 +12,13 @@ import django
 import djangos
 import pytest
 from conftest import Browser, status_of
-from django.contrib.auth.decorators import login_required
 from django.contrib.auth.models import Permission, User
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
 from django.http import HttpRequest, HttpResponse
 from django.test import Client, override_settings
 from django.urls import path
+from django.views import View
 from djangos.models import Post
 
 from wsgi_isr import ISRMiddleware, Rule
@@ -78,6 +78,22 @@ class TestSettings:
             (found,) = check(None)
             assert found.id == "isr.E001" and says in f"{found.msg} {found.hint}"
             with pytest.raises(ImproperlyConfigured, match="ISR"):
+                get_wsgi_application()
+
+    def test_that_cannot_be_written_to_leave_memory(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        (tmp_path / "file").touch()
+        with djangos.project(path("", page)), override_settings(ISR={}, BASE_DIR=tmp_path / "file"):
+            app = get_wsgi_application()
+            assert [status_of(Browser(app).get("/")) for _ in "12"] == [COLD, HIT]
+            app.close()
+        assert ["cannot be written" in r.getMessage() for r in caplog.records] == [True]
+
+    def test_without_the_app_are_an_error(self) -> None:
+        installed = [name for name in djangos.SETTINGS["INSTALLED_APPS"] if "isr" not in name]
+        with override_settings(INSTALLED_APPS=installed):
+            with pytest.raises(ImproperlyConfigured, match="add 'wsgi_isr.django'"):
                 get_wsgi_application()
 
     def test_that_cannot_work_are_an_error(self) -> None:
@@ -193,12 +209,11 @@ class TestChecks:
             ({"SECURE_SSL_REDIRECT": True, "isr": {"BASE_URL": "http://b.example"}}, "E004"),
             ({"USE_X_FORWARDED_HOST": True}, "W001"),
             ({"SECURE_PROXY_SSL_HEADER": ("HTTP_X_FORWARDED_PROTO", "https")}, "W001"),
-            ({"BASE_DIR": None, "isr": {"CACHE": None}, "ROOT_URLCONF": "djangos.none"}, "W002"),
-            ({"DEBUG": True, "isr": {"ENABLED": True}}, "W003"),
             ({"DEBUG": True}, "I001"),
             ({"isr": {"BYPASS": []}}, "W004"),
             ({"MIDDLEWARE": ["django.middleware.cache.FetchFromCacheMiddleware"]}, "W005"),
             ({"WSGI_APPLICATION": "django.core.wsgi.get_wsgi_application"}, "W008"),
+            ({"isr": {"SECRET": "guess"}}, "W009"),
         ],
     )
     def test_find_what_is_wrong(
@@ -214,12 +229,15 @@ class TestChecks:
 
     def test_name_pages_that_need_vary(self) -> None:
         varied = isr_page(vary={"Accept-Language": ["en", "de"]})(lambda request: HttpResponse(""))
-        urls = [path("", page, name="home"), path("v", varied), path("p", login_required(page))]
+        shown = type("Shown", (View,), {"get": page}).as_view()
+        urls = [path("", page, name="home"), path("v", varied), path("p", isr_page(shown))]
         rules = {"/de/a": 60, "/a": 60, "/b": Rule(60, vary={"Accept-Language": ["en"]})}
         middleware = ["django.middleware.locale.LocaleMiddleware"]
         with djangos.project(*urls, MIDDLEWARE=middleware, isr={"RULES": rules, "BYPASS": ["s"]}):
             (found,) = check(None)
-        assert found.id == "isr.W007" and "language: home, " in found.msg and "/a." in found.msg
+        assert (
+            found.id == "isr.W007" and "language: home, Shown, " in found.msg and "/a." in found.msg
+        )
         assert "['en', 'de']" in found.hint
 
 

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 import djangos
 import pytest
 from conftest import Browser, status_of
+from django.contrib.sessions.models import Session
 from django.db import transaction
+from django.db.models.signals import post_delete
 from django.http import HttpRequest, HttpResponse
 from django.test import TestCase
 from django.urls import path
@@ -141,6 +143,21 @@ class TestInATransaction:
         with transaction.atomic(), pytest.raises(ValueError):
             call()
 
+    def test_without_autocommit_nobody_can_say_when_it_ends(
+        self, events: Events, browser: Browser, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        track(Author)
+        transaction.set_autocommit(False)
+        try:
+            with pytest.raises(transaction.TransactionManagementError, match="on_commit"):
+                revalidate("/posts/1")
+            Author.objects.create(name="a")
+        finally:
+            transaction.rollback()
+            transaction.set_autocommit(True)
+            tracked.clear()
+        assert events == [] and "pages that show Author were not revalidated" in caplog.text
+
     def test_a_failure_is_logged(self, browser: Browser, caplog: pytest.LogCaptureFixture) -> None:
         with transaction.atomic():
             revalidate("/broken")
@@ -258,6 +275,10 @@ class TestTracking:
         Author.objects.bulk_create([Author(name="a")])
         Author.objects.update(name="b")
         assert events == []
+
+    def test_leaves_deletes_of_other_models_fast(self) -> None:
+        assert post_delete.has_listeners(Post)
+        assert not post_delete.has_listeners(Session)
 
     def test_may_leave_pages_stale(self, events: Events, browser: Browser) -> None:
         track(Numbered, expire=False)

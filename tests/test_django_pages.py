@@ -15,9 +15,12 @@ from django.test import Client, RequestFactory
 from django.urls import include, path
 from django.utils.decorators import method_decorator
 from django.views import View
+from django.views.decorators.http import require_safe
 from djangos.models import Named, Post
 
+from wsgi_isr import RevalidationError
 from wsgi_isr.django import isr_page, tag
+from wsgi_isr.report import describe
 
 COLD = "isr; fwd=uri-miss; stored"
 HIT = "isr; hit; ttl=60"
@@ -109,10 +112,14 @@ class TestClasses:
         @method_decorator(page, "dispatch")
         class Whole(Plain): ...
 
+        @method_decorator([page, require_safe], "dispatch")
+        class Listed(Plain): ...
+
         class Method(Plain):
             get = method_decorator(page)(Plain.get)
 
-        for view in (Whole.as_view(), Method.as_view(), page(Plain.as_view())):
+        classes = (Whole, Listed, Method)
+        for view in (*(each.as_view() for each in classes), page(Plain.as_view())):
             calls.clear()
             with djangos.project(path("<slug>", view)) as browser:
                 assert [status_of(browser.get("/a")) for _ in "12"] == [COLD, HIT]
@@ -219,6 +226,11 @@ class TestAnswers:
         with djangos.project(path("", isr_page(revalidate=60)(page))) as browser:
             assert "detail=set-cookie" in status_of(browser.get("/"))
             assert list(browser.isr.pages()) == []
+            assert remedy in str(browser.isr.explain("http://localhost/").remedy)
+            with pytest.raises(RevalidationError) as failed:
+                browser.isr.revalidate("http://localhost/")
+            (error,) = failed.value.failures.values()
+            assert remedy in describe(error)
         (line,) = [r.getMessage() for r in caplog.records if "is not stored" in r.getMessage()]
         assert remedy in line
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import typing as t
-import warnings
 
 import djangos
 import pytest
@@ -18,7 +17,6 @@ from django.utils import translation
 
 from wsgi_isr.django import isr_page
 from wsgi_isr.django.paths import prerender_paths
-from wsgi_isr.views import MissingPathsWarning
 
 LOCALE = ["django.middleware.locale.LocaleMiddleware"]
 
@@ -71,11 +69,6 @@ class TestPaths:
             ]
             assert next(prerender_paths("/mount")) == "/mount/unnamed"
 
-    def test_that_nothing_lists_are_named_in_a_warning(self) -> None:
-        with djangos.project(path("<slug>", page, name="post")):
-            with pytest.warns(MissingPathsWarning, match="the page 'post'"):
-                assert list(prerender_paths()) == []
-
     def test_are_paths_or_values_of_urls(self) -> None:
         with djangos.project(isr={"PATHS": [5]}), pytest.raises(TypeError, match="not 5"):
             list(prerender_paths())
@@ -83,10 +76,13 @@ class TestPaths:
     def test_of_languages_are_those_of_all(self) -> None:
         urls = i18n_patterns(path("a", page, name="a"), path("<slug>", page, name="post"))
         with djangos.project(*urls, MIDDLEWARE=LOCALE, isr={"PATHS": more}) as browser:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error")
-                found = list(prerender_paths())
-            assert found == ["/en/a", "/de/a", "/posts/more", "/en/named", "/de/named"]
+            assert list(prerender_paths()) == [
+                "/en/a",
+                "/de/a",
+                "/posts/more",
+                "/en/named",
+                "/de/named",
+            ]
             browser.set_cookie("django_language", "en")
             answer = browser.get("/de/a", headers={"Accept-Language": "en"})
             assert answer.text == "{} de"
@@ -126,7 +122,9 @@ class TestCommand:
         assert "rendered 200 http://localhost/a" in run("revalidate", "/a")
         assert "Stale: /*" in run("invalidate", "/*")
         assert "http://localhost/a" in run("list", "--match", "/a")
-        assert "state" in run("explain", "/a")
+        assert "view 'post' has an @isr_page" in run("explain", "/a")
+        assert "view 'admin:index' has no @isr_page" in run("explain", "/admin/")
+        assert "no view matches" in run("explain", "/a/b")
 
     def test_says_what_fails(self, run: t.Any, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(CommandError, match="No such command"):

@@ -41,6 +41,11 @@ def attempt(browser: Browser) -> t.Any:
     return answer
 
 
+#: Status lines that are none.
+STATUSES: dict[str, t.Any] = {"no number": "OK", "no text": 200, "four digits": "2000 OK"}
+BREACHES = ["never starts", "starts twice", "sends text", *STATUSES]
+
+
 class TestOfAStalePage:
     @failing
     def test_the_old_page_stays_and_a_good_render_heals_it(
@@ -68,12 +73,12 @@ class TestOfAStalePage:
         assert (answer.text, status_of(answer)) == ("the new page", "isr; hit; ttl=10")
         assert listed().last_error is None
 
-    @pytest.mark.parametrize("breach", ["never starts", "starts twice", "sends text", "no number"])
+    @pytest.mark.parametrize("breach", BREACHES)
     def test_whatever_of_wsgi_an_app_breaks_it_stays(
         self, site: Site, unchecked: Browse, clock: Clock, breach: str
     ) -> None:
         def bad(environ: t.Any, start_response: t.Any) -> t.Any:
-            status = "OK" if breach == "no number" else "200 OK"
+            status = STATUSES.get(breach, "200 OK")
             for _ in range({"never starts": 0, "starts twice": 2}.get(breach, 1)):
                 start_response(status, [("Content-Type", "text/plain"), *page_headers(60)])
             return ["text" if breach == "sends text" else b"bytes"]

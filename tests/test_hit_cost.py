@@ -40,7 +40,7 @@ COSTS = {
     "304": Cost(9, 150, 384),
     "HEAD": Cost(7, 131, 384),
     "stale": Cost(23, 348, 1200),
-    "not a page": Cost(12, 212, 1200),
+    "not a page": Cost(12, 220, 1200),
 }
 #: The number that shows whether a page was stored is read from shared memory.
 STALE_ON_FILES = Cost(24, 358, 1200)

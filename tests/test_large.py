@@ -6,7 +6,7 @@ import typing as t
 from collections.abc import Iterator
 
 import pytest
-from answers import BOTH, renew
+from answers import BOTH, answer, renew
 from conftest import status_of
 from steps import Steps, result, visitors
 from werkzeug.test import create_environ
@@ -70,6 +70,23 @@ def test_large_answers_reach_the_visitor_whole(
     (record,) = caplog.records
     assert "http://example.com/x" in record.getMessage()
     assert "max_body_size" in record.getMessage()
+
+
+@pytest.mark.parametrize("form", [b"", b'<input name="csrf_token">'])
+def test_of_large_answers_too_a_rule_ignores_fields_but_no_form(
+    site: t.Any, browse: t.Any, form: bytes
+) -> None:
+    """The canonical request's cookie would log its visitor out."""
+    headers = ("Set-Cookie", "session=canonical"), ("Cache-Control", "private")
+    site.answers["/x"] = answer(*headers, body=form + b"x" * 2000)
+    rule = Rule(60, ignore=["Set-Cookie", "Cache-Control"])
+    client = browse(rules={"/x": rule}, max_body_size=1000)
+    for _ in range(2):
+        response = client.get("/x")
+        assert ("Set-Cookie" in response.headers) is bool(form)
+        assert response.headers.get("Cache-Control") == ("private, no-store" if form else None)
+        detail = "form-token" if form else "too-large"
+        assert status_of(response) == f"isr; fwd=uri-miss; detail={detail}"
 
 
 def test_large_answers_are_not_read_to_their_end_before_they_are_sent(

@@ -23,6 +23,7 @@ ERRORS: dict[str, tuple[dict[str, t.Any], str]] = {
     "hosts with spaces": ({"trusted_hosts": [" example.com"]}, "not ' example.com'"),
     "a host that is a number": ({"trusted_hosts": [3]}, "not 3"),
     "hosts that are none": ({"trusted_hosts": 3}, r"trusted_hosts takes a list"),
+    "a base_url in bytes": ({"base_url": b"https://a.example"}, "base_url takes a scheme"),
     "a cookie with its value": ({"bypass": ["sessionid=1"]}, "names of cookies.*'sessionid=1'"),
     "no list of cookies": ({"bypass": None}, r"bypass takes a list, as in \['sessionid'\]"),
     "no list of parameters": ({"query": None}, r"query takes a list, as in \['page'\]"),
@@ -195,7 +196,7 @@ class TestHosts:
 
 
 class TestCalls:
-    @pytest.mark.parametrize("workers", [0, -1, True])
+    @pytest.mark.parametrize("workers", [0, -1, True, "3", 1.5])
     def test_with_no_workers_are_errors(self, make: Make, workers: t.Any) -> None:
         isr = make(base_url="http://localhost")
         calls: list[t.Callable[[], object]] = [

@@ -155,6 +155,35 @@ class TestWhileAPageIsRendered:
         assert isinstance(errors[0], RevalidationError)
         assert "a page cannot wait for its own render" in str(errors[0])
 
+    def test_itself_cannot_be_prerendered_and_the_other_paths_are(
+        self, site: Site, make: Make, cache: str
+    ) -> None:
+        results: list[Result] = []
+
+        def body(environ: dict[str, t.Any]) -> str:
+            paths = [HOME + "parent", HOME]
+            results.extend(environ["wsgi_isr.middleware"].prerender(paths, workers=1))
+            return "parent"
+
+        site.page("/parent", body)
+        site.page("/")
+        assert make(cache).revalidate(HOME + "parent")[0].error is None
+        assert [r.outcome for r in results] == ["failed", "rendered"]
+
+    def test_a_page_that_nobody_declared_can_ask_for_itself(
+        self, site: Site, make: Make, cache: str
+    ) -> None:
+        isr = make(cache)
+
+        def body(environ: dict[str, t.Any]) -> str:
+            if environ["QUERY_STRING"]:
+                return "a part"
+            return f"the whole with {visit(isr, '/parent?part').text}"
+
+        site.page("/parent", body)
+        assert isr.revalidate(HOME + "parent")[0].error is None
+        assert visit(isr, "/parent").text == "the whole with a part"
+
     def test_a_child_that_revalidates_its_parent_is_an_error_too(
         self, site: Site, make: Make, cache: str
     ) -> None:

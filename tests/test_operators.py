@@ -190,19 +190,23 @@ class TestExplain:
             "https://other.example/ fresh, accept-language: en",
         ]
 
-    @pytest.mark.parametrize("kind", ["fresh", "stale", "expired", "never", "excluded", "member"])
+    @pytest.mark.parametrize(
+        "kind",
+        ["fresh", "stale", "expired", "never", "excluded", "member", "passed?a=1", "moved?a=1"],
+    )
     def test_foretells_what_a_visitor_gets(
         self, site: Site, browse: Browse, clock: Clock, kind: str
     ) -> None:
         for path in ("/fresh", "/stale", "/expired", "/never", "/member", "/excluded"):
             site.page(path)
-        rules = {"/excluded": None, "/**": Rule()}
+        site.page("/moved", status="301 Moved Permanently", headers=[("Location", HOME)])
+        rules = {"/excluded": None, "/passed": Rule(undeclared="pass"), "/**": Rule()}
         browser = browse(rules=rules, bypass=["member"])
         headers = [("Cookie", "member=1")] if kind == "member" else []
         if headers:
             browser.set_cookie("member", "1")
-        if kind in ("fresh", "stale", "expired"):
-            browser.get(f"/{kind}")
+        if kind in ("fresh", "stale", "expired", "moved?a=1"):
+            browser.get(f"/{kind.partition('?')[0]}")
             clock.advance(70 if kind == "stale" else 0)
         if kind == "expired":
             browser.isr.invalidate("/expired", expire=True)

@@ -9,7 +9,7 @@ import typing as t
 from collections.abc import Iterator
 
 import pytest
-from answers import BOTH, PLAIN, renew
+from answers import BOTH, PLAIN, answer, renew
 from conftest import status_of
 from steps import PATIENCE
 from werkzeug.test import create_environ
@@ -282,6 +282,22 @@ class TestExcInfo:
         assert all(page.state == "failed" for page in client.isr.pages())
 
     @BOTH
+    def test_replaces_what_was_written_beyond_the_limit(
+        self, site: t.Any, unchecked: t.Any, rules: t.Any
+    ) -> None:
+        def app(environ: dict[str, t.Any], start_response: t.Any) -> list[bytes]:
+            start_response("200 OK", [PLAIN, *page_headers(60)])(b"half a page" * 100)
+            try:
+                raise ZeroDivisionError
+            except ZeroDivisionError:
+                start_response("404 Not Found", [PLAIN, *page_headers(60)], sys.exc_info())
+            return [b"replaced"]
+
+        server = Server(unchecked(app=app, rules=rules, max_body_size=1000).isr)
+        assert server.read() == b"replaced"
+        assert dict(server.sent[-1][1])["Cache-Status"] == "isr; fwd=uri-miss; stored"
+
+    @BOTH
     def test_in_a_first_call_is_an_answer_like_any_other(
         self, site: t.Any, browse: t.Any, clock: t.Any, rules: t.Any
     ) -> None:
@@ -328,7 +344,9 @@ class TestEndlessAnswers:
 
     @pytest.mark.parametrize("declared", [None, {"/x": 60}, {"/**": Rule()}])
     @pytest.mark.parametrize("is_page", [True, False])
-    def test_pass_block_by_block(self, kind: str, declared: t.Any, is_page: bool) -> None:
+    def test_pass_block_by_block(
+        self, kind: str, declared: t.Any, is_page: bool, caplog: pytest.LogCaptureFixture
+    ) -> None:
         closed = []
 
         def blocks() -> Iterator[bytes]:
@@ -348,11 +366,16 @@ class TestEndlessAnswers:
             server = Server(isr)
             events = iter(server.result)
             assert [next(events) for _ in range(3)] == [b"event 0", b"event 1", b"event 2"]
-            assert "ISR-Revalidate" not in dict(server.sent[-1][1])
+            headers = dict(server.sent[-1][1])
+            assert "ISR-Revalidate" not in headers
+            if declared or is_page:
+                assert headers["Cache-Status"] == "isr; fwd=uri-miss; detail=stream"
+                assert headers["Cache-Control"] == "private, no-store"
             before = len(closed)
             server.result.close()
             assert len(closed) == before + 1
         assert list(isr.pages()) == []
+        assert caplog.text.count("is not stored (stream)") == bool(declared or is_page)
 
 
 def test_a_render_beyond_its_time_is_stopped_between_two_blocks(make: t.Any, site: t.Any) -> None:
@@ -375,17 +398,25 @@ def test_a_render_beyond_its_time_is_stopped_between_two_blocks(make: t.Any, sit
 
 
 @BOTH
+@pytest.mark.parametrize(
+    "place", ["middleware.Process", "request.is_ambiguous", "store.pages.Pages.find"]
+)
 def test_an_exception_of_our_own_is_logged_and_the_app_answers(
     site: t.Any,
     browse: t.Any,
     rules: t.Any,
+    place: str,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     site.page("/x", lambda environ: environ.get("wsgi_isr.reason", "own"))
+    if rules and "Pages" in place:
+        # Its rule alone makes it a page.
+        site.answers["/x"], rules = answer(body=b"own"), {"/x": 60}
     client = browse(rules=rules)
-    monkeypatch.setattr("wsgi_isr.request.is_ambiguous", lambda *args: 1 / 0)
-    response = client.get("/x")
+    monkeypatch.setattr(f"wsgi_isr.{place}", lambda *args: 1 / 0)
+    response = client.get("/x", headers={"ISR-Tags": "a"})
+    assert "HTTP_ISR_TAGS" not in site.environs[0] and "ISR-Revalidate" not in response.headers
     assert (response.text, status_of(response)) == ("own", "isr; fwd=bypass; detail=error")
     assert response.headers["Cache-Control"] == "private, no-store"
     assert "the request goes to the app" in caplog.text

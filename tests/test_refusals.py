@@ -42,6 +42,8 @@ CASES = {
     "no-cache among others": control("max-age=60, No-Cache", "no-cache"),
     "private of a field": control('private="X-User"', "private"),
     "behind a semicolon": control("private; max-age=0", "private"),
+    "behind a colon": control("private: max-age=0", "private"),
+    "in quotes": control('max-age=0, "no-store"', "no-store"),
     "behind a space": control("max-age=0 no-store", "no-store"),
     "in a second line": control("max-age=60", "no-store", ("Cache-Control", "no-store")),
     "everything": vary("*", "*"),

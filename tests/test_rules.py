@@ -38,7 +38,14 @@ class TestRule:
             ({"vary": {"Accept-Language": "en"}}, ValueError),
             ({"vary": {"Bad Header": ["a"]}}, ValueError),
             ({"vary": {"X-A": ["line\nbreak"]}}, ValueError),
+            ({"vary": {"Accept-Language": {"en", "de"}}}, ValueError),
+            ({"vary": {"Accept-Language": iter(["en", "de"])}}, ValueError),
+            ({"vary": {"Accept-Language": 5}}, ValueError),
+            ({"vary": {"X-A": ["a"], "x-a": ["b"]}}, ValueError),
             ({"vary": {"Cookie": ["a"]}}, ValueError),
+            ({"vary": {"If-None-Match": ["a"]}}, ValueError),
+            ({"vary": {"ISR-Tags": ["a"]}}, ValueError),
+            ({"fallback": 0}, ValueError),
             ({"fallback": True}, ValueError),
             ({"fallback": "never"}, ValueError),
             ({"fallback": None}, ValueError),
@@ -52,6 +59,20 @@ class TestRule:
     ) -> None:
         with pytest.raises(error):
             Rule(**options)
+
+    def test_names_the_same_build_in_every_process(self) -> None:
+        """Sets have another order in each."""
+        names, fields = ("a", "b", "c"), ("Vary", "Set-Cookie")
+        builds = {
+            ISRMiddleware(
+                answer(),
+                "memory://",
+                rules={"/": Rule(60, None, kind(names), kind(names), ignore=it)},
+            ).build_id
+            for kind in (list, set)
+            for it in (kind(fields), iter(fields))
+        }
+        assert len(builds) == 1
 
     def test_cannot_be_changed(self) -> None:
         with pytest.raises(AttributeError):

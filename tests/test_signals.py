@@ -69,6 +69,13 @@ def test_a_refusal_is_sent_with_its_reason(site: Site, browse: Browse, heard: He
     assert heard == [("page_rejected", browser.isr, {"url": HOME, "reason": "set-cookie"})]
 
 
+def test_so_is_that_of_a_visitors_own_answer(site: Site, browse: Browse, heard: Heard) -> None:
+    site.page("/", "body", headers=[("Vary", "Origin")])
+    browser = browse()
+    browser.get("/")
+    assert heard == [("page_rejected", browser.isr, {"url": HOME, "reason": "vary"})]
+
+
 def test_failures_are_sent_and_counted(
     site: Site, browse: Browse, clock: Clock, heard: Heard
 ) -> None:

@@ -230,6 +230,7 @@ class TestAPage:
         assert shelf.get("/text/?page=2").cache == "isr; hit"
         shelf.get("/tagged/?q=x")
         assert shelf.get("/tagged/?q=x").cache == "isr; hit"
+        assert shelf.get("/tagged/?page=2").cache == "isr; fwd=uri-miss; detail=query"
 
     def test_is_served_while_the_database_is_away(self, shelf: Shelf) -> None:
         shelf.get("/text/")

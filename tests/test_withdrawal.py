@@ -11,7 +11,7 @@ from failures import LIMIT, WITHDRAWALS, Answer, answers, withdrawing
 from steps import visit, wait_until
 from werkzeug.middleware.lint import WSGIWarning
 
-from wsgi_isr import ISRMiddleware, Result
+from wsgi_isr import ISRMiddleware, Result, RevalidationError
 from wsgi_isr.signals import page_withdrawn
 
 HOME = "http://localhost/"
@@ -136,3 +136,29 @@ class TestContentThatIsGone:
         answer = visit(isr)
         assert (answer.status_code, status_of(answer)) == (404, "isr; hit; ttl=10")
         assert withdrawn == []
+
+    @pytest.mark.parametrize("header", [("Set-Cookie", "a=b"), ("Cache-Control", "private")])
+    def test_is_for_one_visitor_where_its_answer_says_so(
+        self, site: Site, make: Make, listable: str, header: tuple[str, str]
+    ) -> None:
+        isr = make(listable)
+        published(site, isr)
+        site.answers["/"] = answers("404 Not Found", header, body=b"gone")
+        assert isr.revalidate(HOME) == [Result(HOME, 404, None, "withdrawn")]
+        assert list(isr.pages()) == []
+        assert (visit(isr).status_code, status_of(visit(isr))) == (404, "")
+
+
+def test_a_failure_does_not_outlive_a_page_that_is_withdrawn(
+    site: Site, make: Make, listable: str
+) -> None:
+    isr = make(listable)
+    published(site, isr)
+    site.fail("/")
+    with pytest.raises(RevalidationError):
+        isr.revalidate(HOME)
+    assert next(isr.pages()).last_error
+    site.answers["/"] = answers("403 Forbidden")
+    isr.revalidate(HOME)
+    assert list(isr.pages()) == []
+    assert isr.explain(HOME).state == "unknown"

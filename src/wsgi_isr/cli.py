@@ -30,6 +30,7 @@ from .metrics import hit_ratio
 from .middleware import ISRMiddleware
 from .ondemand import Result, called_by
 from .report import (
+    ORDERS,
     describe,
     explanation_rows,
     first,
@@ -269,14 +270,15 @@ def invalidate(app: App, patterns: tuple[str, ...], tags: tuple[str, ...], expir
 @click.option("--stale", is_flag=True, help="Pages that are stale or expired.")
 @tags
 @click.option("--match", "patterns", multiple=True, metavar="P", help="As in invalidate.")
-@click.option("--sort", type=click.Choice(["age", "size", "render"]), help="Most of it first.")
+@click.option("--sort", type=click.Choice(list(ORDERS)), default="url")
 @click.option("--limit", type=at_least_one, metavar="N", help="The first N.")
 @as_json
 @pass_app
-def list_pages(
-    app: App, /, sort: str | None, limit: int | None, as_json: bool, **which: t.Any
-) -> None:
-    """List what is stored of this build."""
+def list_pages(app: App, /, sort: str, limit: int | None, as_json: bool, **which: t.Any) -> None:
+    """List what is stored of this build.
+
+    --sort begins with the oldest, the largest, the slowest, or those that make room first.
+    """
     found = first(filter(selector(**which), app.middleware.pages()), sort, limit)
     if as_json:
         click.echo(json.dumps([page._asdict() for page in found], indent=1))
@@ -289,10 +291,10 @@ def list_pages(
 @as_json
 @pass_app
 def stats(app: App, watch: bool, as_json: bool) -> None:
-    """Show what all workers have counted, and what each has now."""
+    """Show what all workers have counted, what each has now, and the last calls on demand."""
     on_demand = app.middleware.on_demand()
     while True:
-        found = on_demand.overview()
+        found = on_demand.overview() | {"calls": on_demand.journal()}
         if watch and sys.stdout.isatty():
             click.clear()
         if as_json:

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from .attempt import refusal_name
 from .freshness import Invalidated, state_of, window_of
 from .key import PageKey
+from .metadata import REDIRECTS
 from .metrics import periods_of, totals_of
 from .page import Page, Render
 from .process import Process
-from .refusals import REMEDIES
+from .refusals import remedy_of
 from .rules import Rule, compile_pattern
 from .store.memory import Entry
 from .store.pages import Listed
@@ -36,6 +37,8 @@ class PageInfo(t.NamedTuple):
     :param seconds: how long its render took.
     :param failures: attempts that failed since then.
     :param renders: its last renders that ended well, the latest first.
+    :param used_at: seconds since 1970 at which it was served last, within a minute or so; 0 where
+        nobody can say.
     """
 
     url: str
@@ -51,6 +54,7 @@ class PageInfo(t.NamedTuple):
     seconds: float = 0.0
     failures: int = 0
     renders: tuple[Render, ...] = ()
+    used_at: float = 0.0
 
     def render_seconds(self, share: float) -> float:
         """Seconds within which such a share of its last renders ended; 0 where there are none."""
@@ -154,7 +158,7 @@ def _failures(process: Process) -> dict[str, Failure]:
 
 
 def _info(listed: Listed, now: float, failure: Failure | None) -> PageInfo:
-    page, sizes, invalidated = listed
+    page, sizes, invalidated, used_at = listed
     if failure is not None and failure.retry_at < page.generated_at:
         # Another process has rendered it since.
         failure = None
@@ -177,6 +181,7 @@ def _info(listed: Listed, now: float, failure: Failure | None) -> PageInfo:
         seconds=page.seconds,
         failures=0 if failure is None else failure.times,
         renders=page.renders,
+        used_at=used_at,
     )
 
 
@@ -192,8 +197,8 @@ def overview_of(process: Process) -> dict[str, t.Any]:
     ``stats``, as `stats_of` gives them; ``periods``, the hits and misses since the store began,
     today (UTC) and since the build began; ``minutes``, the totals as each minute of the last hour
     began; ``workers``, what each process has now; ``store``, its kind, its state and since when
-    that is so, and its bounds. Where it does not answer (``has_totals`` is false), totals are those
-    of this process, and there are no ``periods``.
+    that is so for all of them, and its bounds. Where it does not answer (``has_totals`` is false),
+    totals are those of this process, and there are no ``periods``.
     """
     pages, memory = process.pages, process.pages.memory
     process.upkeep()
@@ -213,10 +218,15 @@ def overview_of(process: Process) -> dict[str, t.Any]:
         "waiting": sum(int(p.get("waiting", 0)) for p in processes),
         "processes": len(processes),
     }
+    # What this process has seen, or the last that any has; else all is as it was when they began.
+    state = pages.guard.state
+    alike = (float(p.get("since", 0)) for p in processes if p.get("store") == state)
+    since = pages.guard.since or max(alike, default=0.0)
+    began = min((float(p.get("began", 0)) for p in processes), default=process.began)
     store = {
         "kind": pages.store.kind.name,
-        "state": pages.guard.state,
-        "since": pages.guard.since,
+        "state": state,
+        "since": since or began,
         "has_totals": sums is not None,
         "max_pages": None if sizes is None else sizes.max_pages,
         "max_bytes": None if sizes is None else sizes.max_bytes,
@@ -237,6 +247,7 @@ def journal_of(process: Process) -> list[dict[str, t.Any]]:
     ``expire``, ``pages`` (how many were to be rendered, ``None`` for tags and patterns), ``number``
     (its place in the order of events), ``by``, ``host`` and ``pid``.
     """
+    process.write_journal()
     pages, found = process.pages, []
     for data in pages.guard.ask("journal", pages.store.journal) or []:
         with contextlib.suppress(ValueError):
@@ -253,6 +264,7 @@ class Visit(t.NamedTuple):
 
     :param bypass: why it gets no page, whatever is stored.
     :param rules: what was considered to find the rule.
+    :param undeclared: whether it has query parameters that are not declared.
     """
 
     key: PageKey
@@ -260,6 +272,7 @@ class Visit(t.NamedTuple):
     excluded: bool
     bypass: str | None
     rules: Sequence[str]
+    undeclared: bool
 
 
 def explain_visit(process: Process, visit: Visit) -> Explanation:
@@ -278,7 +291,7 @@ def explain_visit(process: Process, visit: Visit) -> Explanation:
         "state": "excluded" if visit.excluded else "unknown" if failure is None else "failed",
         "build": key.build,
         "refusal": refusal or None,
-        "remedy": REMEDIES.get((refusal or "").partition(":")[0]),
+        "remedy": remedy_of(refusal or ""),
         "error": None if failure is None else failure.error,
         "failures": 0 if failure is None else failure.times,
         "rules": tuple(visit.rules),
@@ -309,7 +322,7 @@ def _others(process: Process, key: PageKey) -> Iterator[str]:
     with contextlib.suppress(NotImplementedError):
         path = key.full_path or "/"
         found = process.pages.guard.ask("list", lambda: list(process.pages.listed(path)))
-        for page, _, invalidated in found or ():
+        for page, _, invalidated, _ in found or ():
             if page.key != key:
                 words = [f"{name}: {value}" for name, value in page.key.vary]
                 words += [f"build {page.key.build!r}"] if page.key.build != key.build else []
@@ -345,6 +358,9 @@ def _answer(process: Process, visit: Visit, about: t.Mapping[str, t.Any]) -> str
         return f"the app's own answer (isr; fwd=bypass; detail={visit.bypass})"
     if visit.excluded:
         return "the app's own answer: a rule of None excludes this URL"
+    is_redirect = state in ("fresh", "stale") and about["status"] in REDIRECTS
+    if visit.undeclared and (is_redirect or rule is not None and rule.undeclared == "pass"):
+        return "the app's own answer (isr; fwd=uri-miss; detail=query)"
     if state == "fresh":
         return f"the stored page (isr; hit{'' if ttl is None else f'; ttl={ttl}'})"
     if state == "stale":

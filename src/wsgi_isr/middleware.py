@@ -13,6 +13,7 @@ from .answer import Caching, Hit, NotPage, send
 from .config import Config, check, make_bypass, mistakes
 from .key import Origin, Origins
 from .listing import Explanation, PageInfo, pages_of, stats_of
+from .metadata import remove_isr
 from .metrics import Counters
 from .ondemand import OnDemand, Result, check_workers
 from .page import Codec
@@ -20,7 +21,7 @@ from .passing import Passing, PassThrough
 from .process import Process
 from .regenerator import regenerate
 from .render import ERROR, current_origin
-from .request import Request
+from .request import UNREAD, Request
 from .rules import Resolver, RuleLike, Rules, check_query, digest_of, make_rules
 from .store.memory import Fingerprint
 from .store.opening import CacheLike, kind_of, opener
@@ -221,6 +222,7 @@ class ISRMiddleware:
                         return send(environ, start_response, hit)
                 elif method == "GET" or method == "HEAD":
                     if hit.not_page is not None:
+                        self._counters.passed += 1
                         pass_through = self._pass_through
                         return pass_through(environ, start_response, hit.not_page)
                     return self._serve(environ, start_response, fingerprint, hit)
@@ -247,7 +249,8 @@ class ISRMiddleware:
             logger.exception("%r: the request goes to the app", environ.get("PATH_INFO", "")[:200])
         if request is not None:
             return request.pass_unread()
-        return self.app(environ, start_response)
+        remove_isr(environ)
+        return Passing(start_response, UNREAD, True).run(self.app, environ)
 
     def _renew(self, hit: Hit, now: float) -> bool:
         process = self._here()

@@ -6,7 +6,6 @@ import concurrent.futures
 import contextlib
 import contextvars
 import itertools
-import json
 import logging
 import os
 import socket
@@ -31,7 +30,7 @@ from .outcome import Kind, Outcome
 from .page import page_label
 from .process import Process
 from .render import RenderError, current_origin, rendering
-from .rules import Rule
+from .rules import Rule, has_undeclared
 from .signals import fields
 from .store.protocol import Number, Record, StoreError
 
@@ -338,8 +337,7 @@ class OnDemand:
             "host": socket.gethostname(),
             "pid": os.getpid(),
         }
-        store, entry = self._pages.store, json.dumps(call).encode()
-        self._pages.guard.ask("log", lambda: store.log(entry), write=True)
+        self._process.log(call)
         text = f"{kind} {', '.join(names)}"[:1000]
         done = "expired" if expire else "invalidated"
         count = "" if pages is None else f", pages to render: {pages}"
@@ -435,7 +433,9 @@ class OnDemand:
         key, rule, excluded = config.find(place, environ)
         bypass = None if config.bypass is None else config.bypass(environ)
         considered = config.rules.consider(environ)
-        return explain_visit(self._process, Visit(key, rule, excluded, bypass, considered))
+        undeclared = has_undeclared(query_string, config.parameters(rule))
+        visit = Visit(key, rule, excluded, bypass, considered, undeclared)
+        return explain_visit(self._process, visit)
 
 
 def _is_declared(key: PageKey, rule: Rule | None) -> bool:

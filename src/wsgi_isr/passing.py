@@ -77,8 +77,8 @@ class Passing:
     :param private: whether such an answer is for this visitor alone.
     :param always: whether that goes for every answer: its URL is declared.
     :param discover: called with an answer that has metadata.
-    :param not_a_page: called when an answer shows that its URL has no page, with the reason of a
-        refusal or ``""``.
+    :param not_a_page: called with an answer that is no page: the reason of a refusal or ``""``, and
+        the status.
     :param origin: where the request came in.
     """
 
@@ -89,7 +89,7 @@ class Passing:
         private: bool = False,
         always: bool = False,
         discover: Discover | None = None,
-        not_a_page: Callable[[str], None] | None = None,
+        not_a_page: Callable[[str, int], None] | None = None,
         origin: Origin | None = None,
         limit: int = 0,
     ) -> None:
@@ -117,11 +117,9 @@ class Passing:
                 return self._capture.start_response(status, headers)
             self._member = "isr; fwd=uri-miss; detail=stream"
             if self._not_a_page is not None:
-                self._not_a_page("stream")
+                self._not_a_page("stream", status_code(status))
         if not page and first and self._not_a_page is not None:
-            code = status_code(status)
-            if 200 <= code < 400 or code == 404:
-                self._not_a_page("")
+            self._not_a_page("", status_code(status))
         self._started = True
         if page or self._always:
             headers = with_status(headers, self._member, self._private)

@@ -6,7 +6,9 @@ child: locks, threads and connections of the parent are of no use there.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import json
 import logging
 import os
 import socket
@@ -15,7 +17,8 @@ import time
 import typing as t
 import weakref
 import zlib
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Mapping
 
 from . import signals
 from .answer import Hit, NotPage
@@ -30,7 +33,7 @@ from .rules import Rule
 from .store.memory import Fingerprint, is_long
 from .store.opening import Opener
 from .store.pages import Pages
-from .store.protocol import Changes
+from .store.protocol import MAX_JOURNAL, Changes
 from .threads import Background, ExecutorLike, start
 
 logger = logging.getLogger("wsgi_isr")
@@ -39,6 +42,8 @@ logger = logging.getLogger("wsgi_isr")
 POLL = 0.5
 #: Seconds between two reports of a process, and the longest before its counts reach the store.
 REPORT = 2.0
+#: Seconds from an on-demand call until the journal gets it, and what is called meanwhile.
+SETTLING = 0.02
 #: Seconds: a smaller difference between two clocks may come from the way to the server.
 MIN_OFFSET = 0.1
 DAY = 86_400
@@ -94,6 +99,9 @@ class Process:
         self.not_pages = NotPages(self.pages, self.local_clock)
         self._renewing = threading.Lock()
         self._adding = threading.Lock()
+        #: On-demand calls that the journal does not have yet.
+        self._calls: deque[Mapping[str, t.Any]] = deque(maxlen=MAX_JOURNAL)
+        self.wake = threading.Event()
         self._upkept_at = time.monotonic()
         self._day = -1
         self.is_closed = False
@@ -107,6 +115,10 @@ class Process:
             target=_upkeep, args=[weakref.ref(self)], name="wsgi-isr-upkeep", daemon=True
         )
         self._has_thread = start(thread)
+        _processes.add(self)
+        # Anew, so that it runs before what the store does at exit.
+        atexit.unregister(_at_exit)
+        atexit.register(_at_exit)
         if config.workers == 0 and not store.kind.wants:
             logger.warning(
                 "workers=0 leaves renders to other processes, but this store cannot hand pages "
@@ -180,6 +192,7 @@ class Process:
         """Let the store have what this process counted, and say what it has now."""
         self._upkept_at = time.monotonic()
         self.pages.tell_used()
+        self.write_journal()
         if not self.pages.guard.is_well:
             return
         # Not through the guard: these are extras, and nothing else depends on them. Under a lock,
@@ -200,6 +213,21 @@ class Process:
             if report is not None:
                 self.pages.store.report(report)
                 self.pages.earlier_builds()
+
+    def log(self, call: Mapping[str, t.Any]) -> None:
+        """Have the journal get an on-demand call soon: its caller does not wait for that."""
+        self._calls.append(call)
+        self.wake.set()
+        if not self._has_thread:
+            self.write_journal()
+
+    def write_journal(self) -> None:
+        """Let the journal have the calls that it does not have yet."""
+        with self._adding:
+            calls = [self._calls.popleft() for _ in range(len(self._calls))]
+            if entries := [json.dumps(call).encode() for call in calls]:
+                store = self.pages.store
+                self.pages.guard.ask("log", lambda: store.log(*entries), write=True)
 
     def _begin_periods(self) -> None:
         """Let the store remember the totals with which the store, a day or a build begins."""
@@ -224,7 +252,7 @@ class Process:
     def report(self) -> dict[str, t.Any] | None:
         """What this process has now; ``None`` for one that neither serves nor renders."""
         counted = self.counters.as_dict()
-        served = any(counted.get(name) for name in ("hits", "stale_hits", "misses", "renders"))
+        served = any(counted[name] for name in (*SERVED, "renders", "passed", "bypassed"))
         if not (served or self.renders.waiting or self.renders.running):
             return None
         return {
@@ -271,8 +299,11 @@ def _upkeep(reference: weakref.ref[Process]) -> None:
         process = reference()
         if process is None or process.is_closed:
             return
+        wake = process.wake
+        wake.clear()
         if not process.pages.is_local:
             process.listen()
+        process.write_journal()
         # The first report comes soon: a command line asks which processes serve.
         is_new = not is_announced and process.report() is not None
         if is_new or time.monotonic() - reported >= REPORT:
@@ -281,7 +312,20 @@ def _upkeep(reference: weakref.ref[Process]) -> None:
         is_local = process.pages.is_local
         del process
         if is_local:
-            time.sleep(POLL if is_announced else POLL / 5)
+            if wake.wait(POLL if is_announced else POLL / 5):
+                # Those who call once mostly call again: all of it is written in one step.
+                time.sleep(SETTLING)
+
+
+#: Those of this interpreter that have not been collected.
+_processes: weakref.WeakSet[Process] = weakref.WeakSet()
+
+
+def _at_exit() -> None:
+    """Let the store have what was counted and called, also where nobody closes."""
+    for process in list(_processes):
+        if process.is_open:
+            process.upkeep()
 
 
 class NotPages:

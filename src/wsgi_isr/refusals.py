@@ -33,6 +33,12 @@ class Refusal(t.NamedTuple):
         return f"{self.detail}: {self.culprit}" if self.culprit else self.detail
 
 
+def remedy_of(reason: str) -> str | None:
+    """What to do about a refusal that is given as a text; ``None`` for any other."""
+    detail, _, culprit = reason.partition(": ")
+    return Refusal(detail, culprit).remedy if detail in REMEDIES else None
+
+
 def refusal(
     status: int,
     headers: Sequence[tuple[str, str]],

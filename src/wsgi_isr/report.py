@@ -7,13 +7,14 @@ import shutil
 import sys
 import time
 import typing as t
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from .listing import Explanation, PageInfo
+from .metadata import GONE
 from .metrics import hit_ratio
 from .ondemand import RefusedError, Result
-from .refusals import REMEDIES
+from .refusals import remedy_of
 from .rules import compile_pattern
 
 
@@ -26,8 +27,9 @@ def line(result: Result) -> str:
 
 def describe(error: Exception) -> str:
     """An error for those who read a line, with its remedy."""
-    if isinstance(error, RefusedError) and error.detail in REMEDIES:
-        return f"{error}; {REMEDIES[error.detail]}"
+    if isinstance(error, RefusedError):
+        remedy = remedy_of(str(error).partition("(")[2].removesuffix(")"))
+        return f"{error}; {remedy}" if remedy else str(error)
     is_ours = type(error).__module__.startswith("wsgi_isr")
     is_plain = is_ours or isinstance(error, ValueError | NotImplementedError)
     return str(error) if is_plain else f"{type(error).__name__}: {error}"
@@ -51,29 +53,31 @@ def selector(
     return selects
 
 
-_ORDERS: dict[str | None, Callable[[PageInfo], t.Any]] = {
-    None: lambda page: page.url,
+#: What pages are sorted by; ``"use"`` is the order in which they make room for others.
+ORDERS: dict[str, Callable[[PageInfo], t.Any]] = {
+    "url": lambda page: page.url,
     "age": lambda page: -page.age,
     "size": lambda page: -page.size,
     "render": lambda page: -page.render_seconds(0.5),
+    "use": lambda page: (page.status not in GONE, page.used_at),
 }
 
 
-def first(pages: Iterable[PageInfo], order: str | None, limit: int | None) -> list[PageInfo]:
+def first(pages: Iterable[PageInfo], order: str, limit: int | None) -> list[PageInfo]:
     """The first pages of an order; no more than that many are kept meanwhile."""
     if limit is None:
-        return sorted(pages, key=_ORDERS[order])
-    return heapq.nsmallest(limit, pages, key=_ORDERS[order])
+        return sorted(pages, key=ORDERS[order])
+    return heapq.nsmallest(limit, pages, key=ORDERS[order])
 
 
 def page_rows(pages: Iterable[PageInfo]) -> list[Sequence[str]]:
     """The table of pages, with its head."""
-    rows: list[Sequence[str]] = [
-        ("URL", "STATUS", "STATE", "AGE", "TTL", "SIZE", "RENDER", "P95", "TAGS", "LAST ERROR")
-    ]
+    head = "URL STATUS STATE AGE TTL USED SIZE RENDER P95 TAGS"
+    rows: list[Sequence[str]] = [(*head.split(), "LAST ERROR")]
     for page in pages:
         ttl = "-" if page.ttl is None else span(page.ttl)
-        what = (page.url, str(page.status or "-"), page.state, span(page.age), ttl)
+        used = span(time.time() - page.used_at) if page.used_at else "-"
+        what = (page.url, str(page.status or "-"), page.state, span(page.age), ttl, used)
         render, p95 = (millis(page.render_seconds(share)) for share in (0.5, 0.95))
         times = f" ({page.failures} times)" if page.failures > 1 else ""
         error = f"{page.last_error}{times}" if page.last_error else ""
@@ -108,10 +112,22 @@ def overview_tables(found: dict[str, t.Any]) -> Iterator[list[Sequence[str]]]:
         rows.append((*cells, moment(process.get("began", 0)), memory, ", ".join(now)))
     if found["workers"]:
         yield rows
+    if calls := found["calls"][:MAX_CALLS]:
+        rows = [("WHEN", "CALL", "WHAT", "EFFECT", "BY", "PROCESS")]
+        yield [*rows, *((moment(call.get("at", 0)), *call_row(call)) for call in calls)]
+
+
+def call_row(call: Mapping[str, t.Any]) -> tuple[str, str, str, str, str]:
+    """An entry of the journal: what was called, with what, to what effect, by whom and where."""
+    effect = "expired" if call.get("expire") else "stale"
+    if call.get("pages") is not None:
+        effect = f"{number(int(call['pages']), 'page')} rendered"
+    what, where = ", ".join(map(str, call.get("what", ()))), f"{call.get('host')} {call.get('pid')}"
+    return str(call.get("kind")), what, effect, call.get("by") or "-", where
 
 
 def moment(at: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at))
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(round(at)))
 
 
 def millis(seconds: float) -> str:
@@ -120,6 +136,8 @@ def millis(seconds: float) -> str:
 
 #: Facts of an explanation that are shown even where there are none.
 _FACTS = 14
+#: On-demand calls that `isr stats` shows.
+MAX_CALLS = 10
 
 
 def explanation_rows(found: Explanation) -> list[Sequence[str]]:
@@ -138,9 +156,9 @@ def explanation_rows(found: Explanation) -> list[Sequence[str]]:
         )
     if found.invalidation is not None:
         call = found.invalidation
-        by = f" by {call['by']}" if call.get("by") else ""
-        where = f"host {call.get('host')}, pid {call.get('pid')}"
-        said["invalidation"] = f"{moment(call.get('at', 0))}: {call.get('kind')}{by} ({where})"
+        kind, what, effect, by, where = call_row(call)
+        at = moment(call.get("at", 0))
+        said["invalidation"] = f"{at}: {kind} {what}, {effect}, by {by}, process {where}"
     rows: list[Sequence[str]] = []
     for name, value in said.items():
         each = value if isinstance(value, tuple) else (value,)

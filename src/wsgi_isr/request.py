@@ -24,6 +24,9 @@ from .store.memory import Entry, Fingerprint
 if t.TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
+#: ``Cache-Status`` after an exception of our own.
+UNREAD = "isr; fwd=bypass; detail=error"
+
 
 class Request:
     """One request, and its way to an answer."""
@@ -61,6 +64,7 @@ class Request:
         if detail == "excluded":
             return self._pass()
         if detail is not None:
+            self._process.counters.passed += 1
             return self._pass(f"isr; fwd=uri-miss; detail={detail}", True, always=detail == "query")
         detail = self._process.not_pages.get(self._key)
         if detail:
@@ -155,6 +159,7 @@ class Request:
         process = self._process
         if entry.page.code in REDIRECTS and self._has_undeclared():
             # The app knows where to send them with those parameters.
+            process.counters.passed += 1
             return self._pass("isr; fwd=uri-miss; detail=query", True, always=True)
         now = process.local_clock()
         entry.referenced = True
@@ -268,6 +273,7 @@ class Request:
             number = process.pages.number()
             outcome = process.attempts(self._key, "miss", self._rule, None, number)
             return self._serve_outcome(outcome, "uri-miss")
+        self._process.counters.misses += 1
         member = f"isr; fwd=uri-miss; detail={detail}"
         return self._pass(member, True, always=self._rule is not None)
 
@@ -309,11 +315,14 @@ class Request:
             return self._pass()
         return self._pass("isr; fwd=uri-miss; detail=status", True, discover=self._discovered)
 
-    def _no_page(self, detail: str) -> None:
-        """The visitor's own answer shows that their URL has no page."""
+    def _no_page(self, detail: str, code: int) -> None:
+        """The visitor's own answer is no page."""
+        self._process.counters.passed += 1
         if detail:
             self._process.attempts.reject(self._key, Refusal(detail))
-        self._remember_no_page(detail)
+        # Of an error's URL nobody can say whether it has one.
+        if detail or 200 <= code < 400 or code == 404:
+            self._remember_no_page(detail)
 
     def _discovered(self, first: Response) -> Iterable[bytes]:
         """Put the first answer of a page aside; the visitor gets the canonical one."""
@@ -365,4 +374,5 @@ class Request:
 
     def pass_unread(self) -> Iterable[bytes]:
         """After an exception of our own: the app's own answer, for this visitor alone."""
-        return self._pass("isr; fwd=bypass; detail=error", True)
+        self._process.counters.bypassed += 1
+        return self._pass(UNREAD, True, always=self._rule is not None)

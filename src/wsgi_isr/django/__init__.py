@@ -16,14 +16,3 @@ from .handler import get_wsgi_application as get_wsgi_application
 from .pages import isr_page as isr_page
 from .tracking import tag as tag
 from .tracking import track as track
-
-__all__ = [
-    "get_middleware",
-    "get_wsgi_application",
-    "invalidate",
-    "isr_page",
-    "revalidate",
-    "revalidate_tag",
-    "tag",
-    "track",
-]

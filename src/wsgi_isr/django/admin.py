@@ -17,6 +17,7 @@ from django.utils.http import url_has_allowed_host_and_scheme
 
 from ..listing import PageInfo
 from ..ondemand import RevalidationError, called_by
+from ..report import describe
 from .handler import get_middleware
 from .models import StoredPage
 from .tracking import is_tracked
@@ -91,7 +92,7 @@ class StoredPageAdmin(admin.ModelAdmin):
                     messages.success(request, f"Expired: {len(paths)}.")
         except RevalidationError as error:
             for url, why in error.failures.items():
-                messages.error(request, f"{url}: {why}")
+                messages.error(request, f"{url}: {describe(why)}")
         except ValueError as error:
             messages.error(request, str(error))
         after = request.POST.get("next") or request.get_full_path()

@@ -7,7 +7,7 @@ import logging
 import typing as t
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from django.db import transaction
 
@@ -19,8 +19,7 @@ logger = logging.getLogger("wsgi_isr")
 
 #: What the open transaction of a connection puts off. Only Django refers to these calls, and drops
 #: them when the transaction or the savepoint is rolled back.
-_pending: weakref.WeakKeyDictionary[t.Any, weakref.WeakValueDictionary[int, _Call]]
-_pending = weakref.WeakKeyDictionary()
+_pending: weakref.WeakKeyDictionary[t.Any, weakref.WeakSet[_Call]] = weakref.WeakKeyDictionary()
 _order = itertools.count()
 
 
@@ -30,29 +29,31 @@ class _Call:
 
     :param kind: ``"paths"``, ``"tags"`` or ``"patterns"``.
     :param options: what has to be the same for calls to be merged.
+    :param calls: all of the transaction.
     """
 
     kind: str
     names: Sequence[str]
     options: tuple[t.Any, ...]
     raise_errors: bool
-    calls: weakref.WeakValueDictionary[int, _Call]
-    is_done: bool = False
+    calls: weakref.WeakSet[_Call]
+    number: int = field(default_factory=_order.__next__)
 
     def __call__(self) -> None:
-        if self.is_done:
+        if self not in self.calls:
+            # It took effect with another one.
             return
-        calls = [call for _, call in sorted(self.calls.items()) if not call.is_done]
-        merged: dict[tuple[str, tuple[t.Any, ...]], list[str]] = {}
         # Invalidations before renders, so that a page is rendered after all that was changed.
-        for call in sorted(calls, key=lambda call: call.kind == "paths"):
-            call.is_done = True
+        calls = sorted(self.calls, key=lambda call: (call.kind == "paths", call.number))
+        self.calls.clear()
+        merged: dict[tuple[str, tuple[t.Any, ...]], list[str]] = {}
+        for call in calls:
             merged.setdefault((call.kind, call.options), []).extend(call.names)
         failure = None
         for (kind, options), names in merged.items():
             names = list(dict.fromkeys(names))
             try:
-                _perform(kind, names, options)
+                _perform(kind, names, *options)
             except Exception as error:
                 logger.exception("%s were not revalidated: %s", kind, ", ".join(names)[:1000])
                 failure = error
@@ -60,16 +61,17 @@ class _Call:
             raise failure
 
 
-def _perform(kind: str, names: Sequence[str], options: tuple[t.Any, ...]) -> list[Result] | None:
-    middleware, (origin, *others) = get_middleware(), options
+def _perform(
+    kind: str, names: Sequence[str], origin: t.Any, option: bool, workers: int | None = None
+) -> list[Result] | None:
+    middleware = get_middleware()
     on_demand = middleware.on_demand()
     if kind == "paths":
-        only_generated, workers = others
-        return on_demand.revalidate(names, only_generated, origin, workers, middleware.is_enabled())
+        return on_demand.revalidate(names, option, origin, workers, middleware.is_enabled())
     if kind == "tags":
-        on_demand.revalidate_tag(names, others[0])
+        on_demand.revalidate_tag(names, option)
     else:
-        on_demand.invalidate(names, others[0], origin)
+        on_demand.invalidate(names, option, origin)
     return None
 
 
@@ -79,12 +81,12 @@ def _now_or_later(
     # A tag has no origin.
     options = (None if kind == "tags" else current_origin.get(), *others)
     connection = transaction.get_connection(using)
-    if not connection.in_atomic_block:
-        return _perform(kind, names, options)
+    if connection.connection is None or connection.autocommit:
+        return _perform(kind, names, *options)
     paths, tags, patterns = (names if kind == k else () for k in ("paths", "tags", "patterns"))
     get_middleware().on_demand().check(paths, tags, patterns, options[0])
-    calls = _pending.setdefault(connection, weakref.WeakValueDictionary())
-    calls[next(_order)] = call = _Call(kind, names, options, raise_errors, calls)
+    calls = _pending.setdefault(connection, weakref.WeakSet())
+    calls.add(call := _Call(kind, names, options, raise_errors, calls))
     transaction.on_commit(call, using)
     return None
 
@@ -104,6 +106,8 @@ def revalidate(
     :param using: the database whose transaction is waited for; ``None``: the default one.
     :param raise_errors: in a transaction: raise failures from the commit, in place of logging them.
     :raises ValueError: at once, for what is no path.
+    :raises django.db.transaction.TransactionManagementError: where autocommit is off outside of
+        ``atomic()``: Django then cannot say when something is committed.
     """
     return _now_or_later("paths", paths, using, raise_errors, only_generated, workers)
 

@@ -14,6 +14,7 @@ from django.utils.module_loading import import_string
 from django.utils.translation import get_language_from_path
 
 from ..rules import Rule
+from ..status import MIN_SECRET
 from . import config, handler, paths
 from .config import option
 
@@ -47,18 +48,12 @@ def _of_settings() -> Iterator[CheckMessage]:
                 "x_host=1) in wsgi.py (werkzeug.middleware.proxy_fix), and silence this check."
             )
             yield Warning(f"{name} is set, and ISR['BASE_URL'] is not.", hint=hint, id="isr.W001")
-    if getattr(settings, "BASE_DIR", None) is None and option("CACHE") is None:
-        text = (
-            "There is neither BASE_DIR nor ISR['CACHE']: pages are kept in the working directory."
-        )
-        hint = "Each process has to have the same: set ISR['CACHE'] = 'file:///var/cache/site'."
-        yield Warning(text, hint=hint, id="isr.W002")
+    if 0 < len(option("SECRET", "")) < MIN_SECRET:
+        hint = f"Use {MIN_SECRET} or more: secrets.token_urlsafe() makes one."
+        yield Warning("ISR['SECRET'] can be guessed.", hint=hint, id="isr.W009")
     if settings.DEBUG and not config.is_enabled():
         hint = "ISR['ENABLED'] = True switches it on all the same."
         yield Info("ISR is off, because DEBUG is on.", hint=hint, id="isr.I001")
-    elif settings.DEBUG:
-        text = "ISR['ENABLED'] is on in DEBUG: pages of code that you change are stored."
-        yield Warning(text, hint="Leave it out where you do not need it.", id="isr.W003")
 
 
 def _of_middlewares() -> Iterator[CheckMessage]:
@@ -74,12 +69,6 @@ def _of_middlewares() -> Iterator[CheckMessage]:
         if name.startswith("django.middleware.cache."):
             hint = "A page that is rendered anew may be its old one: remove it from MIDDLEWARE."
             yield Warning(f"{name} stores pages inside of ISR.", hint=hint, id="isr.W005")
-        if name == "django.contrib.auth.middleware.LoginRequiredMiddleware":
-            for view, url_name, _ in paths.views():
-                if paths.declared(view) and getattr(view, "login_required", True):
-                    text = f"LoginRequiredMiddleware hides the page {paths.label(view, url_name)}."
-                    hint = "A page is for everybody: put @login_not_required on it."
-                    yield Warning(text, hint=hint, id="isr.W006")
 
 
 def _of_languages() -> Iterator[CheckMessage]:

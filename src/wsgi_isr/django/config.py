@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib.util
 import inspect
 import os
@@ -17,9 +18,10 @@ from django.core.exceptions import ImproperlyConfigured
 
 from ..build import INSTALLED, digest_of_files, files_under, is_code
 from ..middleware import ISRMiddleware
+from ..store.opening import DEFAULT_FOLDER, open_default
 
 #: Keys that are arguments of the middleware as they are; what is treated here, and what is new.
-_OWN = {"CACHE", "RULES", "ENABLED", "BUILD_ID", "TRUSTED_HOSTS"}
+_OWN = {"RULES", "ENABLED", "BUILD_ID"}
 _OPTIONS = {name.upper() for name in inspect.signature(ISRMiddleware).parameters} - _OWN - {"APP"}
 _NEW = {"PATHS", "SECRET", "URL_PREFIX", "WAGTAIL_REVALIDATE", "WAGTAIL_SITE_TAGS"}
 #: Hosts of a site in debug mode without ``ALLOWED_HOSTS``, as in Django.
@@ -72,15 +74,15 @@ def options() -> dict[str, t.Any]:
     for mistake, hint in mistakes():
         raise ImproperlyConfigured(f"{mistake}. {hint}")
     found = {key.lower(): option(key) for key in _OPTIONS if option(key) is not None}
-    found["cache"], base = option("CACHE"), getattr(settings, "BASE_DIR", None)
-    if found["cache"] is None and base is not None:
+    base = getattr(settings, "BASE_DIR", None)
+    if "cache" not in found and base is not None:
         # The name of the URLconf, so that two sites in one folder have no pages in common.
         name = quote(str(settings.ROOT_URLCONF), safe="")
-        found["cache"] = Path(base, ".isr-cache", name).absolute().as_uri()
+        folder = os.path.abspath(Path(base, DEFAULT_FOLDER, name))
+        prefix = found.get("key_prefix", "isr:")
+        found["cache"] = functools.partial(open_default, folder, prefix)
     hosts = settings.ALLOWED_HOSTS or (_LOCAL if settings.DEBUG else ["*"])
-    if option("TRUSTED_HOSTS") is not None:
-        found["trusted_hosts"] = option("TRUSTED_HOSTS")
-    elif "base_url" not in found and "*" not in hosts:
+    if found.keys().isdisjoint({"base_url", "trusted_hosts"}) and "*" not in hosts:
         # In ALLOWED_HOSTS ports do not matter.
         found["trusted_hosts"] = [f"{host}:*" for host in hosts]
     return found
@@ -100,14 +102,13 @@ def build_digest() -> str:
         # A project that is installed like a library: its package.
         spec = importlib.util.find_spec(str(settings.ROOT_URLCONF).partition(".")[0])
         base = os.path.dirname((spec and spec.origin) or "")
+    roots[""] = os.path.normpath(base) if base else ""
+    folders = [str(folder) for engine in settings.TEMPLATES for folder in engine.get("DIRS", ())]
+    roots |= {os.path.join(str(n), "templates"): folder for n, folder in enumerate(folders)}
     found = {}
-    for label, root in {**roots, "": os.path.normpath(base) if base else ""}.items():
+    for label, root in roots.items():
         for path in files_under(root, excluded):
-            name = os.path.relpath(path, root)
+            name = os.path.join(label, os.path.relpath(path, root))
             if is_code(name) or name.endswith(".mo"):
-                found[os.path.join(label, name)] = path
-    for number, engine in enumerate(settings.TEMPLATES):
-        for folder in engine.get("DIRS", ()):
-            for path in files_under(str(folder), excluded):
-                found[os.path.join(f"templates{number}", os.path.relpath(path, folder))] = path
+                found[name] = path
     return digest_of_files(found)

@@ -7,7 +7,9 @@ import threading
 import typing as t
 
 import django
+from django.apps import apps
 from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
 from django.core.handlers.wsgi import WSGIHandler
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
@@ -59,7 +61,8 @@ class Handler(WSGIHandler):
 def get_wsgi_application() -> ISRMiddleware:
     """The WSGI application of the project; for ``wsgi.py``, in place of Django's own.
 
-    :raises ImproperlyConfigured: for a key of the setting ``ISR`` that there is not.
+    :raises ImproperlyConfigured: for a key of the setting ``ISR`` that there is not, or without
+        this app in ``INSTALLED_APPS``.
     :raises ValueError: or ``TypeError``, for a value that cannot work.
     """
     global _middleware, is_served
@@ -81,6 +84,8 @@ def make_middleware() -> ISRMiddleware:
     """
     :raises ImproperlyConfigured: or ``ValueError``, ``TypeError``, for what cannot work.
     """
+    if not apps.is_installed("wsgi_isr.django"):
+        raise ImproperlyConfigured("add 'wsgi_isr.django' to INSTALLED_APPS")
     options, rules, build = config.options(), config.option("RULES"), config.option("BUILD_ID")
     if build is None:
         build = "-".join(filter(None, (config.build_digest(), digest_of(rules))))
@@ -97,9 +102,11 @@ def make_middleware() -> ISRMiddleware:
         found: Rule | Excluded | None = paths.rule_of(handler, listing, environ)
         return rule if found is None else found
 
-    middleware = ISRMiddleware(
-        handler, rules=Rules(resolve, others.by_url), build_id=build, **options
-    )
+    def consider(environ: WSGIEnvironment) -> list[str]:
+        return [paths.describe(environ), *others.consider(environ)]
+
+    rules = Rules(resolve, others.by_url, consider)
+    middleware = ISRMiddleware(handler, rules=rules, build_id=build, **options)
     middleware.is_enabled = config.is_enabled
     middleware.set_bypass(_bypass)
     return middleware

@@ -28,7 +28,8 @@ current_page = _current.get
 def _decorate(view: View, declaration: Declaration) -> View:
     if not callable(view):
         raise TypeError("@isr_page stands on a view, not on the outcome of path()")
-    is_method = inspect.isfunction(view) and [*inspect.signature(view).parameters][:1] == ["self"]
+    # Not what it wraps: `method_decorator` wraps methods.
+    is_method = inspect.isfunction(view) and "self" in view.__code__.co_varnames[:1]
     if isinstance(view, type) or is_method:
         raise TypeError(
             f"@isr_page stands on {view.__qualname__} through a class decorator: "

@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import types
 import typing as t
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from urllib.parse import urlsplit
 
@@ -32,7 +31,7 @@ from django.utils.module_loading import import_string
 
 from ..fallback import Unlisted
 from ..rules import Excluded, Rule
-from ..views import Declaration, Listing, MissingPathsWarning, View, declaration_of, name_of
+from ..views import Declaration, Listing, View, declaration_of, name_of
 from .config import option
 from .pages import SHELL
 
@@ -85,6 +84,14 @@ def rule_of(app: WSGIApplication, listing: Listing, environ: WSGIEnvironment) ->
     return rule
 
 
+def describe(environ: WSGIEnvironment) -> str:
+    """Which view a request is for, and whether it makes pages."""
+    if (found := match(get_path_info(environ) or "/")) is None:
+        return "no view matches"
+    name = label(found.func, found.view_name)
+    return f"view {name!r} has {'an' if declared(found.func) else 'no'} @isr_page"
+
+
 def _shell(app: WSGIApplication, view: View) -> WSGIApplication:
     """The app with a shell in place of the view of a path."""
 
@@ -111,7 +118,7 @@ def views(
 
 
 def label(view: t.Any, name: t.Any) -> str:
-    return name if isinstance(name, str) else name_of(view)
+    return name if isinstance(name, str) else name_of(getattr(view, "view_class", view))
 
 
 def prerender_paths(mount: str = "") -> Iterator[str]:
@@ -119,8 +126,6 @@ def prerender_paths(mount: str = "") -> Iterator[str]:
 
     :param mount: where the site is mounted.
     :raises TypeError: for what a generator may not yield.
-
-    A declared page that nothing covers is named in a `MissingPathsWarning`.
     """
     before = get_script_prefix()
     set_script_prefix(f"{mount}/")
@@ -128,24 +133,12 @@ def prerender_paths(mount: str = "") -> Iterator[str]:
         found = dict.fromkeys(_all())
     finally:
         set_script_prefix(before)
-    missing = {view: label(view, name) for view, name, _ in views() if declared(view)}
-    for path in found if missing else ():
-        leads_to = match(urlsplit(path).path.removeprefix(mount))
-        missing.pop(leads_to and leads_to.func, None)
-    for name in missing.values():
-        warnings.warn(
-            f"nothing lists paths of the page {name!r}: give it isr_page(paths=...), a sitemap, "
-            "or ISR['PATHS']",
-            MissingPathsWarning,
-            stacklevel=2,
-        )
     yield from found
 
 
 def _all() -> Iterator[str]:
-    for view, _, arguments in views():
-        if declared(view) is not None:
-            yield from _of_view(view)
+    yield from _of_views()
+    for _, _, arguments in views():
         if isinstance(sitemaps := arguments.get("sitemaps"), dict):
             yield from _of_sitemaps(sitemaps.values())
     for source in (option("PATHS"), *path_sources):
@@ -154,13 +147,13 @@ def _all() -> Iterator[str]:
 
 def urls_of(view: object) -> Iterator[str]:
     """What ``paths`` and ``ISR["PATHS"]`` list of a view with ``fallback=False``."""
-    yield from _of_view(view)
+    yield from _of_views(view)
     yield from _read(option("PATHS"))
 
 
-def _of_view(view: object) -> Iterator[str]:
-    for each, name, _ in views():
-        if each is view and (declaration := declared(view)) is not None:
+def _of_views(only: object = None) -> Iterator[str]:
+    for view, name, _ in views():
+        if only in (None, view) and (declaration := declared(view)) is not None:
             yield from _read(declaration.paths, name)
             with contextlib.suppress(NoReverseMatch):
                 yield from _reversed(name, {})

@@ -75,10 +75,12 @@ def track(*models: type[Model] | str, expire: bool = True) -> None:
         if not (isinstance(model, type) and issubclass(model, Model)):
             raise TypeError(f"track takes models, as in track(Post), not {model!r}")
         tracked[model] = expire
+        # One by one, because Django deletes objects faster whose model has no receiver.
+        for each in filter(is_tracked, apps.get_models()):
+            signals.post_save.connect(_changed, each, dispatch_uid="wsgi_isr")
+            signals.post_delete.connect(_changed, each, dispatch_uid="wsgi_isr")
     if not models:
         raise TypeError("track takes models, as in track(Post)")
-    signals.post_save.connect(_changed, dispatch_uid="wsgi_isr")
-    signals.post_delete.connect(_changed, dispatch_uid="wsgi_isr")
     signals.m2m_changed.connect(_related, dispatch_uid="wsgi_isr")
 
 

@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 from markupsafe import Markup as H
 
 from ..listing import Explanation, PageInfo, percentile
-from ..report import amount, number, span
+from ..report import ORDERS, amount, call_row, number, span
 from ..rules import to_wsgi
 from ..store.protocol import Record
 from .assets import CSS, JS
@@ -29,11 +29,12 @@ MAX_ROWS, MAX_MATCHING, MAX_READ = 50, 5000, 20_000
 MINUTES = 60
 NAV = (("/", "Overview"), ("/pages", "Pages"), ("/invalidations", "Invalidations"))
 STATES = ("", "fresh", "stale", "expired", "failed")
-ORDERS: dict[str, tuple[str, Callable[[PageInfo], t.Any]]] = {
-    "url": ("URL", lambda page: page.url),
-    "age": ("Age", lambda page: -page.age),
-    "size": ("Size", lambda page: -page.size),
-    "render": ("Render time", lambda page: -page.seconds),
+SORTS = {
+    "url": "URL",
+    "age": "Age",
+    "size": "Size",
+    "render": "Render time",
+    "use": "Last use",
 }
 DONE = {
     "regenerate": "Rendered just now, and new in every worker.",
@@ -137,12 +138,14 @@ def overview(context: Context, args: Args) -> str:
     )
     slow = context.link("/pages", "the slowest", sort="render")
     failed = context.link("/pages", "which, and why", state="failed")
+    first = context.link("/pages", "what goes first", sort="use")
+    room = meter(stats["bytes"], store["max_bytes"], amount)
     tiles = [
         ("Hit ratio today", periods.get("day", "-"), ratios),
         ("Renders", f"{stats['renders']:,}", H("{:,.0f} ms on average<br>{}").format(mean, slow)),
         ("Failed renders", f"{stats['failures']:,}", failed),
         ("Pages stored", f"{stats['pages']:,}", meter(stats["pages"], store["max_pages"], plain)),
-        ("Storage", amount(stats["bytes"]), meter(stats["bytes"], store["max_bytes"], amount)),
+        ("Storage", amount(stats["bytes"]), H("{}{}").format(room, first)),
         ("Memory", amount(stats["memory_bytes"]), f"in {number(len(processes), 'worker')}"),
     ]
     main = H(
@@ -242,7 +245,7 @@ def chart(title: str, minutes: Sequence[Counts], **series: str) -> H:
 def page_list(context: Context, args: Args) -> str:
     words, tag = args.get("q", "").strip(), args.get("tag", "").strip()
     wanted = args.get("state", "") if args.get("state") in STATES else ""
-    order = args.get("sort", "") if args.get("sort") in ORDERS else "url"
+    order = args.get("sort", "") if args.get("sort") in SORTS else "url"
     after, start = args.get("after", ""), args.get("start", "")
     first = int(start) if start.isascii() and start.isdigit() and len(start) < 9 else 0
     states = ((name, name.capitalize() or "Any") for name in STATES)
@@ -258,13 +261,13 @@ def page_list(context: Context, args: Args) -> str:
         words,
         tag,
         options(states, wanted),
-        options(((name, label) for name, (label, _) in ORDERS.items()), order),
+        options(SORTS.items(), order),
     )
     try:
         found, rest, read = find(context, words, tag, wanted, after)
     except NotImplementedError as error:
         return whole(context, "Pages", note(error, css="warn"), "/pages")
-    found.sort(key=ORDERS[order][1])
+    found.sort(key=ORDERS[order])
     shown = found[first : first + MAX_ROWS]
     query = {"q": words, "tag": tag, "state": wanted, "sort": order}
     ways = [context.link("/pages", "First pages", **query)] if after or first else []
@@ -323,13 +326,15 @@ def page_table(context: Context, pages: Sequence[PageInfo]) -> H:
             page.status or "-",
             span(page.age),
             "always" if page.ttl is None else span(max(0, page.ttl)),
+            span(time.time() - page.used_at) if page.used_at else "-",
             amount(page.size),
             f"{1000 * page.seconds:,.0f} ms",
             tags(context, page.tags[:8]),
         )
         for page in pages
     )
-    return table("URL State Status# Age# Fresh\N{NO-BREAK SPACE}for# Size# Render# Tags", rows)
+    heads = "URL State Status# Age# Fresh\N{NO-BREAK SPACE}for# Used# Size# Render# Tags"
+    return table(heads, rows)
 
 
 def tags(context: Context, names: Iterable[str]) -> H:
@@ -448,26 +453,13 @@ def facts(context: Context, found: Explanation) -> H:
 
 def journal(context: Context, args: Args) -> str:
     rows = [
-        (
-            moment(call.get("at")),
-            call.get("kind", ""),
-            ", ".join(map(str, call.get("what", ()))),
-            effect(call),
-            call.get("by") or "-",
-            f"{call.get('host', '')} {call.get('pid', '')}",
-        )
+        (moment(call.get("at")), *call_row(call))
         for call in context.middleware.on_demand().journal()
     ]
     shown = table("When Call What Effect By Process", rows)
     main = H('<div id="journal" data-live>{}</div>')
     main = main.format(shown if rows else note("Nobody has invalidated anything yet."))
     return whole(context, "Invalidations", main, "/invalidations")
-
-
-def effect(call: Counts) -> str:
-    if call.get("pages") is not None:
-        return f"{number(int(call['pages']), 'page')} rendered"
-    return "expired" if call.get("expire") else "stale"
 
 
 # Small parts.
@@ -521,9 +513,7 @@ def state(name: str, text: str | None = None) -> H:
 def meter(value: float, bound: float | None, show: Callable[[float], str]) -> object:
     if bound is None:
         return "no bound"
-    bar = H(
-        'of {}; then the least used go<meter max="{}" high="{}" optimum="0" value="{}"></meter>'
-    )
+    bar = H('of {}<meter max="{}" high="{}" optimum="0" value="{}"></meter>')
     return bar.format(show(bound), bound, 0.9 * bound, value)
 
 

@@ -307,10 +307,10 @@ class CachelibStore:
         found = reversed(self._value("minutes", []))
         return {minute: totals for minute, totals in found if minute > first}
 
-    def log(self, entry: bytes) -> None:
-        with self._change("journal", []) as entries:
-            entries.insert(0, entry.decode("latin-1"))
-            del entries[protocol.MAX_JOURNAL :]
+    def log(self, *entries: bytes) -> None:
+        with self._change("journal", []) as journal:
+            journal[:0] = [entry.decode("latin-1") for entry in reversed(entries)]
+            del journal[protocol.MAX_JOURNAL :]
 
     def journal(self) -> list[bytes]:
         return [entry.encode("latin-1") for entry in self._value("journal", [])]

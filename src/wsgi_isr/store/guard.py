@@ -65,8 +65,8 @@ class Guard:
         #: Until when the change to a circuit is not logged again.
         self._quiet = dict.fromkeys(Circuit, 0.0)
         self._announced = False
-        #: Seconds since 1970 at which its state last changed.
-        self.since = time.time()
+        #: Seconds since 1970 at which its state last changed; 0 before it does.
+        self.since = 0.0
         self._lock = threading.Lock()
         self._closed = False
 

@@ -11,7 +11,7 @@ import secrets
 import time
 import typing as t
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from sqlite3 import Connection
 
 from . import labels, protocol
@@ -216,9 +216,8 @@ class Notes:
         found = self.database.read(get_all, "minute").items()
         return dict(sorted((int(name), sums) for name, sums in found if int(name) > first))
 
-    def log(self, entry: bytes) -> None:
-        name, content = secrets.token_hex(8), entry.decode("latin-1")
-        self.database.write(put, "journal", name, content, protocol.MAX_JOURNAL)
+    def log(self, *entries: bytes) -> None:
+        self.database.write(_log, entries)
 
     def journal(self) -> list[bytes]:
         entries = self.database.read(get_all, "journal").values()
@@ -251,6 +250,12 @@ class Notes:
             for name, claim in get_all(connection, kind).items():
                 if not self._valid(claim):
                     drop(connection, kind, name)
+
+
+def _log(connection: Connection, entries: Iterable[bytes]) -> None:
+    for entry in entries:
+        name, content = secrets.token_hex(8), entry.decode("latin-1")
+        put(connection, "journal", name, content, protocol.MAX_JOURNAL)
 
 
 def _release(connection: Connection, lease: Lease) -> None:

@@ -99,7 +99,7 @@ def _plan(cache: CacheLike, prefix: str, app_name: str) -> tuple[Kind | None, Op
         cache = os.path.abspath(cache)
     if cache is None:
         folder = os.path.join(os.path.abspath(DEFAULT_FOLDER), _safe(app_name))
-        return SQLiteStore.kind, lambda parent: _open_default(folder, prefix)
+        return SQLiteStore.kind, lambda parent: open_default(folder, prefix)
     if isinstance(cache, str):
         return _of_url(cache, prefix)
     if isinstance(cache, cachelib.BaseCache):
@@ -147,7 +147,8 @@ def _safe(name: str) -> str:
     return quoted if len(quoted) <= 200 else hashlib.sha256(quoted.encode()).hexdigest()
 
 
-def _open_default(folder: str, prefix: str) -> Store:
+def open_default(folder: str, prefix: str) -> Store:
+    """The embedded store, or memory and a warning where its folder cannot be written."""
     own = os.path.join(folder, _safe(prefix))
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)

@@ -44,6 +44,8 @@ class Listed(t.NamedTuple):
     page: Page
     sizes: tuple[Size, ...]
     invalidated: Invalidated
+    #: Seconds since 1970 at which it was served last, within a minute or so.
+    used: float = 0.0
 
 
 class Pages:
@@ -260,7 +262,7 @@ class Pages:
         for stored in self.store.records(build=self._build_id, path=path, after=after):
             head = matches(stored.record) and self._codec.decode_head(stored.record.head)
             is_sound = head and _is_sound(stored, head[0])
-            listed = Listed(*head[:2], stored.validity.invalidated) if head and is_sound else None
+            listed = _listed(*head[:2], stored) if head and is_sound else None
             yield stored.record.name, listed
 
     def listed(self, path: str | None = None) -> Iterator[Listed]:
@@ -279,14 +281,14 @@ class Pages:
             head = self._codec.decode_head(found.record.head)
             if head is not None and _is_sound(found, head[0]):
                 seen.add(head[0].name)
-                yield Listed(*head[:2], found.validity.invalidated)
+                yield _listed(*head[:2], found)
         for entry in self.memory if path is None else self.memory.of_path(path):
             page = entry.page
             # What was in the store and is not listed was removed since.
             if page.name not in seen and (alone or not entry.in_store):
                 self.memory.confirm(entry)
                 sizes = tuple((coding, len(body)) for coding, body in page.bodies.items())
-                yield Listed(page, sizes, entry.invalidated)
+                yield Listed(page, sizes, entry.invalidated, entry.used_at)
 
     # Writing.
 
@@ -397,6 +399,10 @@ class Pages:
                 self.memory.generation = self.signal[0]
                 return
         self.follow()
+
+
+def _listed(page: Page, sizes: tuple[Size, ...], found: Stored) -> Listed:
+    return Listed(page, sizes, found.validity.invalidated, found.used)
 
 
 def _is_sound(found: Stored, page: Page) -> bool:

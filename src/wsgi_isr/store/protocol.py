@@ -115,10 +115,15 @@ class Stored(t.NamedTuple):
 
     The caller compares the record's labels and number with those in the sealed head, and takes a
     record where they differ for a damaged one.
+
+    :param used: seconds since 1970 at which it was used last, as far as the store was told; from
+        `Store.records` alone. What was used longest ago is evicted first, and before it what is
+        gone.
     """
 
     record: Record
     validity: Validity
+    used: float = 0.0
 
 
 class Invalidation(t.NamedTuple):
@@ -340,7 +345,7 @@ class Store(t.Protocol):
         :returns: by the minute since 1970, in order; at most `MAX_MINUTES`.
         """
 
-    def log(self, entry: bytes) -> None:
+    def log(self, *entries: bytes) -> None:
         """Append to the journal of the site, of which the last `MAX_JOURNAL` entries are kept."""
 
     def journal(self) -> list[bytes]:

@@ -232,10 +232,10 @@ class RedisStore:
         while low:
             answer = self._judged("list", low, high, PAGES)
             low, rows = answer.result
-            for name, fields, labels, head, *_ in rows:
+            for name, fields, labels, head, used, _ in rows:
                 stored = self._stored(name.decode(), fields, labels, answer, head)
                 if stored is not None and build in (None, stored.record.build):
-                    yield stored
+                    yield stored._replace(used=int(used) / 1000)
 
     def used(self, names: Iterable[str]) -> None:
         names = list(names)
@@ -365,8 +365,8 @@ class RedisStore:
             int(minute): _totals(zip(flat[::2], flat[1::2], strict=True)) for minute, flat in found
         }
 
-    def log(self, entry: bytes) -> None:
-        self._do("LPUSH", "journal", entry)
+    def log(self, *entries: bytes) -> None:
+        self._do("LPUSH", "journal", *entries)
         self._do("LTRIM", "journal", 0, protocol.MAX_JOURNAL - 1)
 
     def journal(self) -> list[bytes]:

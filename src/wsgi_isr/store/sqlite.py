@@ -167,11 +167,13 @@ class SQLiteStore(Notes):
             if value is not None:
                 where += f" AND {column} = ?"
                 values.append(value)
-        select = f"SELECT name, meta, head FROM pages WHERE {where} ORDER BY name LIMIT 50"
-        return [
-            (name, self._judge(connection, state, meta, head, b""))
-            for name, meta, head in connection.execute(select, values)
-        ]
+        select = f"SELECT name, used, meta, head FROM pages WHERE {where} ORDER BY name LIMIT 50"
+        found: list[tuple[str, Stored | None]] = []
+        for name, used, meta, head in connection.execute(select, values):
+            stored = self._judge(connection, state, meta, head, b"")
+            used = used / 1e6 if isinstance(used, int) else 0.0
+            found.append((name, stored and stored._replace(used=used)))
+        return found
 
     def used(self, names: Iterable[str]) -> None:
         update = "UPDATE pages SET used = ? WHERE name = ?"

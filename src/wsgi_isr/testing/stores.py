@@ -58,8 +58,8 @@ class StoreContract(PagesContract, OrderContract):
         entries = [b'{"at": %d}\xff\0' % number for number in range(MAX_JOURNAL + 5)]
         for turn, entry in enumerate(entries):
             (store, other)[turn % 2].log(entry)
-        store.log(entries[-1])
-        latest = [entries[-1], *reversed(entries)][:MAX_JOURNAL]
+        store.log(*entries[-2:])
+        latest = [*entries[-1:-3:-1], *reversed(entries)][:MAX_JOURNAL]
         assert store.journal() == other.journal() == latest
 
     def test_asks_once_in_a_time(self, store: Store, other: Store) -> None:

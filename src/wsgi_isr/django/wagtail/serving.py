@@ -75,7 +75,8 @@ def _find_rule(match: ResolverMatch, environ: t.Any) -> Rule | Excluded | None:
     others, rule = _rules()
     found = others.resolve(environ)
     if isinstance(found, Rule):
-        return replace(found, vary={**(rule.vary or {}), **(found.vary or {})})
+        vary = {**(rule.vary or {}), **(found.vary or {})}
+        return replace(found, vary=vary, undeclared="pass")
     if found is None and _may_be_page(match.args or match.kwargs.values()):
         return rule
     return found
