@@ -110,7 +110,8 @@ class Page:
     def __exit__(self, *args: object) -> None:
         for other in self._others:
             other.terminate()
-            assert other.wait(PATIENCE) == 0, self.name
+            # One that has only begun does not handle the signal yet.
+            assert other.wait(PATIENCE) in (0, -signal.SIGTERM), self.name
         self._stop()
         for value in vars(self.module).values():
             if type(value) is Flask and "isr" in value.extensions:

@@ -16,9 +16,11 @@ from cachelib import FileSystemCache
 from commands import Command
 from conftest import Browser, Clock, Make, Site, status_of
 from redis_server import Redis
+from steps import visit
 
 from wsgi_isr import Rule
 from wsgi_isr.cli import INTERRUPTED, REFRESH
+from wsgi_isr.ondemand import called_by
 
 Browse = Callable[..., Browser]
 
@@ -55,8 +57,9 @@ class TestList:
         browser.get("/gone")
         browser.isr.close()
         head, one, two, three = (line.split() for line in command("list").stdout.splitlines())
-        assert head == "URL STATUS STATE AGE TTL SIZE RENDER P95 TAGS LAST ERROR".split()
-        assert one[:8] == f"{BASE}/a 200 fresh 2 min 2 min 200".split()
+        assert head == "URL STATUS STATE AGE TTL USED SIZE RENDER P95 TAGS LAST ERROR".split()
+        assert one[:8] == f"{BASE}/a 200 fresh 2 min 2 min 0".split()
+        assert one[9:11] == ["200", "kB"]
         assert one[-2:] == ["one,", "two"]
         assert two[:6] == f"{BASE}/b 200 fresh 2 min -".split()
         assert three[:7] == f"{BASE}/gone 404 stale 2 min -70 s".split()
@@ -102,6 +105,29 @@ class TestList:
         browser.get("/z")
         assert command("list", "--sort", "render").stdout.splitlines()[1].startswith(f"{BASE}/z")
 
+    def test_may_begin_with_what_makes_room_first(
+        self, site: Site, command: Command, make: Make, shared: str, clock: Clock
+    ) -> None:
+        isr = make(shared, base_url=BASE)
+        command.module.app = make(shared, base_url=BASE)
+        for path in ("/a", "/z", "/gone", "/b"):
+            status = "404 Not Found" if path == "/gone" else "200 OK"
+            site.page(path, revalidate=600, status=status)
+            visit(isr, path)
+            # Their times are not to be the same.
+            time.sleep(0.002)
+        clock.advance(100)
+        visit(isr, "/a")
+        isr.stats()
+
+        def order(*args: str) -> list[str]:
+            pages = json.loads(command("list", "--sort", "use", "--json", *args).stdout)
+            return [page["url"].removeprefix(BASE) for page in pages]
+
+        assert order() == ["/gone", "/z", "/b", "/a"]
+        isr.prune(max_pages=2)
+        assert order() == ["/b", "/a"]
+
     def test_of_nothing_is_its_head(self, command: Command) -> None:
         result = command("list")
         assert (result.exit_code, len(result.stdout.splitlines())) == (0, 1)
@@ -130,7 +156,9 @@ class TestList:
             "last_error": None,
             "sizes": {"identity": 1},
             "failures": 0,
+            "used_at": one["used_at"],
         }
+        assert time.time() - one["used_at"] < 60
         assert other["ttl"] is None
 
     def test_of_nothing_is_json_too(self, command: Command) -> None:
@@ -157,6 +185,20 @@ class TestStats:
         assert (head[:2], process[0]) == (["PID", "HOST"], str(os.getpid()))
         periods = [line.split("%")[1] for line in lines if "since the" in line or "today" in line]
         assert len(periods) == 3 and all(what.startswith(" of 4 visits, ") for what in periods)
+
+    def test_ends_with_the_last_calls(self, command: Command, visitor: Browser) -> None:
+        with called_by("an editor"):
+            visitor.isr.revalidate_tag("news", expire=True)
+        visitor.isr.revalidate(f"{BASE}/")
+        visitor.isr.stats()
+        head, *calls = command("stats").stdout.splitlines()[-4:-1]
+        assert head.split() == "WHEN CALL WHAT EFFECT BY PROCESS".split()
+        assert [line.split()[3:-2] for line in calls] == [
+            ["revalidate", "/", "1", "page", "rendered", "-"],
+            ["tags", "news", "expired", "an", "editor"],
+        ]
+        json_calls = json.loads(command("stats", "--json").stdout)["calls"]
+        assert [call["by"] for call in json_calls] == [None, "an editor"]
 
     def test_is_json_for_programs(self, command: Command, visitor: Browser) -> None:
         found = json.loads(command("stats", "--json").stdout)

@@ -323,12 +323,15 @@ class TestAdmin:
             browser.get("/")
             url = "http://localhost/"
             done = self.act(browser, allowed, action="regenerate", _selected_action=url)
-            assert done == "Regenerated: 1."
+            assert done == "Regenerated: 1 rendered."
             assert (
                 self.act(browser, allowed, action="expire", _selected_action=url) == "Expired: 1."
             )
             assert "fwd=stale" in status_of(browser.get("/"))
             assert self.act(browser, allowed, action="expire") == "Select pages first."
+            with override_settings(DEBUG=True):
+                done = self.act(browser, allowed, action="regenerate", _selected_action=url)
+                assert "switched off" in done
             wrong = self.act(browser, allowed, action="regenerate", _selected_action="x")
             assert "path starts with" in wrong
 

@@ -6,7 +6,7 @@ import typing as t
 
 import djangos
 import pytest
-from conftest import Browser
+from conftest import Browser, status_of
 from django.conf.urls.i18n import i18n_patterns
 from django.contrib.sitemaps import Sitemap
 from django.contrib.sitemaps.views import sitemap
@@ -16,6 +16,7 @@ from django.urls import include, path
 from django.utils import translation
 
 from wsgi_isr.django import isr_page
+from wsgi_isr.django.checks import check
 from wsgi_isr.django.paths import prerender_paths
 
 LOCALE = ["django.middleware.locale.LocaleMiddleware"]
@@ -88,6 +89,18 @@ class TestPaths:
             assert answer.text == "{} de"
             assert Browser(browser.isr).get("/a").location == "/en/a"
             assert [p.url for p in browser.isr.pages()] == ["http://localhost/de/a"]
+
+
+def test_a_default_language_without_a_prefix_is_no_variant() -> None:
+    urls = i18n_patterns(path("a", page), prefix_default_language=False)
+    with djangos.project(
+        *urls, path("b", page), MIDDLEWARE=LOCALE, LANGUAGE_CODE="en", isr={"BYPASS": ["s"]}
+    ) as browser:
+        for url, text in (("/a", "{} en"), ("/de/a", "{} de"), ("/b", "{} en")):
+            answers = [browser.get(url, headers={"Accept-Language": c}) for c in ("de", "en")]
+            assert [answer.text for answer in answers] == [text] * 2
+            assert "hit" in status_of(answers[1])
+        assert not [found for found in check(None) if found.id == "isr.W007"]
 
 
 def test_a_language_by_header_is_a_variant() -> None:

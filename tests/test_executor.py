@@ -123,7 +123,7 @@ class TestAnExecutorThatIsOfNoUse:
 
         site.page("/hangs", hang, revalidate=10)
         with ThreadPoolExecutor(1) as executor:
-            isr = make(executor=executor, render_timeout=0.001)
+            isr = make(executor=executor, render_timeout=0.1)
             visit(isr, "/hangs")
             visit(isr)
             clock.advance(11)

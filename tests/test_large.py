@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from answers import BOTH, answer, renew
 from conftest import status_of
-from steps import Steps, result, visitors
+from steps import Steps, result, start, visit, visitors
 from werkzeug.test import create_environ
 
 from wsgi_isr import ISRMiddleware, RevalidationError, Rule, page_headers
@@ -183,6 +183,25 @@ class TestErrors:
         texts = sorted(result(visitor).text for visitor in waiting)
         assert texts == sorted([f"{error}\n"] * 3 + ["render 1" + "x" * 2000])
         assert site.renders("/") == 1
+
+
+@BOTH
+def test_those_who_waited_for_a_large_answer_do_not_wait_for_each_other(
+    site: t.Any, make: t.Any, rules: t.Any
+) -> None:
+    steps = Steps()
+    site.page("/x", lambda environ: steps(environ).ljust(2000))
+    isr = make(rules=rules, max_body_size=1000)
+    first = start(visit, isr, "/x")
+    steps.wait(1)
+    others = visitors(isr, 3, "/x")
+    steps.release(1)
+    # All at once: none of these has ended.
+    steps.wait(4)
+    steps.release()
+    answers = [result(future) for future in (first, *others)]
+    assert {status_of(answer) for answer in answers} == {"isr; fwd=uri-miss; detail=too-large"}
+    assert all(answer.text.startswith("render") for answer in answers)
 
 
 def test_large_answers_that_nobody_waits_for_are_closed(

@@ -179,7 +179,7 @@ class TestAPageThatIsNotKept:
 
     @staticmethod
     def alive(path: str) -> int:
-        found = (thing for thing in gc.get_objects() if isinstance(thing, Entry))
+        found = (thing for thing in gc.get_objects() if type(thing) is Entry)
         return sum(entry.page.key.path == path for entry in found)
 
     def test_is_freed_when_it_was_served_or_replaced(

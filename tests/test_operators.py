@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import subprocess
 import sys
 import typing as t
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import pytest
 from conftest import Browser, Clock, Make, Site, status_of
 from flasks import flask_app, flask_browser
 from prometheus_client.parser import text_string_to_metric_families
-from steps import visit
+from steps import visit, wait_until
 
 from wsgi_isr import Rule
 from wsgi_isr.listing import PageInfo, percentile
@@ -64,6 +65,32 @@ class TestPeriods:
         }
 
 
+class TestTheStore:
+    def test_is_as_it_is_since_the_first_process_or_the_last_change(
+        self, site: Site, make: Make, files: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        site.page("/")
+        worker = make(files)
+        visit(worker)
+        worker.stats()
+
+        def store() -> tuple[str, float]:
+            found = make(files).on_demand().overview()
+            (one,) = found["workers"]
+            assert one["store"] == "ok"
+            return found["store"]["state"], found["store"]["since"] - one["began"]
+
+        assert store() == ("ok", 0)
+        guard = worker._here().pages.guard
+        guard.failed("get", OSError("no disk"))
+        guard.failed("get", OSError("no disk"))
+        assert worker.on_demand().overview()["store"]["state"] in ("away", "ok")
+        wait_until(lambda: guard.is_well)
+        worker.stats()
+        state, later = store()
+        assert state == "ok" and later > 0
+
+
 class TestRendersOfAPage:
     def test_are_kept_with_it(
         self, site: Site, browse: Browse, listable: str, clock: Clock
@@ -101,6 +128,7 @@ class TestJournal:
         isr.invalidate(*(f"/{number}/**" for number in range(MAX_NAMES + 1)))
         isr.prune(everything=True)
         other = isr if listable == "memory://" else make(listable)
+        wait_until(lambda: len(other.on_demand().journal()) == 4)
         clear, pattern, tag, path = other.on_demand().journal()
         assert (path["kind"], path["what"], path["pages"]) == ("revalidate", ["/"], 1)
         assert (tag["kind"], tag["what"], tag["expire"]) == ("tags", ["home"], True)
@@ -109,6 +137,25 @@ class TestJournal:
         assert (clear["what"], clear["expire"]) == (["/**"], True)
         assert [entry["by"] for entry in (path, tag, pattern)] == [None, "an editor", None]
         assert all(entry["host"] and entry["pid"] and entry["at"] == clock.now for entry in (path,))
+
+    @pytest.mark.processes
+    def test_has_the_calls_of_a_script_that_ends(self, make: Make, shared: str) -> None:
+        script = (
+            "import sys\n"
+            "from wsgi_isr import ISRMiddleware\n"
+            "from werkzeug.test import run_wsgi_app, create_environ\n"
+            "def app(environ, start_response):\n"
+            "    start_response('200 OK', [])\n"
+            "    return []\n"
+            "isr = ISRMiddleware(app, sys.argv[1])\n"
+            "run_wsgi_app(isr, create_environ('/'))\n"
+            "isr.revalidate_tag('a')\n"
+            "isr.revalidate_tag('b')\n"
+        )
+        subprocess.run([sys.executable, "-c", script, shared], check=True)
+        isr = make(shared)
+        assert [call["what"] for call in isr.on_demand().journal()] == [["b"], ["a"]]
+        assert (isr.stats()["passed"], isr.stats()["invalidations"]) == (1, 2)
 
     def test_names_a_call_of_the_route(self, tmp_path: Path) -> None:
         app = flask_app(tmp_path)

@@ -422,6 +422,23 @@ def test_an_exception_of_our_own_is_logged_and_the_app_answers(
     assert "the request goes to the app" in caplog.text
 
 
+def test_an_exception_behind_a_hit_is_logged_and_costs_no_answer(
+    site: t.Any,
+    browse: t.Any,
+    clock: t.Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    site.page("/x")
+    client = browse()
+    client.get("/x")
+    assert status_of(client.get("/x")) == "isr; hit; ttl=60"
+    monkeypatch.setattr("wsgi_isr.process.Process.renew", lambda *args: 1 / 0)
+    clock.advance(2)
+    assert status_of(client.get("/x")) == "isr; hit; ttl=58"
+    assert "ZeroDivisionError" in caplog.text
+
+
 class TestClosing:
     """``close()`` of the app's iterable exactly once, always."""
 

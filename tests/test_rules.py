@@ -27,6 +27,8 @@ class TestRule:
             ({"revalidate": 1.5}, ValueError),
             ({"revalidate": True}, ValueError),
             ({"revalidate": "60"}, ValueError),
+            ({"revalidate": 10**400}, ValueError),
+            ({"revalidate": 60, "expire": 10**15}, ValueError),
             ({"revalidate": 60, "expire": 59}, ValueError),
             ({"revalidate": False, "expire": 60}, ValueError),
             ({"tags": ["x" * 257]}, ValueError),

@@ -96,6 +96,28 @@ class TestTotals:
         assert counts == sorted(counts)
         assert set(stats) == {*TOTALS, *GAUGES, "render_seconds"}
 
+    def test_count_each_request_once(self, site: Site, browse: Browse) -> None:
+        site.page("/page")
+        site.page("/refused", headers=[("Set-Cookie", "a=b")])
+
+        def fail(environ: dict[str, t.Any], start_response: t.Any) -> t.Any:
+            start_response("500 Oops", [("Content-Type", "text/plain")])
+            return [b""]
+
+        site.answers["/error"] = fail
+        browser = browse(rules={"/none": None, "/refused": Rule()})
+        for path in ("/page", "/refused", "/nowhere", "/error", "/none", "//page"):
+            for _ in range(3):
+                browser.get(path)
+        stats = browser.isr.stats()
+        assert {name: stats[name] for name in TOTALS[:5]} == {
+            "hits": 2,
+            "stale_hits": 0,
+            "misses": 1 + 3,
+            "passed": 3 * 4,
+            "bypassed": 0,
+        }
+
     def test_are_those_of_all_processes_over_restarts(
         self, site: Site, make: Make, shared: str
     ) -> None:

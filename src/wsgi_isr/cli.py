@@ -270,14 +270,16 @@ def invalidate(app: App, patterns: tuple[str, ...], tags: tuple[str, ...], expir
 @click.option("--stale", is_flag=True, help="Pages that are stale or expired.")
 @tags
 @click.option("--match", "patterns", multiple=True, metavar="P", help="As in invalidate.")
-@click.option("--sort", type=click.Choice(list(ORDERS)), default="url")
+@click.option(
+    "--sort", type=click.Choice(list(ORDERS)), default="url", help="use: what makes room first."
+)
 @click.option("--limit", type=at_least_one, metavar="N", help="The first N.")
 @as_json
 @pass_app
 def list_pages(app: App, /, sort: str, limit: int | None, as_json: bool, **which: t.Any) -> None:
     """List what is stored of this build.
 
-    --sort begins with the oldest, the largest, the slowest, or those that make room first.
+    --sort begins with the oldest, largest or slowest, or with those that make room first.
     """
     found = first(filter(selector(**which), app.middleware.pages()), sort, limit)
     if as_json:

@@ -370,7 +370,7 @@ def _answer(process: Process, visit: Visit, about: t.Mapping[str, t.Any]) -> str
     if detail := (about["refusal"] or "").partition(":")[0]:
         return f"the app's own answer (isr; fwd=uri-miss; detail={detail})"
     if rule is None:
-        return "the app's own answer, or the page that it declares (isr; fwd=uri-miss; stored)"
+        return "the app's own answer, a page if it has ISR-Revalidate (isr; fwd=uri-miss; stored)"
     if rule.fallback != "blocking":
         return "what the rule's fallback says: a shell, or 404 for a path that is not listed"
     return "a new page, which they wait for (isr; fwd=uri-miss; stored)"

@@ -90,14 +90,19 @@ class InvalidMetadata(ValueError):
 
 
 def check_revalidate(value: object) -> None:
-    if value is not False and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+    if value is not False and not _is_whole(value):
         raise ValueError(f"revalidate takes whole seconds, 1 or more, or False, not {value!r}")
+
+
+def _is_whole(value: object) -> t.TypeGuard[int]:
+    # As many digits as a header may have.
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value < 10**15
 
 
 def check_expire(expire: object, revalidate: int | t.Literal[False] | None) -> None:
     if expire is None:
         return
-    if isinstance(expire, bool) or not isinstance(expire, int) or expire < 1:
+    if not _is_whole(expire):
         raise ValueError(f"expire takes whole seconds, 1 or more, not {expire!r}")
     if revalidate is False:
         raise ValueError("a page that is fresh until it is revalidated (False) cannot expire")

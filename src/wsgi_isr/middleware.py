@@ -253,8 +253,13 @@ class ISRMiddleware:
         return Passing(start_response, UNREAD, True).run(self.app, environ)
 
     def _renew(self, hit: Hit, now: float) -> bool:
-        process = self._here()
-        renewed = process.renew(hit, now)
+        try:
+            process = self._here()
+            renewed = process.renew(hit, now)
+        except Exception:
+            # A hit asks it, outside of the guard in `_serve`.
+            logger.exception("a page was not confirmed")
+            return False
         self._signal = process.pages.signal
         return renewed
 

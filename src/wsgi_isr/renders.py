@@ -152,6 +152,10 @@ class Renders:
             found = flight.outcome
             if found is not None and self._serves(found, flight, after):
                 return found.shared()._replace(collapsed=True)
+            if found is not None and found.kind is Kind.UNSTORED and after is None:
+                # It sends its answer to another visitor, block by block. So will the next: nobody
+                # waits for that.
+                return self._attempt(key, reason, rule, None, self._pages.number())
             if time.monotonic() > deadline:
                 error = RenderTimeout(f"no render within render_timeout ({self._timeout} seconds)")
                 return Outcome(Kind.FAILED, error=error)

@@ -59,7 +59,7 @@ ORDERS: dict[str, Callable[[PageInfo], t.Any]] = {
     "age": lambda page: -page.age,
     "size": lambda page: -page.size,
     "render": lambda page: -page.render_seconds(0.5),
-    "use": lambda page: (page.status not in GONE, page.used_at),
+    "use": lambda page: (page.state == "failed", page.status not in GONE, page.used_at),
 }
 
 

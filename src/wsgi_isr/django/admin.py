@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import typing as t
+from collections import Counter
 from urllib.parse import urlsplit
 
 from django.apps import apps
@@ -84,8 +85,10 @@ class StoredPageAdmin(admin.ModelAdmin):
                 if not urls:
                     messages.warning(request, "Select pages first.")
                 elif action == "regenerate":
-                    results = middleware.revalidate(*urls)
-                    messages.success(request, f"Regenerated: {len(results)}.")
+                    found = Counter(result.outcome for result in middleware.revalidate(*urls))
+                    text = ", ".join(f"{count} {outcome}" for outcome, count in found.items())
+                    text = text or "no page, because ISR is switched off"
+                    messages.success(request, f"Regenerated: {text}.")
                 elif action == "expire":
                     paths = [urlsplit(url).path.replace("*", "%2A") for url in urls]
                     middleware.invalidate(*paths, expire=True)

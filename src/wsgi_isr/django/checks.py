@@ -13,7 +13,6 @@ from django.middleware.locale import LocaleMiddleware
 from django.utils.module_loading import import_string
 from django.utils.translation import get_language_from_path
 
-from ..rules import Rule
 from ..status import MIN_SECRET
 from . import config, handler, paths
 from .config import option
@@ -79,23 +78,19 @@ def _of_languages() -> Iterator[CheckMessage]:
     without = [
         paths.label(view, name)
         for view, name, _ in paths.views(with_languages=False)
-        if (declaration := paths.declared(view)) and not _varies(declaration.rule)
+        if not paths.has_one_language()
+        and (declaration := paths.declared(view))
+        and not paths.varies(declaration.rule)
     ]
     rules = option("RULES")
     for pattern, rule in rules.items() if isinstance(rules, Mapping) else ():
-        if rule is not None and not _varies(rule) and get_language_from_path(pattern) is None:
+        if rule is not None and not paths.varies(rule) and get_language_from_path(pattern) is None:
             without.append(pattern)
     if without:
         codes = [code for code, _ in settings.LANGUAGES][:5]
         text = f"LocaleMiddleware makes these pages depend on the language: {', '.join(without)}."
         hint = f"Give them vary={{'Accept-Language': {codes}}}, or i18n_patterns: none is stored."
         yield Warning(text, hint=hint, id="isr.W007")
-
-
-def _varies(rule: object) -> bool:
-    return isinstance(rule, Rule) and (
-        "vary" in rule.ignored or "accept-language" in dict(rule.variants)
-    )
 
 
 def _of_wsgi() -> Iterator[CheckMessage]:

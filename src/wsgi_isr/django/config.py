@@ -45,15 +45,12 @@ def mistakes() -> Iterator[tuple[str, str]]:
         near = difflib.get_close_matches(key.upper(), keys, 1, 0.7)
         hint = f"Did you mean {near[0]!r}?" if near else f"The keys are {', '.join(sorted(keys))}."
         yield f"ISR has no key {key!r}", hint
-    for key, kind, takes in (
-        ("ENABLED", bool, "True or False"),
-        ("SECRET", str | bytes, "a string or bytes"),
-        ("URL_PREFIX", str, "a path, as '/_isr'"),
-    ):
-        value = option(key)
-        is_path = key != "URL_PREFIX" or str(value).startswith("/")
-        if value is not None and not (isinstance(value, kind) and is_path):
-            yield f"ISR[{key!r}] is {value!r}", f"It takes {takes}."
+    if not isinstance(enabled := option("ENABLED", True), bool):
+        yield f"ISR['ENABLED'] is {enabled!r}", "It takes True or False."
+    if not isinstance(secret := option("SECRET", ""), str | bytes):
+        yield f"ISR['SECRET'] is a {type(secret).__name__}", "It takes a string or bytes."
+    if not str(prefix := option("URL_PREFIX", "/")).startswith("/"):
+        yield f"ISR['URL_PREFIX'] is {prefix!r}", "It takes a path, as '/_isr'."
 
 
 def is_enabled() -> bool:

@@ -64,6 +64,19 @@ def declared(view: object) -> Declaration | None:
     return declaration_of(view) or declaration_of(get)
 
 
+def varies(rule: object) -> bool:
+    """Whether a page may depend on the language that a visitor asks for."""
+    return isinstance(rule, Rule) and (
+        "vary" in rule.ignored or "accept-language" in dict(rule.variants)
+    )
+
+
+def has_one_language() -> bool:
+    """Whether paths without a prefix have the default language, though Django says they vary."""
+    used, default_has_prefix = is_language_prefix_patterns_used(settings.ROOT_URLCONF)
+    return used and not default_has_prefix
+
+
 def rule_of(app: WSGIApplication, listing: Listing, environ: WSGIEnvironment) -> t.Any:
     """The rule of the view that a request is for; ``None`` where nothing is declared."""
     found = match(get_path_info(environ) or "/")
@@ -76,6 +89,9 @@ def rule_of(app: WSGIApplication, listing: Listing, environ: WSGIEnvironment) ->
     if declaration is None:
         return None
     rule = declaration.rule
+    if has_one_language() and not varies(rule):
+        vary = {**(rule.vary or {}), "Accept-Language": [settings.LANGUAGE_CODE]}
+        rule = dataclasses.replace(rule, vary=vary)
     if rule.fallback is False:
         is_listed = functools.partial(listing.has, found.func)
         return dataclasses.replace(rule, fallback=Unlisted(is_listed))

@@ -62,14 +62,9 @@ def _status(middleware: ISRMiddleware, secret: bytes) -> Status:
 
 
 def _converted(response: Response) -> HttpResponse:
-    """A response of Werkzeug as one of Django."""
-    converted = HttpResponse(response.get_data(), status=response.status_code)
-    for name, value in response.headers:
-        if name.lower() == "set-cookie":
-            converted.cookies.load(value)
-        else:
-            converted[name] = value
-    return converted
+    """A response of Werkzeug, with one cookie at most, as one of Django."""
+    headers = dict(response.headers)
+    return HttpResponse(response.get_data(), status=response.status_code, headers=headers)
 
 
 #: For `LoginRequiredMiddleware`: these have a login of their own.

@@ -12,6 +12,7 @@ from urllib.parse import urlencode
 from markupsafe import Markup as H
 
 from ..listing import Explanation, PageInfo, percentile
+from ..metrics import COUNTERS
 from ..report import ORDERS, amount, call_row, number, span
 from ..rules import to_wsgi
 from ..store.protocol import Record
@@ -205,9 +206,9 @@ def by_minute(minutes: Mapping[int, Counts], now: Counts, began: float) -> list[
     points = [*sorted(minutes.items()), (last + 1, now)]
     if points[0][0] == began // 60:
         # All was counted since then.
-        points[0] = (points[0][0], dict.fromkeys(points[0][1], 0))
+        points[0] = (points[0][0], {})
     counted = {
-        minute: {name: after.get(name, n) - n for name, n in before.items()}
+        minute: {name: after.get(name, 0) - before.get(name, 0) for name in COUNTERS}
         for (minute, before), (_, after) in zip(points, points[1:], strict=False)
     }
     return [counted.get(minute, {}) for minute in range(last - MINUTES + 1, last + 1)]
@@ -404,7 +405,8 @@ def judge(context: Context, found: Explanation) -> H:
 def everywhere(context: Context, found: Explanation) -> t.Iterator[str]:
     """Whether all workers have this very page."""
     overview = context.middleware.on_demand().overview()
-    if context.middleware.store.kind.shared == "process":
+    shared = context.middleware.store.kind.shared
+    if shared == "process":
         yield "Each worker has pages of its own: this store is in its memory."
         return
     groups: dict[str, list[str]] = {}
@@ -415,7 +417,8 @@ def everywhere(context: Context, found: Explanation) -> t.Iterator[str]:
         elif worker.get("store") == "away":
             how = "without the store, and perhaps with an older page"
         else:
-            behind = worker.get("followed", 0) < newest
+            # On one machine an invalidation holds at once, whenever they last said so.
+            behind = shared == "network" and worker.get("followed", 0) < newest
             how = "about to follow the last invalidation" if behind else "in all workers"
         groups.setdefault(how, []).append(str(worker.get("pid")))
     if list(groups) == ["in all workers"]:

@@ -196,7 +196,10 @@ class Wanted(t.NamedTuple):
 
 
 class Sizes(t.NamedTuple):
-    """How much is stored, and how much may be; ``None`` where the store does not say."""
+    """How much is stored, and how much may be; ``None`` where the store does not say.
+
+    :param bytes: of the pages; on a server, of all that it has in memory. So is ``max_bytes``.
+    """
 
     pages: int | None
     bytes: int | None

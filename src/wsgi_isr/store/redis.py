@@ -246,7 +246,15 @@ class RedisStore:
         return self._news.stored(name)
 
     def sizes(self) -> protocol.Sizes:
-        return protocol.Sizes(self._do("ZCARD", "pages") // 2, None)
+        pages, memory = self._do("ZCARD", "pages") // 2, self._memory()
+        used = memory.get("used_memory") if pages else "0"
+        bound = int(memory.get("maxmemory", 0)) or None
+        return protocol.Sizes(pages, None if used is None else int(used), None, bound)
+
+    def _memory(self) -> dict[str, str]:
+        """What the server says of its memory; nothing where this user may not ask."""
+        lines = self._step("memory").decode().splitlines()
+        return dict(line.split(":", 1) for line in lines if ":" in line)
 
     def prune(
         self,
@@ -413,7 +421,7 @@ class RedisStore:
             self._measure()
         if not self._advised:
             with contextlib.suppress(Exception):
-                advise(self._step("memory").decode())
+                advise(self._memory())
                 self._advised = True
         while self.signal[0] == before and (left := end - time.monotonic()) > 0:
             with contextlib.suppress(Exception):

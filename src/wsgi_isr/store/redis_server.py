@@ -12,7 +12,7 @@ import threading
 import time
 import typing as t
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from .clients import close_client, connections_of, database_of, is_refusal
 from .leases import Lease
@@ -231,9 +231,11 @@ class News:
                 self._end()
 
 
-def advise(info: str) -> None:
-    """Say once what a server's own configuration keeps the store from promising."""
-    found = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
+def advise(found: Mapping[str, str]) -> None:
+    """Say once what a server's own configuration keeps the store from promising.
+
+    :param found: what it says of its memory.
+    """
     policy = found.get("maxmemory_policy", "volatile-lru")
     if found.get("maxmemory") == "0":
         warning = "the server has no maxmemory: nothing bounds its pages"

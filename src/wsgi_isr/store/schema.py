@@ -161,7 +161,7 @@ class State:
 def connect(path: str, mode: str, timeout: float) -> Connection:
     uri = f"file:{quote(path)}?{mode}"
     connection = sqlite3.connect(
-        uri, timeout, isolation_level=None, check_same_thread=False, uri=True
+        uri, timeout=timeout, isolation_level=None, check_same_thread=False, uri=True
     )
     connection.text_factory = lambda text: text.decode("utf-8", "replace")
     return connection
