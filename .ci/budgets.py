@@ -16,8 +16,8 @@ from pathlib import Path
 AIM_LINES = 6_500
 AIM_FILES = 40
 
-MAX_LINES = 14_000
-MAX_FILES = 58
+MAX_LINES = 14_700
+MAX_FILES = 61
 MAX_LINES_OF_A_FILE = 520
 MAX_TESTS = 2.0  # times the lines of the source
 

@@ -91,6 +91,26 @@ class TestCurrent:
         assert list(browser.isr.pages()) == []
         assert "http://localhost/ is not stored: revalidate takes whole seconds" in caplog.text
 
+    @pytest.mark.parametrize("value", ["a,b", "\u2603\n", "x" * 257])
+    def test_a_value_that_cannot_work_leaves_a_page_that_is_stored(
+        self, app: Flask, browser: Browser, value: str
+    ) -> None:
+        tags = ["good"]
+
+        @app.get("/")
+        @isr_page(revalidate=60)
+        def home() -> str:
+            isr_page.current.tags.update(tags)
+            return tags[0]
+
+        browser.get("/")
+        tags[0] = value
+        with pytest.raises(RevalidationError, match="a tag "):
+            browser.isr.revalidate("http://localhost/")
+        assert browser.get("/").text == "good"
+        (page,) = browser.isr.pages()
+        assert page.tags == ("good",) and "a tag " in str(page.last_error)
+
     def test_a_header_that_the_view_sets_itself_wins(self, app: Flask, browser: Browser) -> None:
         app.get("/")(isr_page(revalidate=60)(lambda: ("home", {"ISR-Revalidate": "7"})))
         assert twice(browser, "/") == (COLD, "isr; hit; ttl=7")

@@ -23,7 +23,7 @@ ERRORS: dict[str, tuple[dict[str, t.Any], str]] = {
     "hosts with spaces": ({"trusted_hosts": [" example.com"]}, "not ' example.com'"),
     "a host that is a number": ({"trusted_hosts": [3]}, "not 3"),
     "hosts that are none": ({"trusted_hosts": 3}, r"trusted_hosts takes a list"),
-    "a build_id that is no text": ({"build_id": "v1\udcff"}, "build_id takes printable"),
+    "a build_id that is no text": ({"build_id": "v1\udcff"}, "build_id takes what UTF-8 can"),
     "a base_url in bytes": ({"base_url": b"https://a.example"}, "base_url takes a scheme"),
     "a cookie with its value": ({"bypass": ["sessionid=1"]}, "names of cookies.*'sessionid=1'"),
     "no list of cookies": ({"bypass": None}, r"bypass takes a list, as in \['sessionid'\]"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 import typing as t
 from collections.abc import Callable
 
@@ -131,7 +132,9 @@ class TestPages:
             sizes=page.sizes,
             seconds=page.seconds,
             renders=page.renders,
+            used_at=page.used_at,
         )
+        assert 0 < page.used_at <= time.time() + 1
         assert page.sizes["identity"] == 1000 and "gzip" in page.codings
         assert tuple(page.sizes) == ("identity", *page.codings)
         assert 1000 < page.size == sum(page.sizes.values()) < 1100

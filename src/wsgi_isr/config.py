@@ -135,8 +135,8 @@ def check(**options: t.Any) -> None:
     build_id = options["build_id"]
     if build_id is not None and not isinstance(build_id, str):
         raise TypeError(f"build_id takes a string, not {build_id!r}")
-    if build_id is not None and not build_id.isprintable():
-        raise ValueError(f"build_id takes printable characters, not {build_id!r}")
+    if build_id is not None and build_id != build_id.encode(errors="ignore").decode():
+        raise ValueError(f"build_id takes what UTF-8 can encode, not {build_id!r}")
     if not isinstance(options["key_prefix"], str) or not _PREFIX.fullmatch(options["key_prefix"]):
         raise ValueError(
             "key_prefix takes up to 64 printable ASCII characters without spaces, "

@@ -111,15 +111,12 @@ def pages_of(process: Process) -> Iterator[PageInfo]:
 
     :raises NotImplementedError: on a store that cannot list.
     """
-    pages, build = process.pages, process.config.build_id
     failures: dict[str, Failure] = {}
     with contextlib.suppress(NotImplementedError):
-        failures = dict(pages.store.failures())
-    for listed in pages.listed():
+        failures = _failures(process)
+    for listed in process.pages.listed():
         yield _info(listed, process.clock(), failures.pop(listed.page.name, None))
-    for failure in failures.values():
-        if failure.build == build and (found := failed(failure)) is not None:
-            yield found
+    yield from filter(None, map(failed, failures.values()))
 
 
 def failed(failure: Failure) -> PageInfo | None:

@@ -285,11 +285,19 @@ class Process:
     def close(self, timeout: float) -> None:
         """Wait for running regenerations, and give back all that this process holds."""
         self.background.wait(timeout)
-        self.upkeep()
+        self.sign_off()
         self.is_closed = True
-        with contextlib.suppress(Exception):
-            self.pages.store.report(None)
         self.pages.guard.close()
+
+    def sign_off(self) -> None:
+        """Let the store have the last of what was counted and called, and count one process less.
+
+        At exit, too, where nobody closes.
+        """
+        self.upkeep()
+        with contextlib.suppress(Exception):
+            if self.pages.guard.is_well:
+                self.pages.store.report(None)
 
 
 def _upkeep(reference: weakref.ref[Process]) -> None:
@@ -322,10 +330,9 @@ _processes: weakref.WeakSet[Process] = weakref.WeakSet()
 
 
 def _at_exit() -> None:
-    """Let the store have what was counted and called, also where nobody closes."""
     for process in list(_processes):
         if process.is_open:
-            process.upkeep()
+            process.sign_off()
 
 
 class NotPages:

@@ -12,7 +12,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 from .listing import Explanation, PageInfo
 from .metadata import GONE
-from .metrics import hit_ratio
+from .metrics import BUCKETS, hit_ratio
 from .ondemand import RefusedError, Result
 from .refusals import remedy_of
 from .rules import compile_pattern
@@ -103,6 +103,9 @@ def overview_tables(found: dict[str, t.Any]) -> Iterator[list[Sequence[str]]]:
         most = amount(bound) if name == "bytes" and bound else f"{bound:,}" if bound else ""
         rows.append((name.replace("_", " "), f"{shown} of {most}" if most else shown))
     rows.append(("mean render", millis(times["sum"] / max(1, times["count"]))))
+    within = next(b for b, n in times["buckets"].items() if n >= 0.95 * times["count"])
+    took = f"over {BUCKETS[-1]} s" if within == "+Inf" else f"within {within} s"
+    rows.append(("95% of renders", took if times["count"] else "-"))
     yield [*rows, ("store", f"{store['kind']}, {store['state']} since {moment(store['since'])}")]
     columns = ("pid", "host", "build", "store", "hits", "misses", "renders", "waiting")
     rows = [(*map(str.upper, columns), "SINCE", "MEMORY", "RENDERING")]

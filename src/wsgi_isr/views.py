@@ -47,7 +47,11 @@ class CurrentPage:
     reason: str | None = None
 
     def headers(self, url: str) -> list[tuple[str, str]]:
-        """The response headers that declare the page; none, and a warning, for a bad value."""
+        """The response headers that declare the page.
+
+        For a bad value there is a warning, and none; or, where a page may be stored, one that
+        fails its render, so that it stays.
+        """
         tags = self.tags
         try:
             # A text is left as it is, because `page_headers` refuses it.
@@ -55,7 +59,9 @@ class CurrentPage:
             return page_headers(self.revalidate, self.expire, names)
         except (TypeError, ValueError) as error:
             logger.warning("%s is not stored: %s", url, error)
-            return []
+            if self.reason in (None, "miss"):
+                return []
+            return [("ISR-Revalidate", str(error).encode("ascii", "backslashreplace").decode())]
 
 
 @dataclass(frozen=True)
