@@ -178,7 +178,8 @@ class TestCost:
     def test_memory(self, case: str, cost: Cost, again: Request) -> None:
         tracemalloc.start()
         try:
-            held = sorted(bytes_held(again) for _ in range(TIMES))[TIMES // 2]
+            # The least: threads of other tests may run in between, and only add to it.
+            held = min(bytes_held(again) for _ in range(TIMES))
         finally:
             tracemalloc.stop()
         assert held <= cost.held, remedy(case, cost, "held", held)

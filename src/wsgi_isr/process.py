@@ -287,6 +287,7 @@ class Process:
         self.background.wait(timeout)
         self.sign_off()
         self.is_closed = True
+        self.wake.set()
         self.pages.guard.close()
 
     def sign_off(self) -> None:
