@@ -80,6 +80,8 @@ def test_everything_is_legible(visit: t.Any, visitor: Browser, width: int, schem
 def test_all_is_done_by_keyboard(visit: t.Any) -> None:
     page = visit(logged_in=False)
     keys = page.keyboard
+    # It has the focus by itself, but not always before the page has loaded.
+    page.wait_for_function("document.activeElement.name === 'secret'")
     keys.type(SECRET)
     keys.press("Enter")
     page.wait_for_selector("nav")
