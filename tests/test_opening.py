@@ -140,6 +140,7 @@ class TestMistakes:
             ("file:cache", "absolute path"),
             ("file:///", "absolute path"),
             ("file:///a#b", "%23"),
+            ("memory://?max_pages=9", "takes no path and no options"),
             ("file:///a?max_page=1", "max_pages and max_bytes, not 'max_page'"),
             ("file:///a?max_pages=many", "whole number"),
             ("file:///a?max_bytes=0", "whole number"),

@@ -190,6 +190,8 @@ def _of_folder(url: str, prefix: str) -> Opener:
 def _of_url(url: str, prefix: str) -> tuple[Kind, Opener]:
     scheme = parse.urlsplit(url).scheme
     if scheme == "memory":
+        if url != "memory://":
+            raise ValueError(f"memory:// takes no path and no options, as {url[:100]!r} has them")
         return MEMORY, _open_local
     if scheme == "file":
         return SQLiteStore.kind, _of_folder(url, prefix)

@@ -149,8 +149,9 @@ class Pages:
     def load(self, key: PageKey) -> Entry | None:
         """The page in the store."""
         for _ in range(TRIES):
-            # Read before the page is: any later change shows as another value.
-            stored = self._stored(key.name)
+            # Read before the page is: any later change shows as another value. Nobody asks that
+            # of a page that memory does not keep.
+            stored = self._stored(key.name) if self.memory.limit else None
             found = self._read(key.name, key)
             if found is None:
                 return None
