@@ -25,7 +25,7 @@ import time
 import tomllib
 import types
 import typing as t
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -110,8 +110,7 @@ class Page:
     def __exit__(self, *args: object) -> None:
         for other in self._others:
             other.terminate()
-            # One that has only begun does not handle the signal yet.
-            assert other.wait(PATIENCE) in (0, -signal.SIGTERM), self.name
+            assert other.wait(PATIENCE) == 0, self.name
         self._stop()
         for value in vars(self.module).values():
             if type(value) is Flask and "isr" in value.extensions:
@@ -193,7 +192,9 @@ class Page:
             elif goes_on:
                 self._others.append(self._start(line))
                 if words[0] == "redis-server":
-                    self._wait(self._others[-1], line, 6379)
+                    self._wait(self._others[-1], line, lambda: self._answers(6379))
+                else:
+                    self._wait(self._others[-1], line, self._regenerates)
             else:
                 output += self._do(line)
         return output
@@ -224,11 +225,13 @@ class Page:
         """Start a server in place of the one before."""
         self._stop()
         self._server = self._start(line)
-        self._wait(self._server, line, 8000)
+        self._wait(self._server, line, lambda: self._answers(8000))
 
-    def _wait(self, server: subprocess.Popen[bytes], line: str, port: int) -> None:
+    def _wait(
+        self, server: subprocess.Popen[bytes], line: str, is_ready: Callable[[], bool]
+    ) -> None:
         deadline = time.monotonic() + PATIENCE
-        while not self._answers(port):
+        while not is_ready():
             said = "".join(path.read_text() for path in self.folder.glob("*.log"))
             assert server.poll() is None, f"{self.name}: {line}\n{said}"
             assert time.monotonic() < deadline, f"{self.name}: {line} does not answer\n{said}"
@@ -250,6 +253,11 @@ class Page:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
             )
+
+    def _regenerates(self) -> bool:
+        """Whether what was started last has begun, and handles the signal that ends it."""
+        said = (self.folder / f"server-{self._logs}.log").read_text()
+        return "Regenerating what" in said
 
     def _answers(self, port: int) -> bool:
         address = ("127.0.0.1", self._ports[port])

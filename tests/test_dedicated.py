@@ -213,7 +213,7 @@ class TestProcesses:
 
 
 class TestWhatIsWanted:
-    """It comes from whoever can write to the store."""
+    """Anybody who can write to the store can write it."""
 
     @pytest.mark.parametrize(
         "key",

@@ -34,7 +34,7 @@ OCCASIONS = {
 class SlugConverter(BaseConverter):
     """The address of a post or a tag.
 
-    Anything else is no page, so that nobody fills the store with made-up addresses.
+    Other addresses are not pages, so nobody can fill the store with made-up ones.
     """
 
     regex = r"[a-z0-9_][a-z0-9._-]{0,79}"

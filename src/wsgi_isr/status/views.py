@@ -475,7 +475,7 @@ def each(template: str, rows: Iterable[Sequence[object]]) -> H:
 def table(heads: str, rows: Iterable[Sequence[object]]) -> H:
     """A table; where there is little room each row becomes a card.
 
-    :param heads: of the columns, those of numbers with a ``#`` behind them.
+    :param heads: of the columns, where a ``#`` at the end says that it has numbers.
     """
     names = [(H("num") if head[-1] == "#" else "", head.rstrip("#")) for head in heads.split(" ")]
     return H("<table><thead><tr>{}</tr></thead><tbody>{}</tbody></table>").format(

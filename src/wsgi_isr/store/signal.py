@@ -201,7 +201,7 @@ class Presence(LockedFile):
         self.after_fork()
 
     def ensure(self) -> None:
-        """Be there for others; under the lock of all writers, so that nobody sees it unlocked.
+        """Let other processes see this one. Call it under the lock of all writers.
 
         :raises OSError: if that is not possible.
         """
