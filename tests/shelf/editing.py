@@ -72,7 +72,7 @@ def without_a_store(slug: str, **fields: t.Any) -> None:
     def fail(*tags: str, expire: bool) -> None:
         raise OSError("no store")
 
-    with mock.patch("wsgi_isr.django.wagtail.changes.revalidate_tag", fail):
+    with mock.patch("wsgi_isr.django.tracking.revalidate_tag", fail):
         edit(slug, **fields)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import typing as t
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from django.db import transaction
 
@@ -17,76 +17,48 @@ from .handler import get_middleware
 
 logger = logging.getLogger("wsgi_isr")
 
+Calls: t.TypeAlias = "weakref.WeakSet[functools.partial[None]]"
+
 #: What the open transaction of a connection puts off. Only Django refers to these calls, and drops
 #: them when the transaction or the savepoint is rolled back.
-_pending: weakref.WeakKeyDictionary[t.Any, weakref.WeakSet[_Call]] = weakref.WeakKeyDictionary()
+_pending: weakref.WeakKeyDictionary[t.Any, Calls] = weakref.WeakKeyDictionary()
 _order = itertools.count()
+_METHODS = ("revalidate_tag", "invalidate", "revalidate")
 
 
-@dataclass(eq=False)
-class _Call:
-    """One call that takes effect on commit, with all others of its transaction.
-
-    :param kind: ``"paths"``, ``"tags"`` or ``"patterns"``.
-    :param options: what has to be the same for calls to be merged.
-    :param calls: all of the transaction.
-    """
-
-    kind: str
-    names: Sequence[str]
-    options: tuple[t.Any, ...]
-    raise_errors: bool
-    calls: weakref.WeakSet[_Call]
-    number: int = field(default_factory=_order.__next__)
-
-    def __call__(self) -> None:
-        if self not in self.calls:
-            # It took effect with another one.
-            return
-        # Invalidations before renders, so that a page is rendered after all that was changed.
-        calls = sorted(self.calls, key=lambda call: (call.kind == "paths", call.number))
-        self.calls.clear()
-        merged: dict[tuple[str, tuple[t.Any, ...]], list[str]] = {}
-        for call in calls:
-            merged.setdefault((call.kind, call.options), []).extend(call.names)
-        failure = None
-        for (kind, options), names in merged.items():
-            names = list(dict.fromkeys(names))
-            try:
-                _perform(kind, names, *options)
-            except Exception as error:
-                logger.exception("%s were not revalidated: %s", kind, ", ".join(names)[:1000])
-                failure = error
-        if failure is not None and any(call.raise_errors for call in calls):
-            raise failure
-
-
-def _perform(
-    kind: str, names: Sequence[str], origin: t.Any, option: bool, workers: int | None = None
-) -> list[Result] | None:
-    middleware = get_middleware()
-    on_demand = middleware.on_demand()
-    if kind == "paths":
-        return on_demand.revalidate(names, option, origin, workers, middleware.is_enabled())
-    if kind == "tags":
-        on_demand.revalidate_tag(names, option)
-    else:
-        on_demand.invalidate(names, option, origin)
-    return None
+def _commit(calls: Calls, *_: object) -> None:
+    """Let all calls of a transaction take effect with the first of them."""
+    # Invalidations before renders, so that a page is rendered after all that was changed.
+    waiting = sorted(call.args[1:] for call in calls)
+    calls.clear()
+    merged: dict[t.Any, dict[str, None]] = {}
+    for _, _, method, names, options, _ in waiting:
+        merged.setdefault((method, options), {}).update(dict.fromkeys(names))
+    failure = None
+    for (method, options), names in merged.items():
+        try:
+            getattr(get_middleware(), method)(*names, **dict(options))
+        except Exception as error:
+            logger.exception("%s failed on commit: %s", method, ", ".join(names)[:1000])
+            failure = error
+    if failure is not None and any(raise_errors for *_, raise_errors in waiting):
+        raise failure
 
 
 def _now_or_later(
-    kind: str, names: Sequence[str], using: str | None, raise_errors: bool, *others: t.Any
-) -> list[Result] | None:
-    # A tag has no origin.
-    options = (None if kind == "tags" else current_origin.get(), *others)
-    connection = transaction.get_connection(using)
+    method: str, names: Sequence[str], using: str | None, raise_errors: bool, **options: t.Any
+) -> t.Any:
+    connection, middleware = transaction.get_connection(using), get_middleware()
     if connection.connection is None or connection.autocommit:
-        return _perform(kind, names, *options)
-    paths, tags, patterns = (names if kind == k else () for k in ("paths", "tags", "patterns"))
-    get_middleware().on_demand().check(paths, tags, patterns, options[0])
+        return getattr(middleware, method)(*names, **options)
+    tags, patterns, paths = (names if each == method else () for each in _METHODS)
+    middleware.on_demand().check(paths, tags, patterns, current_origin.get())
     calls = _pending.setdefault(connection, weakref.WeakSet())
-    calls.add(call := _Call(kind, names, options, raise_errors, calls))
+    order = (method == "revalidate", next(_order))
+    call = functools.partial(
+        _commit, calls, *order, method, names, (*options.items(),), raise_errors
+    )
+    calls.add(call)
     transaction.on_commit(call, using)
     return None
 
@@ -109,18 +81,21 @@ def revalidate(
     :raises django.db.transaction.TransactionManagementError: where autocommit is off outside of
         ``atomic()``: Django then cannot say when something is committed.
     """
-    return _now_or_later("paths", paths, using, raise_errors, only_generated, workers)
+    options: dict[str, t.Any] = {"only_generated": only_generated, "workers": workers}
+    results: list[Result] | None
+    results = _now_or_later("revalidate", paths, using, raise_errors, **options)
+    return results
 
 
 def revalidate_tag(
     *tags: str, expire: bool = False, using: str | None = None, raise_errors: bool = False
 ) -> None:
     """`wsgi_isr.ISRMiddleware.revalidate_tag`, from anywhere; on commit, as `revalidate`."""
-    _now_or_later("tags", tags, using, raise_errors, expire)
+    _now_or_later("revalidate_tag", tags, using, raise_errors, expire=expire)
 
 
 def invalidate(
     *patterns: str, expire: bool = False, using: str | None = None, raise_errors: bool = False
 ) -> None:
     """`wsgi_isr.ISRMiddleware.invalidate`, from anywhere; on commit, as `revalidate`."""
-    _now_or_later("patterns", patterns, using, raise_errors, expire)
+    _now_or_later("invalidate", patterns, using, raise_errors, expire=expire)

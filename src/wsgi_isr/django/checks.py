@@ -78,7 +78,7 @@ def _of_languages() -> Iterator[CheckMessage]:
     without = [
         paths.label(view, name)
         for view, name, _ in paths.views(with_languages=False)
-        if not paths.has_one_language()
+        if not paths.language()
         and (declaration := paths.declared(view))
         and not paths.varies(declaration.rule)
     ]

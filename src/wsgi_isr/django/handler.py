@@ -99,8 +99,7 @@ def make_middleware() -> ISRMiddleware:
             return rule
         if routes.serves(environ.get("PATH_INFO", "")):
             return EXCLUDED
-        found: Rule | Excluded | None = paths.rule_of(handler, listing, environ)
-        return rule if found is None else found
+        return paths.rule_of(handler, listing, environ, rule)
 
     def consider(environ: WSGIEnvironment) -> list[str]:
         return [paths.describe(environ), *others.consider(environ)]

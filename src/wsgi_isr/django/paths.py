@@ -30,7 +30,7 @@ from django.utils.encoding import iri_to_uri
 from django.utils.module_loading import import_string
 
 from ..fallback import Unlisted
-from ..rules import Excluded, Rule
+from ..rules import Rule
 from ..views import Declaration, Listing, View, declaration_of, name_of
 from .config import option
 from .pages import SHELL
@@ -38,8 +38,9 @@ from .pages import SHELL
 if t.TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-#: For adapters: the rule of a path whose view is not decorated, by what it leads to.
-rule_finders: list[Callable[[ResolverMatch, WSGIEnvironment], Rule | Excluded | None]] = []
+#: For adapters: the rule of a path whose view is not decorated, by what it leads to, and its rule
+#: in the settings.
+rule_finders: list[Callable[[ResolverMatch, Rule | None], Rule | None]] = []
 #: For adapters: more paths that can be prerendered.
 path_sources: list[Callable[[], Iterable[str]]] = []
 
@@ -71,27 +72,31 @@ def varies(rule: object) -> bool:
     )
 
 
-def has_one_language() -> bool:
-    """Whether paths without a prefix have the default language, though Django says they vary."""
+def language() -> dict[str, list[str]]:
+    """The ``vary`` of pages whose path says that they have the default language.
+
+    Django says that they vary where the others are in ``i18n_patterns``.
+    """
     used, default_has_prefix = is_language_prefix_patterns_used(settings.ROOT_URLCONF)
-    return used and not default_has_prefix
+    return {"Accept-Language": [settings.LANGUAGE_CODE]} if used and not default_has_prefix else {}
 
 
-def rule_of(app: WSGIApplication, listing: Listing, environ: WSGIEnvironment) -> t.Any:
-    """The rule of the view that a request is for; ``None`` where nothing is declared."""
+def rule_of(
+    app: WSGIApplication, listing: Listing, environ: WSGIEnvironment, other: Rule | None
+) -> Rule | None:
+    """The rule of the view that a request is for; the other one where nothing is declared."""
     found = match(get_path_info(environ) or "/")
     if found is None:
-        return None
+        return other
     for finder in rule_finders:
-        if (rule := finder(found, environ)) is not None:
+        if (rule := finder(found, other)) is not None:
             return rule
     declaration = declared(found.func)
     if declaration is None:
-        return None
+        return other
     rule = declaration.rule
-    if has_one_language() and not varies(rule):
-        vary = {**(rule.vary or {}), "Accept-Language": [settings.LANGUAGE_CODE]}
-        rule = dataclasses.replace(rule, vary=vary)
+    if not varies(rule):
+        rule = dataclasses.replace(rule, vary={**(rule.vary or {}), **language()})
     if rule.fallback is False:
         is_listed = functools.partial(listing.has, found.func)
         return dataclasses.replace(rule, fallback=Unlisted(is_listed))

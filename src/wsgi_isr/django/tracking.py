@@ -12,7 +12,7 @@ from django.apps import apps
 from django.db.models import Model, signals
 
 from ..metadata import MAX_TAG_LENGTH
-from .changes import revalidate_tag
+from .changes import invalidate, revalidate_tag
 
 logger = logging.getLogger("wsgi_isr")
 
@@ -90,7 +90,7 @@ def is_tracked(model: type) -> bool:
 
 def _changed(sender: type[Model], instance: Model, using: str, **extra: t.Any) -> None:
     if is_tracked(sender):
-        expire_tags(tags_of(instance), sender, using)
+        _let_go(sender, tags_of(instance), using)
 
 
 def _related(
@@ -117,15 +117,19 @@ def _related(
             name = field.remote_field.get_accessor_name() if reverse else field.name
             pk_set = getattr(instance, name).using(using).values_list("pk", flat=True)
     tags = [_tag(model, key) for key in pk_set or ()]
-    expire_tags([_name(model), *tags], model, using)
+    _let_go(model, [_name(model), *tags], using)
 
 
-def expire_tags(tags: Iterable[str], model: type, using: str) -> None:
-    """On commit, let go of the pages of a tracked model; whatever fails is logged."""
+def _let_go(model: type, tags: Iterable[str], using: str) -> None:
+    # The last that was tracked knows best.
+    expire = [tracked[each] for each in tracked if issubclass(model, each)][-1]
+    let_go(f"pages that show {model.__name__}", tags, expire=expire, using=using)
+
+
+def let_go(pages: str, tags: Iterable[str], patterns: Iterable[str] = (), **options: t.Any) -> None:
+    """On commit, let go of pages; whatever fails is logged, since an editor's work counts more."""
     try:
-        # The last that was tracked knows best.
-        expire = [tracked[each] for each in tracked if issubclass(model, each)]
-        revalidate_tag(*tags, expire=not expire or expire[-1], using=using)
+        revalidate_tag(*tags, **options)
+        invalidate(*patterns, **options)
     except Exception:
-        # Nothing here is worth an editor's work.
-        logger.exception("pages that show %s were not revalidated", model.__name__)
+        logger.exception("%s were not revalidated", pages)

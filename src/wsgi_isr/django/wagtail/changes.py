@@ -8,7 +8,6 @@ or another page in a field.
 from __future__ import annotations
 
 import functools
-import logging
 import typing as t
 from collections.abc import Collection, Iterable, Iterator
 
@@ -23,11 +22,8 @@ from wagtail.fields import StreamField
 from wagtail.models import CollectionMember, Locale, PageViewRestriction, ReferenceIndex, Site
 from wagtail.signals import post_page_move
 
-from .. import invalidate, revalidate_tag
 from ..config import option
-from ..tracking import tags_of
-
-logger = logging.getLogger("wsgi_isr")
+from ..tracking import let_go, tags_of
 
 #: Since Wagtail 8 a project may have another base of all pages.
 Page: t.Any = apps.get_model(getattr(settings, "WAGTAIL_PAGE_MODEL", "wagtailcore.Page"))
@@ -178,14 +174,7 @@ def _expire(
     paths = Page.objects.filter(pk__in=keys).values_list("path", flat=True) if keys else ()
     above = {path[:end] for path in paths for end in range(2 * step, len(path) + 1, step)}
     found = {ALL} if len(above) > MANY else {page_tag(key) for key in _keys(path__in=above)}
-    try:
-        if found := found.union(tags):
-            revalidate_tag(*sorted(found), expire=True)
-        if patterns:
-            invalidate(*patterns, expire=True)
-    except Exception:
-        # Nothing here is worth an editor's work.
-        logger.exception("pages of Wagtail were not revalidated")
+    let_go("pages of Wagtail", sorted(found.union(tags)), patterns, expire=True)
 
 
 def _keys(**lookup: t.Any) -> list[t.Any]:

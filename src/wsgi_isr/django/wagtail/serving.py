@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import typing as t
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from django.conf import settings
-from django.conf.urls.i18n import is_language_prefix_patterns_used
 from django.contrib.contenttypes.models import ContentType
 from django.core import checks
 from django.db import DatabaseError, connection
@@ -20,11 +18,11 @@ from wagtail import hooks, views
 from wagtail.models import Site
 
 from ...metadata import check_revalidate
-from ...rules import Excluded, Rule, Rules, make_rules
+from ...rules import Rule
 from ...views import CurrentPage
 from ..config import option
 from ..pages import serve_page
-from ..paths import path_sources, rule_finders
+from ..paths import language, path_sources, rule_finders
 from ..tracking import tag
 from .changes import ALL, Page, page_tag, site_models, tree_tag
 
@@ -57,29 +55,14 @@ def paths() -> Iterator[str]:
             yield iri_to_uri(url)
 
 
-@functools.cache
-def _rules() -> tuple[Rules, Rule]:
-    """Those of the settings, which say more; and the rule of all other pages."""
-    used, prefixed = is_language_prefix_patterns_used(settings.ROOT_URLCONF)
-    # The default language has no prefix then, and Django says that its pages vary, though they
-    # do not: here they have one variant.
-    vary = {"Accept-Language": [settings.LANGUAGE_CODE]} if used and not prefixed else None
-    # Pages may read parameters, as ``?page=2``. Those in ``ISR["QUERY"]`` are part of a page's
-    # key; a visitor with others gets an answer of their own.
-    return make_rules(option("RULES")), Rule(vary=vary, undeclared="pass")
-
-
-def _find_rule(match: ResolverMatch, environ: t.Any) -> Rule | Excluded | None:
+def _find_rule(match: ResolverMatch, other: Rule | None) -> Rule | None:
     if match.url_name != "wagtail_serve":
         return None
-    others, rule = _rules()
-    found = others.resolve(environ)
-    if isinstance(found, Rule):
-        vary = {**(rule.vary or {}), **(found.vary or {})}
-        return replace(found, vary=vary, undeclared="pass")
-    if found is None and _may_be_page(match.args or match.kwargs.values()):
-        return rule
-    return found
+    if other is None:
+        other = Rule() if _may_be_page(match.args or match.kwargs.values()) else None
+    # Pages may read parameters, as ``?page=2``. Those in ``ISR["QUERY"]`` are part of a page's
+    # key; a visitor with others gets an answer of their own.
+    return other and replace(other, vary={**language(), **(other.vary or {})}, undeclared="pass")
 
 
 def _may_be_page(path: Iterable[t.Any]) -> bool:
