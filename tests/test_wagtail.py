@@ -6,8 +6,6 @@ import pytest
 from wagtails import OTHER, PATHS, Shelf
 from wagtails import shelf as shelf
 
-pytestmark = pytest.mark.processes
-
 ALL = {*PATHS, OTHER}
 SITE = {*PATHS}
 STRING = {"/", "/text/", "/text/string/"}
