@@ -23,6 +23,7 @@ from wsgi_isr.cli import group
 from wsgi_isr.flask import ISR, isr_page
 from wsgi_isr.metadata import ISR_HEADERS
 from wsgi_isr.refusals import REMEDIES
+from wsgi_isr.views import Declaration
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "wsgi_isr"
@@ -176,7 +177,7 @@ def commands() -> str:
 NAMES: dict[str, Callable[[], str]] = {
     "middleware": lambda: arguments("arguments", ISRMiddleware, ISRMiddleware.__doc__),
     "rule": lambda: arguments("rule", Rule, Rule.__doc__),
-    "isr_page": lambda: arguments("isr_page", type(isr_page).__call__, type(isr_page).__doc__),
+    "isr_page": lambda: arguments("isr_page", Declaration, type(isr_page).__doc__),
     "flask keys": lambda: config_keys("flask", lambda name: f"ISR_{name.upper()}"),
     "django keys": lambda: config_keys("django", str.upper),
     "checks": lambda: facts("checks", "id | since | it says"),

@@ -183,7 +183,7 @@ class TestFalse:
         monkeypatch.setattr("wsgi_isr.views.monotonic", lambda: 10.0**9)
         assert browser.get("/blog/b").status_code == 404
         assert browser.get("/blog/a").status_code == 200
-        assert "no list of the paths of 'post'" in caplog.text
+        assert "no list of the paths that exist" in caplog.text
 
     def test_a_generator_that_never_worked_leaves_the_answer_to_the_app(
         self, browser: Browser, listed: list[str]

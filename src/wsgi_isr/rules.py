@@ -304,23 +304,18 @@ Resolver: t.TypeAlias = "Callable[[WSGIEnvironment], Rule | Excluded | None]"
 
 
 class Rules:
-    """Finds the rule of a request.
+    """Finds the rule of a request; these find none."""
 
-    :param resolve: from an environ to a rule.
-    :param by_url: whether nothing but the URL decides. If not, what one visitor's headers lead to
-        is never remembered for others.
-    :param consider: says of each rule whether it matches a request, for `ISRMiddleware.explain`.
-    """
+    #: Whether nothing but the URL decides. If not, what one visitor's headers lead to is never
+    #: remembered for others.
+    by_url = True
 
-    def __init__(
-        self,
-        resolve: Resolver,
-        by_url: bool,
-        consider: Callable[[WSGIEnvironment], list[str]] = lambda environ: [],
-    ) -> None:
-        self.resolve = resolve
-        self.by_url = by_url
-        self.consider = consider
+    def resolve(self, environ: WSGIEnvironment) -> Rule | Excluded | None:
+        return None
+
+    def consider(self, environ: WSGIEnvironment) -> list[str]:
+        """Says of each rule whether it matches a request, for `ISRMiddleware.explain`."""
+        return []
 
 
 def make_rules(rules: Mapping[str, RuleLike] | Resolver | Rules | None) -> Rules:
@@ -330,14 +325,13 @@ def make_rules(rules: Mapping[str, RuleLike] | Resolver | Rules | None) -> Rules
     :raises ValueError: for a pattern or a rule that is none.
     """
     if rules is None:
-        return Rules(lambda environ: None, True)
+        return Rules()
     if isinstance(rules, Rules):
         return rules
     if isinstance(rules, Mapping):
-        resolver = _PatternRules(rules)
-        return Rules(resolver, True, resolver.consider)
+        return _PatternRules(rules)
     if callable(rules):
-        return Rules(_checked(rules), False)
+        return _CallableRules(rules)
     raise TypeError('rules takes a mapping, as in {"/blog/*": 60}, or a callable(environ)')
 
 
@@ -358,7 +352,7 @@ def _words_of(rule: RuleLike) -> object:
     return *rule.defaults[:2], *names, rule.variants, fallback, rule.undeclared
 
 
-class _PatternRules:
+class _PatternRules(Rules):
     def __init__(self, rules: Mapping[str, RuleLike]) -> None:
         self._rules = [(check_pattern(key), _as_rule(key, rule)) for key, rule in rules.items()]
         self._patterns = list(rules)
@@ -374,7 +368,7 @@ class _PatternRules:
                     )
                     break
 
-    def __call__(self, environ: WSGIEnvironment) -> Rule | Excluded | None:
+    def resolve(self, environ: WSGIEnvironment) -> Rule | Excluded | None:
         path = environ.get("PATH_INFO") or "/"
         return next((rule for pattern, rule in self._rules if pattern.fullmatch(path)), None)
 
@@ -409,26 +403,22 @@ def _as_rule(pattern: str, rule: RuleLike) -> Rule | Excluded:
         raise ValueError(f"rules[{pattern!r}]: {error}") from None
 
 
-def _checked(resolver: Resolver) -> Resolver:
-    quiet_until = 0.0
+class _CallableRules(Rules):
+    by_url = False
 
-    def complain(text: str, subject: object, **extra: t.Any) -> None:
-        # It is called for every request.
-        nonlocal quiet_until
-        if time.monotonic() >= quiet_until:
-            quiet_until = time.monotonic() + QUIET
-            logger.error(text, subject, **extra)
+    def __init__(self, resolver: Resolver) -> None:
+        self._resolver = resolver
+        self._quiet_until = 0.0
 
-    def resolve(environ: WSGIEnvironment) -> Rule | Excluded | None:
+    def resolve(self, environ: WSGIEnvironment) -> Rule | Excluded | None:
         try:
-            rule = resolver(environ)
-        except Exception:
-            # A page is not worth an error that the app did not cause.
-            complain("rules callable failed for %s", environ.get("PATH_INFO"), exc_info=True)
-            return None
-        if rule is None or isinstance(rule, Rule | Excluded):
+            rule = self._resolver(environ)
+            if rule is not None and not isinstance(rule, Rule | Excluded):
+                raise TypeError(f"it returned {rule!r}, which is neither a Rule nor None")
             return rule
-        complain("rules callable returned %r, which is neither a Rule nor None", rule)
-        return None
-
-    return resolve
+        except Exception:
+            # A page is not worth an error that the app did not cause. Every request asks.
+            if time.monotonic() >= self._quiet_until:
+                self._quiet_until = time.monotonic() + QUIET
+                logger.exception("rules callable failed for %s", environ.get("PATH_INFO"))
+            return None

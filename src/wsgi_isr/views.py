@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
-import threading
 import typing as t
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import monotonic
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
-from werkzeug.wrappers import Request
-
+from .fallback import Unlisted
 from .key import Origin
 from .metadata import check_expire, check_revalidate, check_tags, page_headers
-from .rules import Rule
+from .rules import Excluded, Rule, Rules, make_rules, to_wsgi
 
 if t.TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIEnvironment
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 logger = logging.getLogger("wsgi_isr")
 
@@ -28,6 +25,8 @@ Tags: t.TypeAlias = "Iterable[str] | Callable[..., Iterable[str]]"
 
 #: Seconds for which a list of paths is taken to be complete.
 LISTED = 60.0
+#: Where a request says which view answers in place of the declared one.
+SHELL = "wsgi_isr.shell"
 _ATTRIBUTE = "_wsgi_isr_page"
 
 
@@ -64,19 +63,36 @@ class CurrentPage:
             return [("ISR-Revalidate", str(error).encode("ascii", "backslashreplace").decode())]
 
 
-@dataclass(frozen=True)
+@dataclass(kw_only=True)
 class Declaration:
-    """What a decorator says of a view's pages."""
+    """What `IsrPage` was given for a view; `rule` is what that says before the view is asked."""
 
-    rule: Rule
-    revalidate: int | t.Literal[False]
-    expire: int | None
-    tags: Tags
+    revalidate: int | t.Literal[False] = False
+    expire: int | None = None
+    tags: Tags = ()
+    query: Sequence[str] = ()
+    vary: Mapping[str, Sequence[str | None]] | None = None
     paths: t.Any = None
+    fallback: t.Any = "blocking"
+    rule: Rule = field(init=False)
+
+    def __post_init__(self) -> None:
+        check_revalidate(self.revalidate)
+        check_expire(self.expire, self.revalidate)
+        if not callable(self.tags):
+            self.tags = check_tags(self.tags)
+        if isinstance(self.paths, str):
+            raise TypeError(f"paths takes a list of paths, as in [{self.paths!r}], or a function")
+        if self.paths is not None and not callable(self.paths):
+            # What can be iterated but once is listed more than once.
+            self.paths = tuple(self.paths)
+        shell = _shell_app(self.fallback) if callable(self.fallback) else self.fallback
+        # The response says how long its page is fresh: the view may have changed that.
+        self.rule = Rule(query=self.query, vary=self.vary, fallback=shell)
 
     def begin(
         self, view: View, environ: WSGIEnvironment, /, *args: t.Any, **values: t.Any
-    ) -> t.Any:
+    ) -> CurrentPage:
         """The metadata of a page as its view begins, called with these arguments."""
         tags = self.tags
         if callable(tags):
@@ -85,6 +101,16 @@ class Declaration:
                 raise TypeError(f"tags of {name_of(view)} returns a string, not a list: {tags!r}")
         reason = environ.get("wsgi_isr.reason")
         return CurrentPage(self.revalidate, self.expire, set(tags), reason)
+
+
+def _shell_app(view: View) -> WSGIApplication:
+    """The app with a shell in place of the declared view of a URL."""
+
+    def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        app: WSGIApplication = environ["wsgi_isr.middleware"].app
+        return app({**environ, SHELL: view}, start_response)
+
+    return answer
 
 
 def declaration_of(view: object) -> Declaration | None:
@@ -164,35 +190,12 @@ class IsrPage:
         fallback: t.Any = "blocking",
     ) -> Callable[[View], View]: ...
 
-    def __call__(
-        self,
-        view: View | None = None,
-        /,
-        *,
-        revalidate: int | t.Literal[False] = False,
-        expire: int | None = None,
-        tags: Tags = (),
-        query: Sequence[str] = (),
-        vary: Mapping[str, Sequence[str | None]] | None = None,
-        paths: t.Any = None,
-        fallback: t.Any = "blocking",
-    ) -> t.Any:
+    def __call__(self, view: View | None = None, /, **options: t.Any) -> t.Any:
         if view is not None and not callable(view):
             raise TypeError(
                 f"isr_page takes a view, or keyword arguments, as in isr_page(revalidate={view!r})"
             )
-        check_revalidate(revalidate)
-        check_expire(expire, revalidate)
-        if not callable(tags):
-            tags = check_tags(tags)
-        if isinstance(paths, str):
-            raise TypeError(f"paths takes a list of paths, as in [{paths!r}], or a function")
-        if paths is not None and not callable(paths):
-            # What can be iterated but once is listed more than once.
-            paths = tuple(paths)
-        # The response says how long its page is fresh: the view may have changed that.
-        rule = Rule(query=query, vary=vary, fallback=fallback)
-        declaration = Declaration(rule, revalidate, expire, tags, paths)
+        declaration = Declaration(**options)
         if view is not None:
             return self._decorate(view, declaration)
         return lambda view: self._decorate(view, declaration)
@@ -214,46 +217,86 @@ class MissingPathsWarning(UserWarning):
 
 
 class Listing:
-    """The paths that exist of a view with ``fallback=False``, asked for at most once a minute.
+    """The paths that exist of views with ``fallback=False``, read at most once a minute.
 
-    :param urls: gives the paths and whole URLs of a view, by what names it.
+    :param urls: gives their paths and whole URLs.
     """
 
-    def __init__(self, urls: Callable[[t.Any], Iterable[str]]) -> None:
+    def __init__(self, urls: Callable[[], Iterable[str]]) -> None:
         self._urls = urls
-        #: ``None`` where a list was never to be had.
-        self._listed: dict[t.Hashable, tuple[float, frozenset[tuple[str, str]] | None]] = {}
-        # One for each process: a fork may copy one that another thread has taken.
-        self._locks: dict[int, threading.Lock] = {}
+        self._until = 0.0
+        #: Hosts (``""`` for any) and paths; ``None`` where the list was never to be had.
+        self._places: frozenset[tuple[str, str]] | None = None
 
-    def has(self, name: t.Hashable, environ: WSGIEnvironment) -> bool:
+    def has(self, environ: WSGIEnvironment) -> bool:
         """Whether the path of a request is listed, alone or in a whole URL."""
         origin_of = environ["wsgi_isr.middleware"].origin_of
-        places = self._places(name, origin_of)
-        origin = origin_of(environ)
+        if monotonic() >= self._until:
+            if self._places is not None:
+                # Meanwhile others do with the list that there is.
+                self._until = monotonic() + LISTED
+            try:
+                self._places = frozenset(_place_of(url, origin_of) for url in self._urls())
+            except Exception:
+                logger.exception("no list of the paths that exist: a generator failed")
+            self._until = monotonic() + LISTED
+        places, origin = self._places, origin_of(environ)
         if places is None or origin is None:
             # Nobody can say what exists, so the app is asked.
             return True
-        request = Request(environ, populate_request=False)
-        paths = (request.path, request.root_path + request.path)
+        path = environ.get("PATH_INFO", "")
+        paths = (path, environ.get("SCRIPT_NAME", "") + path)
         return any((host, path) in places for host in ("", origin.host) for path in paths)
 
-    def _places(
-        self, name: t.Hashable, origin_of: Callable[[WSGIEnvironment], Origin | None]
-    ) -> frozenset[tuple[str, str]] | None:
-        """Pairs of a host (``""`` for any) and a path, decoded as the paths of requests are."""
-        with self._locks.setdefault(os.getpid(), threading.Lock()):
-            until, places = self._listed.get(name, (0.0, None))
-            if monotonic() >= until:
-                try:
-                    found = set()
-                    for url in self._urls(name):
-                        parts = urlsplit(url)
-                        whole = {"wsgi.url_scheme": parts.scheme, "HTTP_HOST": parts.netloc}
-                        origin = origin_of(whole) if parts.netloc else None
-                        found.add((origin.host if origin else parts.netloc, unquote(parts.path)))
-                    places = frozenset(found)
-                except Exception:
-                    logger.exception("no list of the paths of %r: a generator failed", name)
-                self._listed[name] = (monotonic() + LISTED, places)
-            return places
+
+def _place_of(url: str, origin_of: Callable[[WSGIEnvironment], Origin | None]) -> tuple[str, str]:
+    parts = urlsplit(url)
+    whole = {"wsgi.url_scheme": parts.scheme, "HTTP_HOST": parts.netloc}
+    origin = origin_of(whole) if parts.netloc else None
+    return origin.host if origin else parts.netloc, to_wsgi(parts.path)
+
+
+#: What is declared of a view; ``None``: nothing.
+Declared: t.TypeAlias = "Declaration | Rule | Excluded | None"
+
+
+class ViewRules(Rules):
+    """The rules of a framework's app.
+
+    What the site's own rules exclude comes first, then the views that are declared, then the
+    other rules of the site.
+
+    :param rules: the site's own.
+    :param find: which view a request is for, ``""`` for none, and what is declared of it; it is
+        also given what the other rules say.
+    :param urls: gives the paths and whole URLs that exist of views with ``fallback=False``.
+    """
+
+    def __init__(
+        self,
+        rules: t.Any,
+        find: Callable[[WSGIEnvironment, Rule | None], tuple[str, Declared]],
+        urls: Callable[[], Iterable[str]],
+    ) -> None:
+        self._others = make_rules(rules)
+        self.by_url = self._others.by_url
+        self._find = find
+        self._unlisted = Unlisted(Listing(urls).has)
+
+    def resolve(self, environ: WSGIEnvironment) -> Rule | Excluded | None:
+        rule = self._others.resolve(environ)
+        if isinstance(rule, Excluded):
+            return rule
+        found = self._find(environ, rule)[1]
+        if isinstance(found, Declaration):
+            if found.rule.fallback is False:
+                return replace(found.rule, fallback=self._unlisted)
+            return found.rule
+        return rule if found is None else found
+
+    def consider(self, environ: WSGIEnvironment) -> list[str]:
+        rule = self._others.resolve(environ)
+        name, found = self._find(environ, rule if isinstance(rule, Rule) else None)
+        has = "an" if isinstance(found, Declaration) else "no"
+        view = f"view {name!r} has {has} @isr_page" if name else "no view matches"
+        return [view, *self._others.consider(environ)]

@@ -17,8 +17,8 @@ from django.http.response import HttpResponseBase
 from ..metadata import GONE
 from ..middleware import ISRMiddleware
 from ..refusals import COOKIES
-from ..rules import EXCLUDED, Excluded, Rule, Rules, digest_of, make_rules
-from ..views import Listing
+from ..rules import digest_of
+from ..views import ViewRules
 from . import config, pages, paths, routes
 
 if t.TYPE_CHECKING:
@@ -90,22 +90,8 @@ def make_middleware() -> ISRMiddleware:
     if build is None:
         build = "-".join(filter(None, (config.build_digest(), digest_of(rules))))
     COOKIES.update({getattr(settings, name): what for name, what in _REMEDIES.items()})
-    handler, others = Handler(), make_rules(rules)
-    listing = Listing(paths.urls_of)
-
-    def resolve(environ: WSGIEnvironment) -> Rule | Excluded | None:
-        rule = others.resolve(environ)
-        if isinstance(rule, Excluded):
-            return rule
-        if routes.serves(environ.get("PATH_INFO", "")):
-            return EXCLUDED
-        return paths.rule_of(handler, listing, environ, rule)
-
-    def consider(environ: WSGIEnvironment) -> list[str]:
-        return [paths.describe(environ), *others.consider(environ)]
-
-    rules = Rules(resolve, others.by_url, consider)
-    middleware = ISRMiddleware(handler, rules=rules, build_id=build, **options)
+    found = ViewRules(rules, paths.find, paths.listed)
+    middleware = ISRMiddleware(Handler(), rules=found, build_id=build, **options)
     middleware.is_enabled = config.is_enabled
     middleware.set_bypass(_bypass)
     return middleware

@@ -14,12 +14,10 @@ from asgiref.sync import async_to_sync, iscoroutinefunction, markcoroutinefuncti
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 
-from ..views import CurrentPage, Declaration, IsrPage, View, declare
+from ..views import SHELL, CurrentPage, Declaration, IsrPage, View, declare
 
 logger = logging.getLogger("wsgi_isr")
 
-#: Where a request says which view answers in place of the declared one.
-SHELL = "wsgi_isr.shell"
 _current: ContextVar[CurrentPage | None] = ContextVar("wsgi_isr.page", default=None)
 #: The page that is being rendered, if one is.
 current_page = _current.get

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import types
 import typing as t
 from collections.abc import Callable, Iterable, Iterator
@@ -29,14 +28,13 @@ from django.utils import translation
 from django.utils.encoding import iri_to_uri
 from django.utils.module_loading import import_string
 
-from ..fallback import Unlisted
-from ..rules import Rule
-from ..views import Declaration, Listing, View, declaration_of, name_of
+from ..rules import EXCLUDED, Rule
+from ..views import Declaration, Declared, declaration_of, name_of
+from . import routes
 from .config import option
-from .pages import SHELL
 
 if t.TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+    from _typeshed.wsgi import WSGIEnvironment
 
 #: For adapters: the rule of a path whose view is not decorated, by what it leads to, and its rule
 #: in the settings.
@@ -81,45 +79,22 @@ def language() -> dict[str, list[str]]:
     return {"Accept-Language": [settings.LANGUAGE_CODE]} if used and not default_has_prefix else {}
 
 
-def rule_of(
-    app: WSGIApplication, listing: Listing, environ: WSGIEnvironment, other: Rule | None
-) -> Rule | None:
-    """The rule of the view that a request is for; the other one where nothing is declared."""
-    found = match(get_path_info(environ) or "/")
-    if found is None:
-        return other
+def find(environ: WSGIEnvironment, other: Rule | None) -> tuple[str, Declared]:
+    """Which view a request is for, ``""`` for none, and what is declared of it."""
+    path = get_path_info(environ) or "/"
+    if routes.serves(path):
+        return "isr", EXCLUDED
+    if (found := match(path)) is None:
+        return "", None
+    name = label(found.func, found.view_name)
     for finder in rule_finders:
         if (rule := finder(found, other)) is not None:
-            return rule
+            return name, rule
     declaration = declared(found.func)
-    if declaration is None:
-        return other
-    rule = declaration.rule
-    if not varies(rule):
-        rule = dataclasses.replace(rule, vary={**(rule.vary or {}), **language()})
-    if rule.fallback is False:
-        is_listed = functools.partial(listing.has, found.func)
-        return dataclasses.replace(rule, fallback=Unlisted(is_listed))
-    if callable(rule.fallback):
-        return dataclasses.replace(rule, fallback=_shell(app, rule.fallback))
-    return rule
-
-
-def describe(environ: WSGIEnvironment) -> str:
-    """Which view a request is for, and whether it makes pages."""
-    if (found := match(get_path_info(environ) or "/")) is None:
-        return "no view matches"
-    name = label(found.func, found.view_name)
-    return f"view {name!r} has {'an' if declared(found.func) else 'no'} @isr_page"
-
-
-def _shell(app: WSGIApplication, view: View) -> WSGIApplication:
-    """The app with a shell in place of the view of a path."""
-
-    def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        return app({**environ, SHELL: view}, start_response)
-
-    return answer
+    if declaration is not None and not varies(declaration.rule):
+        vary = {**(declaration.vary or {}), **language()}
+        declaration = dataclasses.replace(declaration, vary=vary)
+    return name, declaration
 
 
 def views(
@@ -166,15 +141,16 @@ def _all() -> Iterator[str]:
         yield from _read(source)
 
 
-def urls_of(view: object) -> Iterator[str]:
-    """What ``paths`` and ``ISR["PATHS"]`` list of a view with ``fallback=False``."""
-    yield from _of_views(view)
+def listed() -> Iterator[str]:
+    """What ``paths`` and ``ISR["PATHS"]`` list, of views with ``fallback=False``."""
+    yield from _of_views(all_exist=False)
     yield from _read(option("PATHS"))
 
 
-def _of_views(only: object = None) -> Iterator[str]:
+def _of_views(all_exist: bool = True) -> Iterator[str]:
     for view, name, _ in views():
-        if only in (None, view) and (declaration := declared(view)) is not None:
+        declaration = declared(view)
+        if declaration is not None and (all_exist or declaration.fallback is False):
             yield from _read(declaration.paths, name)
             with contextlib.suppress(NoReverseMatch):
                 yield from _reversed(name, {})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import functools
 import inspect
 import logging
 import os
@@ -21,12 +20,12 @@ from ..cli import App, group
 from ..key import Origin
 from ..middleware import ISRMiddleware
 from ..ondemand import Result
-from ..rules import EXCLUDED, Excluded, Rule, Rules, digest_of, make_rules
-from ..views import Listing, declaration_of
+from ..rules import EXCLUDED, Rule, digest_of
+from ..views import Declared, ViewRules, declaration_of
 from . import routes
 from .build import build_digest
 from .pages import mistakes
-from .paths import Generators, match, prerender_paths, urls_of, with_fallback
+from .paths import Generators, listed, match, prerender_paths
 
 if t.TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -203,7 +202,11 @@ class _Wrapped:
             digests = (self._digest or build_digest(flask), digest_of(rules))
             build_id = "-".join(filter(None, digests))
         middleware = ISRMiddleware(
-            self.app, cache, rules=self._rules(make_rules(rules)), build_id=build_id, **options
+            self.app,
+            cache,
+            rules=ViewRules(rules, self._find, self._listed),
+            build_id=build_id,
+            **options,
         )
 
         def is_enabled() -> bool:
@@ -222,30 +225,14 @@ class _Wrapped:
             routes.add_route(flask, middleware, config["ISR_SECRET"], prefix)
         return middleware
 
-    def _rules(self, others: Rules) -> Rules:
-        """What ``ISR_RULES`` excludes, then the views that are declared, then ``ISR_RULES``."""
-        flask = self.flask
-        listing = Listing(functools.partial(urls_of, flask, self._generators))
+    def _find(self, environ: WSGIEnvironment, other: Rule | None) -> tuple[str, Declared]:
+        endpoint = match(self.flask, environ)
+        if endpoint in routes.ENDPOINTS:
+            return endpoint, EXCLUDED
+        return endpoint, declaration_of(self.flask.view_functions.get(endpoint))
 
-        def resolve(environ: WSGIEnvironment) -> Rule | Excluded | None:
-            other = others.resolve(environ)
-            if isinstance(other, Excluded):
-                return other
-            endpoint, values = match(flask, environ)
-            if endpoint in routes.ENDPOINTS:
-                return EXCLUDED
-            declared = declaration_of(flask.view_functions.get(endpoint))
-            if declared is None:
-                return other
-            return with_fallback(flask, listing, endpoint, values, declared)
-
-        def consider(environ: WSGIEnvironment) -> list[str]:
-            endpoint, _ = match(flask, environ)
-            declared = declaration_of(flask.view_functions.get(endpoint)) is not None
-            view = f"view {endpoint!r} has {'an' if declared else 'no'} @isr_page"
-            return [view if endpoint else "no view matches", *others.consider(environ)]
-
-        return Rules(resolve, others.by_url, consider)
+    def _listed(self) -> Iterator[str]:
+        return listed(self.flask, self._generators)
 
 
 def _check_keys(config: t.Mapping[str, t.Any]) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from flask import Flask, Response, after_this_request, current_app, g, has_request_context, request
 
-from ..views import CurrentPage, Declaration, IsrPage, View, declaration_of, declare
+from ..views import SHELL, CurrentPage, Declaration, IsrPage, View, declaration_of, declare
 
 logger = logging.getLogger("wsgi_isr")
 
@@ -50,6 +50,8 @@ def _decorate(view: View, declaration: Declaration) -> View:
         raise TypeError(f"put @isr_page among the decorators of the class: {view.__qualname__}")
 
     def wrapper(*args: t.Any, **values: t.Any) -> t.Any:
+        if (shell := request.environ.get(SHELL)) is not None:
+            return current_app.ensure_sync(shell)(*args, **values)
         current = declaration.begin(view, request.environ, **values)
         g._wsgi_isr_page = current
         if "isr" not in current_app.extensions and "wsgi_isr.middleware" not in request.environ:

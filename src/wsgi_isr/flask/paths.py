@@ -1,4 +1,4 @@
-"""Paths of pages: URL generators, in the vocabulary of Frozen-Flask, and fallbacks of views.
+"""What is prerendered of an app: URL generators, in the vocabulary of Frozen-Flask.
 
 A generator yields paths, dictionaries of URL values (the endpoint is its function's name), or
 tuples of an endpoint and such a dictionary.
@@ -6,7 +6,6 @@ tuples of an endpoint and such a dictionary.
 
 from __future__ import annotations
 
-import dataclasses
 import typing as t
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -15,26 +14,23 @@ from urllib.parse import unquote_to_bytes, urlsplit
 from flask import Flask, request, url_for
 from werkzeug.exceptions import HTTPException
 
-from ..fallback import Unlisted
-from ..rules import Rule
-from ..views import Declaration, Listing, declaration_of
+from ..views import Declaration, declaration_of
 from ..views import MissingPathsWarning as MissingPathsWarning
 
 if t.TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+    from _typeshed.wsgi import WSGIEnvironment
 
 Generators: t.TypeAlias = "list[Callable[[], Iterable[t.Any]]]"
 
 
-def match(app: Flask, environ: WSGIEnvironment) -> tuple[str, dict[str, t.Any]]:
-    """The endpoint of a GET request, ``""`` for none, and its URL values."""
+def match(app: Flask, environ: WSGIEnvironment) -> str:
+    """The endpoint of a GET request, ``""`` for none."""
     try:
         adapter = app.create_url_adapter(app.request_class(environ, populate_request=False))
-        endpoint, values = adapter.match(method="GET") if adapter is not None else ("", {})
-        return endpoint, dict(values)
+        return adapter.match(method="GET")[0] if adapter is not None else ""
     except HTTPException:
         # Unknown, or a redirect to a slash; the app says so better.
-        return "", {}
+        return ""
 
 
 def declared_endpoints(app: Flask) -> dict[str, Declaration]:
@@ -70,9 +66,9 @@ def prerender_paths(app: Flask, generators: Generators) -> Iterator[str]:
         )
 
 
-def urls_of(app: Flask, generators: Generators, endpoint: str) -> Iterator[str]:
-    """What the generators list of an endpoint."""
-    return (url for name, url in _all(app, generators) if name == endpoint and url is not None)
+def listed(app: Flask, generators: Generators) -> Iterator[str]:
+    """What the generators list."""
+    return (url for _, url in _all(app, generators) if url is not None)
 
 
 def _all(app: Flask, generators: Generators) -> Iterator[tuple[str, str | None]]:
@@ -112,39 +108,4 @@ def _endpoint_of(app: Flask, path: str) -> str:
     local = unquote_to_bytes(parts.path).decode("latin-1") or "/"
     host = {"HTTP_HOST": parts.netloc, "wsgi.url_scheme": parts.scheme} if parts.netloc else {}
     path_info = local.removeprefix(environ["SCRIPT_NAME"])
-    return match(app, {**environ, "PATH_INFO": path_info, "QUERY_STRING": "", **host})[0]
-
-
-# Fallbacks: a shell view, and 404 for what no generator lists.
-
-
-def with_fallback(
-    app: Flask, listing: Listing, endpoint: str, values: dict[str, t.Any], declared: Declaration
-) -> Rule:
-    """The rule of a view for one URL, with its fallback as the middleware takes it."""
-    rule = declared.rule
-    if rule.fallback is False:
-        unlisted = Unlisted(lambda environ: listing.has(endpoint, environ))
-        return dataclasses.replace(rule, fallback=unlisted)
-    if callable(rule.fallback):
-        return dataclasses.replace(rule, fallback=_shell(app, rule.fallback, values))
-    return rule
-
-
-def _shell(app: Flask, view: t.Any, values: dict[str, t.Any]) -> WSGIApplication:
-    def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        with app.request_context(environ):
-            try:
-                try:
-                    result = app.preprocess_request()
-                    if result is None:
-                        result = app.ensure_sync(view)(**values)
-                except Exception as error:
-                    # A 404 of the shell is one, and error handlers are asked.
-                    result = app.handle_user_exception(error)
-                response = app.finalize_request(result)
-            except Exception as error:
-                response = app.handle_exception(error)
-            return response(environ, start_response)
-
-    return answer
+    return match(app, {**environ, "PATH_INFO": path_info, "QUERY_STRING": "", **host})
