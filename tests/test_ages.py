@@ -11,7 +11,7 @@ from conftest import Browser, Clock, Make, Site, status_of
 from steps import PATIENCE, result, start, visit
 
 from wsgi_isr import answer as answer_module
-from wsgi_isr.answer import Hit
+from wsgi_isr.answer import Answer
 
 Browse = Callable[..., Browser]
 
@@ -175,7 +175,7 @@ class TestAnAnswerThatIsMadeAnewByTwoAtOnce:
             visit(isr)
         site.fail("/")
         clock.advance(2)
-        window_of, slot = answer_module.window_of, Hit.generation
+        window_of, slot = answer_module.window_of, Answer.generation
         names: dict[int, str] = {}
         first, go_on, second, end = (threading.Event() for _ in range(4))
 
@@ -187,14 +187,14 @@ class TestAnAnswerThatIsMadeAnewByTwoAtOnce:
                 assert go_on.wait(PATIENCE)
             return found
 
-        def late_generation(hit: Hit, value: object) -> None:
+        def late_generation(hit: Answer, value: object) -> None:
             if names.get(threading.get_ident()) == "second":
                 second.set()
                 assert end.wait(PATIENCE)
             slot.__set__(hit, value)  # type: ignore[attr-defined]
 
         monkeypatch.setattr(answer_module, "window_of", late_window)
-        monkeypatch.setattr(Hit, "generation", property(slot.__get__, late_generation))  # type: ignore[attr-defined]
+        monkeypatch.setattr(Answer, "generation", property(slot.__get__, late_generation))  # type: ignore[attr-defined]
 
         def come(name: str) -> t.Any:
             names[threading.get_ident()] = name

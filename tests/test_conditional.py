@@ -170,8 +170,8 @@ class TestIfModifiedSince:
             ("Wed, 01 May 2024 11:59:59 GMT", 200),
             ("yesterday", 200),
             ("", 200),
-            # Dates that no calendar has.
-            ("Fri, 31 Dec 9999 23:59:59 -0100", 200),
+            # Dates at the end of the calendar, and beyond it.
+            ("Fri, 31 Dec 9999 23:59:59 -0100", 304),
             ("Mon, 01 Jan 0001 00:00:00 +0100", 200),
             ("Wed, 01 May 9999999 12:00:00 GMT", 200),
         ],

@@ -11,7 +11,7 @@ from flasks import COLD
 from steps import Steps, visit, wait_until
 
 from wsgi_isr import Rule
-from wsgi_isr.fallback import is_crawler
+from wsgi_isr.passing import is_crawler
 
 Browse = Callable[..., Browser]
 

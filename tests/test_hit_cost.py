@@ -37,10 +37,10 @@ COSTS = {
     "hit with an undeclared query": Cost(6, 110, 384),
     "hit without QUERY_STRING": Cost(6, 110, 384),
     "hit with gzip": Cost(6, 110, 384),
-    "304": Cost(9, 150, 384),
+    "304": Cost(8, 130, 384),
     "HEAD": Cost(7, 131, 384),
     "stale": Cost(23, 348, 1200),
-    "not a page": Cost(12, 220, 1200),
+    "not a page": Cost(12, 215, 1200),
 }
 #: The number that shows whether a page was stored is read from shared memory.
 STALE_ON_FILES = Cost(24, 358, 1200)

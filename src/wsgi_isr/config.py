@@ -11,7 +11,6 @@ import typing as t
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from .answer import Caching
 from .key import Origin, Origins, PageKey, canonical_query, is_ambiguous
 from .metadata import check_list, check_tags_header
 from .rules import Excluded, Rule, Rules, to_wsgi
@@ -48,7 +47,8 @@ class Config:
     limit: int
     render_timeout: float
     workers: int
-    caching: Caching
+    tags_header: str | None = None
+    cdn_purged: bool = False
     previous_builds: int = 0
     memory_size: int = 0
     clock: Callable[[], float] = time.time

@@ -9,7 +9,7 @@ import typing as t
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from time import time
 
-from .answer import Caching, Hit, NotPage, send
+from .answer import Answer, send
 from .config import Config, check, make_bypass, mistakes
 from .key import Origin, Origins
 from .listing import Explanation, PageInfo, pages_of, stats_of
@@ -17,11 +17,11 @@ from .metadata import remove_isr
 from .metrics import Counters
 from .ondemand import OnDemand, Result, check_workers
 from .page import Codec
-from .passing import Passing, PassThrough
+from .passing import Passing, make_pass_through
 from .process import Process
 from .regenerator import regenerate
 from .render import ERROR, current_origin
-from .request import UNREAD, Request
+from .request import Request
 from .rules import Resolver, RuleLike, Rules, check_query, digest_of, make_rules
 from .store.memory import Fingerprint
 from .store.opening import CacheLike, kind_of, opener
@@ -32,6 +32,9 @@ if t.TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 logger = logging.getLogger("wsgi_isr")
+
+#: ``Cache-Status`` after an exception of our own.
+UNREAD = "isr; fwd=bypass; detail=error"
 
 
 class ISRMiddleware:
@@ -143,7 +146,8 @@ class ISRMiddleware:
             limit=max_body_size,
             render_timeout=render_timeout,
             workers=workers,
-            caching=Caching(tags_header, cdn_purged),
+            tags_header=tags_header,
+            cdn_purged=cdn_purged,
             previous_builds=previous_builds,
             memory_size=memory_size,
             clock=lambda: self._clock(),
@@ -163,12 +167,12 @@ class ISRMiddleware:
         self._process: Process | None = None
         self._lock = threading.Lock()
         self._lock_pid = os.getpid()
-        self._hits: dict[Fingerprint, Hit] = {}
+        self._hits: dict[Fingerprint, Answer] = {}
         #: See `Pages.signal`: replaced with the counters of this process's store.
         self._signal: t.Any = (0, 0)
         self._counters = Counters()
         # Bound once, because binding takes time.
-        self._pass_through = PassThrough(app, self, self._become_page).serve
+        self._pass_through = make_pass_through(app, self, self._become_page)
 
     def __repr__(self) -> str:
         return f"<ISRMiddleware {self.app!r}>"
@@ -211,7 +215,7 @@ class ISRMiddleware:
                     if (
                         method == "GET"
                         and "HTTP_IF_NONE_MATCH" not in environ
-                        and (not hit.is_dated or "HTTP_IF_MODIFIED_SINCE" not in environ)
+                        and (hit.last_modified is None or "HTTP_IF_MODIFIED_SINCE" not in environ)
                     ):
                         self._counters.hits += 1
                         start_response(hit.status, [*hit.headers])
@@ -221,10 +225,10 @@ class ISRMiddleware:
                         self._counters.hits += 1
                         return send(environ, start_response, hit)
                 elif method == "GET" or method == "HEAD":
-                    if hit.not_page is not None:
+                    if hit.entry is None:
                         self._counters.passed += 1
                         pass_through = self._pass_through
-                        return pass_through(environ, start_response, hit.not_page)
+                        return pass_through(environ, start_response, hit)
                     return self._serve(environ, start_response, fingerprint, hit)
         return self._serve(environ, start_response, fingerprint)
 
@@ -233,7 +237,7 @@ class ISRMiddleware:
         environ: WSGIEnvironment,
         start_response: StartResponse,
         fingerprint: Fingerprint | None,
-        stale: Hit | None = None,
+        stale: Answer | None = None,
     ) -> Iterable[bytes]:
         """Every other request, and the one guard around our own code.
 
@@ -247,12 +251,14 @@ class ISRMiddleware:
             if request is not None and request.has_asked:
                 raise
             logger.exception("%r: the request goes to the app", environ.get("PATH_INFO", "")[:200])
-        if request is not None:
-            return request.pass_unread()
+        self._counters.bypassed += 1
         remove_isr(environ)
-        return Passing(start_response, UNREAD, True).run(self.app, environ)
+        environ["wsgi_isr.middleware"] = self
+        rule, origin = (None, None) if request is None else (request.rule, request.origin)
+        passing = Passing(start_response, origin, UNREAD, always=rule is not None)
+        return passing.run(self.app, environ)
 
-    def _renew(self, hit: Hit, now: float) -> bool:
+    def _renew(self, hit: Answer, now: float) -> bool:
         try:
             process = self._here()
             renewed = process.renew(hit, now)
@@ -264,9 +270,9 @@ class ISRMiddleware:
         return renewed
 
     def _become_page(
-        self, environ: WSGIEnvironment, start_response: StartResponse, not_page: NotPage
+        self, environ: WSGIEnvironment, start_response: StartResponse, no_page: Answer
     ) -> Passing:
-        return Request(self._here(), environ, start_response, None).passing_of(not_page)
+        return Request(self._here(), environ, start_response, None).passing_of(no_page)
 
     # What belongs to this process.
 

@@ -7,11 +7,14 @@ has metadata, for a URL that was not declared, is put aside.
 from __future__ import annotations
 
 import itertools
+import re
 import typing as t
 from collections.abc import Callable, Iterable, Iterator
 from types import MethodType
 
-from .answer import NotPage
+from werkzeug.wsgi import ClosingIterator
+
+from .answer import Answer
 from .key import Origin
 from .metadata import (
     HARMLESS,
@@ -29,99 +32,93 @@ if t.TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 PRIVATE = "private, no-store"
-#: Headers that caches obey before ``Cache-Control`` (RFC 9213 and its forerunners).
-_FOR_CACHES = frozenset(
-    {
-        "cache-control",
-        "edge-control",
-        "surrogate-control",
-        "x-accel-expires",
-        "x-litespeed-cache-control",
-    }
+#: Headers that caches obey before ``Cache-Control`` (RFC 9213 and its forerunners). Each network
+#: has one of its own, as Cloudflare-CDN-Cache-Control.
+_FOR_CACHES = re.compile(
+    r"cache-control|edge-control|surrogate-control|x-accel-expires|x-litespeed-cache-control"
+    r"|.*cdn-cache-control",
+    re.IGNORECASE,
 )
 
 # Bound once: every request calls them.
 _enter, _leave = current_origin.set, current_origin.reset
 
-#: What to do with an answer that was put aside; gives what is sent instead.
-Discover: t.TypeAlias = "Callable[[Response], Iterable[bytes]]"
 
-
-def with_status(headers: Headers, member: str | None, private: bool) -> Headers:
+def with_status(headers: Headers, member: str | None, private: bool = True) -> Headers:
     """The headers of an answer that was not stored, with what there is to say of it.
 
-    :param member: of ``Cache-Status``.
+    :param member: of ``Cache-Status``; ``None`` for an answer that has nothing to do with pages.
     :param private: whether it is for this visitor alone: a CDN must not keep what we refuse.
     """
     result = without_isr(headers)
+    if member is None:
+        return result
     if private:
-        result = [item for item in result if not _is_for_caches(item[0].lower())]
+        result = [item for item in result if not _FOR_CACHES.fullmatch(item[0])]
         result.append(("Cache-Control", PRIVATE))
-    if member is not None:
-        before = [value for name, value in result if name.lower() == "cache-status"]
-        result = [item for item in result if item[0].lower() != "cache-status"]
-        result.append(("Cache-Status", ", ".join([*before, member])))
+    before = [value for name, value in result if name.lower() == "cache-status"]
+    result = [item for item in result if item[0].lower() != "cache-status"]
+    result.append(("Cache-Status", ", ".join([*before, member])))
     return result
 
 
-def _is_for_caches(name: str) -> bool:
-    # Each network has a header of its own, as Cloudflare-CDN-Cache-Control.
-    return name in _FOR_CACHES or name.endswith("cdn-cache-control")
+class Discovery(t.NamedTuple):
+    """What is done with the answer of a URL that nobody declared.
+
+    :param limit: bytes of it that are kept in memory.
+    :param page: gives what is sent in place of one that has metadata, which was put aside.
+    :param no_page: called with why another one is no page, or ``""``, and its status.
+    """
+
+    limit: int
+    page: Callable[[Response], Iterable[bytes]]
+    no_page: Callable[[str, int], None]
 
 
 class Passing:
-    """``start_response`` of one request that goes to the app as it is.
+    """``start_response`` of one request that goes to the app as it is, and what the server gets.
 
+    :param origin: where the request came in.
     :param member: ``Cache-Status`` of an answer that has metadata; ``None`` where the request has
         nothing to do with pages.
     :param private: whether such an answer is for this visitor alone.
     :param always: whether that goes for every answer: its URL is declared.
-    :param discover: called with an answer that has metadata.
-    :param not_a_page: called with an answer that is no page: the reason of a refusal or ``""``, and
-        the status.
-    :param origin: where the request came in.
     """
 
     def __init__(
         self,
         start_response: StartResponse,
+        origin: Origin | None,
         member: str | None = None,
-        private: bool = False,
+        private: bool = True,
         always: bool = False,
-        discover: Discover | None = None,
-        not_a_page: Callable[[str, int], None] | None = None,
-        origin: Origin | None = None,
-        limit: int = 0,
+        discovery: Discovery | None = None,
     ) -> None:
         self._start_response = start_response
+        self._origin = origin
         self._member = member
         self._private = private
         self._always = always
-        self._discover = discover
-        self._not_a_page = not_a_page
-        self._limit = limit
-        self.origin = origin
+        self._discovery = discovery
         self._started = False
         self._capture: Capture | None = None
+        self._iterable: Iterable[bytes] = ()
 
     def start_response(
         self, status: str, headers: Headers, exc_info: OptExcInfo | None = None, /
     ) -> Callable[[bytes], object]:
         if self._capture is not None:
             return self._capture.start_response(status, headers, exc_info)
-        page = declares_page(headers)
-        first = not self._started
-        if page and first and self._discover is not None:
-            if not is_endless(headers):
-                self._capture = Capture(self._limit)
+        has_metadata = declares_page(headers)
+        if self._discovery is not None and not self._started:
+            if has_metadata and not is_endless(headers):
+                self._capture = Capture(self._discovery.limit)
                 return self._capture.start_response(status, headers)
-            self._member = "isr; fwd=uri-miss; detail=stream"
-            if self._not_a_page is not None:
-                self._not_a_page("stream", status_code(status))
-        if not page and first and self._not_a_page is not None:
-            self._not_a_page("", status_code(status))
+            if has_metadata:
+                self._member = "isr; fwd=uri-miss; detail=stream"
+            self._discovery.no_page("stream" if has_metadata else "", status_code(status))
         self._started = True
-        if page or self._always:
+        if has_metadata or self._always:
             headers = with_status(headers, self._member, self._private)
         if exc_info is None:
             return self._start_response(status, headers)
@@ -129,7 +126,7 @@ class Passing:
 
     def run(self, app: WSGIApplication, environ: WSGIEnvironment) -> Iterable[bytes]:
         """Ask the app; what goes to the server is mostly the very object that it returns."""
-        token = _enter(self.origin)
+        token = _enter(self._origin)
         try:
             iterable = app(environ, self.start_response)
         finally:
@@ -140,36 +137,55 @@ class Passing:
         """What goes to the server in place of an iterable of the app."""
         if self._started:
             return iterable
-        return self.replace(iterable) if self.put_aside else _Late(self, iterable)
+        if self._capture is not None:
+            return self._replace(self._capture, iterable)
+        self._iterable = iterable
+        return self
 
-    @property
-    def put_aside(self) -> bool:
-        return self._capture is not None
-
-    def replace(self, iterable: Iterable[bytes]) -> Iterable[bytes]:
+    def _replace(self, capture: Capture, iterable: Iterable[bytes]) -> Iterable[bytes]:
         """What goes to the server in place of an answer that was put aside."""
-        assert self._capture is not None and self._discover is not None
-        return self._discover(self._capture.collect(iterable, check_length=False))
+        assert self._discovery is not None
+        return self._discovery.page(capture.collect(iterable, check_length=False))
+
+    # The answer of an app that calls `start_response` only while it is iterated.
+
+    def __iter__(self) -> Iterator[bytes]:
+        app_iterable = self._iterable
+        blocks = iter(app_iterable)
+        first = self._next(blocks)
+        if self._capture is not None:
+            aside = ClosingIterator(itertools.chain(first, blocks), lambda: close(app_iterable))
+            self._iterable = self._replace(self._capture, aside)
+            yield from self._iterable
+            return
+        while first:
+            yield first[0]
+            first = self._next(blocks)
+
+    def _next(self, blocks: Iterator[bytes]) -> list[bytes]:
+        """The app's next block, if there is one; its code may ask where the request came in."""
+        token = _enter(self._origin)
+        try:
+            return list(itertools.islice(blocks, 1))
+        finally:
+            _leave(token)
+
+    def close(self) -> None:
+        close(self._iterable)
 
 
-class PassThrough:
+def make_pass_through(
+    app: WSGIApplication,
+    middleware: object,
+    become_page: Callable[[WSGIEnvironment, StartResponse, Answer], Passing],
+) -> Callable[[WSGIEnvironment, StartResponse, Answer], Iterable[bytes]]:
     """The way of requests to URLs that are remembered as no pages.
 
     :param become_page: how an answer goes on that has metadata after all.
     """
 
-    def __init__(
-        self,
-        app: WSGIApplication,
-        middleware: object,
-        become_page: Callable[[WSGIEnvironment, StartResponse, NotPage], Passing],
-    ) -> None:
-        self._app = app
-        self._middleware = middleware
-        self._become_page = become_page
-
-    def serve(
-        self, environ: WSGIEnvironment, start_response: StartResponse, not_page: NotPage
+    def pass_through(
+        environ: WSGIEnvironment, start_response: StartResponse, no_page: Answer
     ) -> Iterable[bytes]:
         # Written out, because a loop takes longer than all of it.
         if (
@@ -179,18 +195,17 @@ class PassThrough:
             or "wsgi_isr.reason" in environ
         ):
             remove_isr(environ)
-        environ["wsgi_isr.middleware"] = self._middleware
+        environ["wsgi_isr.middleware"] = middleware
         # A method of a list: an instance of a class of ours, or a closure, takes longer.
-        request: _Request = [start_response, None, self._become_page, environ, not_page]
-        app = self._app
-        token = _enter(not_page.origin)
+        request: _Request = [start_response, None, become_page, environ, no_page]
+        token = _enter(no_page.origin)
         try:
             iterable = app(environ, MethodType(_watch, request))
         finally:
             _leave(token)
-        if request[1] is True:
-            return iterable
-        return _passing_of(request).finish(iterable)
+        return iterable if request[1] is True else _passing_of(request).finish(iterable)
+
+    return pass_through
 
 
 #: ``start_response``; ``True`` once it was called, or the `Passing` that it goes through by now;
@@ -211,80 +226,11 @@ def _watch(
 
 
 def _passing_of(request: _Request) -> Passing:
-    start_response, passing, become_page, environ, not_page = request
+    start_response, passing, become_page, environ, no_page = request
     if not isinstance(passing, Passing):
-        passing = become_page(environ, start_response, not_page)
+        passing = become_page(environ, start_response, no_page)
         request[:2] = passing.start_response, passing
     return t.cast(Passing, passing)
-
-
-class _Late:
-    """An answer of an app that calls ``start_response`` only while it is iterated."""
-
-    def __init__(self, passing: Passing, iterable: Iterable[bytes]) -> None:
-        self._passing = passing
-        self._iterable: object = iterable
-        self._iterator = iter(iterable)
-        self._first = True
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self
-
-    def __next__(self) -> bytes:
-        chunks = self._next()
-        if self._first:
-            self._first = False
-            if self._passing.put_aside:
-                aside = Closing(itertools.chain(chunks, self._iterator), self._iterable)
-                replacement = self._passing.replace(aside)
-                self._iterable = replacement
-                self._iterator = iter(replacement)
-                chunks = self._next()
-        if not chunks:
-            raise StopIteration
-        return chunks[0]
-
-    def _next(self) -> list[bytes]:
-        """The app's next block, if there is one; its code may ask where the request came in."""
-        token = current_origin.set(self._passing.origin)
-        try:
-            return list(itertools.islice(self._iterator, 1))
-        finally:
-            current_origin.reset(token)
-
-    def close(self) -> None:
-        close(self._iterable)
-
-
-class Closing:
-    """An iterator that closes the iterable it came from."""
-
-    def __init__(self, iterator: Iterator[bytes], iterable: object) -> None:
-        self._iterator = iterator
-        self._iterable = iterable
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self._iterator
-
-    def close(self) -> None:
-        close(self._iterable)
-
-
-class Afterwards:
-    """An answer with work that is done when the server has sent it."""
-
-    def __init__(self, answer: Iterable[bytes], work: Callable[[], None]) -> None:
-        self._answer = answer
-        self._work = work
-
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(self._answer)
-
-    def close(self) -> None:
-        try:
-            close(self._answer)
-        finally:
-            self._work()
 
 
 def deliver(
@@ -295,6 +241,62 @@ def deliver(
     if head:
         response.discard()
         return ()
-    if response.rest is None:
+    rest = response.rest
+    if rest is None:
         return (response.body,)
-    return Closing(itertools.chain((response.body,), response.rest), response.rest)
+    return ClosingIterator(itertools.chain((response.body,), rest), lambda: close(rest))
+
+
+# What a visitor gets at once for a page that is not stored, where its rule says so.
+
+FALLBACK = "isr; fwd=uri-miss; detail=fallback"
+#: Seconds after which a browser that got a shell asks for the page.
+REFRESH = "1"
+#: Crawlers that wait for the whole page, as in Next.js: they do not come back for it. Those whose
+#: names begin with Googlebot's do not render.
+_CRAWLERS = re.compile(
+    r"-google|google-|googlebot(?!-)|googleweblight|applebot|baiduspider|bingbot|bingpreview"
+    r"|bitlybot|chrome-lighthouse|discordbot|duckduckbot|facebookcatalog|facebookexternalhit"
+    r"|ia_archiver|linkedinbot|quora link preview|redditbot|skypeuripreview|slackbot|slurp|sogou"
+    r"|tumblr|twitterbot|vkshare|whatsapp|yandex|yeti",
+    re.IGNORECASE,
+)
+#: Characters of a ``User-Agent`` that are read; clients choose its length.
+_MAX_AGENT = 1024
+
+
+def is_crawler(environ: WSGIEnvironment) -> bool:
+    """Whether a request comes from a crawler, by its ``User-Agent``."""
+    return _CRAWLERS.search(environ.get("HTTP_USER_AGENT", "")[:_MAX_AGENT]) is not None
+
+
+class Unlisted:
+    """``fallback=False`` with a list: 404 for paths that neither exist in the store nor are listed.
+
+    :param is_listed: whether a request is for a path that exists, though it is not stored.
+    """
+
+    def __init__(self, is_listed: Callable[[WSGIEnvironment], bool]) -> None:
+        self._is_listed = is_listed
+
+    def __call__(self, environ: WSGIEnvironment) -> bool:
+        return self._is_listed(environ)
+
+
+def refreshing(start_response: StartResponse) -> StartResponse:
+    """``start_response`` of a shell: a browser asks again when the page may be there."""
+
+    def start(status: str, headers: Headers, *exc_info: t.Any) -> t.Any:
+        if not any(name.lower() == "refresh" for name, _ in headers):
+            headers = [*headers, ("Refresh", REFRESH)]
+        return start_response(status, headers, *exc_info)
+
+    return start
+
+
+def not_found(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Answer 404 without asking the app."""
+    body = b"Not Found\n"
+    headers = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body)))]
+    start_response("404 Not Found", with_status(headers, FALLBACK))
+    return () if environ["REQUEST_METHOD"] == "HEAD" else (body,)

@@ -21,10 +21,10 @@ from collections import deque
 from collections.abc import Callable, Mapping
 
 from . import signals
-from .answer import Hit, NotPage
+from .answer import Answer
 from .attempt import Attempts
 from .config import Config
-from .key import Origin, PageKey
+from .key import PageKey
 from .metrics import PERIODS, SERVED, Counters, beginning
 from .page import Codec
 from .render import Renderer
@@ -159,7 +159,7 @@ class Process:
 
     # What a visitor's thread does once a second for a page.
 
-    def renew(self, hit: Hit, now: float) -> bool:
+    def renew(self, hit: Answer, now: float) -> bool:
         """Let a ready answer hold for another second, if its page may still be served."""
         entry = hit.entry
         self.poll()
@@ -170,7 +170,7 @@ class Process:
         self.pages.used(entry, now)
         return self.make_anew(hit, now)
 
-    def make_anew(self, hit: Hit, now: float) -> bool:
+    def make_anew(self, hit: Answer, now: float) -> bool:
         """The same without following."""
         # Two threads at once could mix their fields, and one may not know yet what has happened.
         with self._renewing:
@@ -342,28 +342,27 @@ class NotPages:
     def __init__(self, pages: Pages, clock: Callable[[], float]) -> None:
         self._pages = pages
         self._clock = clock
-        self._urls: dict[PageKey, Hit] = {}
+        self._urls: dict[PageKey, Answer] = {}
         #: The fingerprints in the hit table that are for these URLs.
         self._fingerprints: dict[Fingerprint, None] = {}
 
     def get(self, key: PageKey) -> str | None:
         """Why a URL is no page; ``""`` where its answer has no metadata."""
         found = self._urls.get(key)
-        if found is None or found.not_page is None:
+        if found is None:
             return None
         generation = self._pages.signal[0]
         if not found.since <= self._clock() < found.until or found.generation != generation:
             self.discard(key)
             return None
-        return found.not_page.detail
+        return found.detail
 
     def add(self, key: PageKey, detail: str = "") -> None:
         # A new object each time, so that no fingerprint holds longer, or for another reason.
         self.discard(key)
         if len(self._urls) >= MAX_NOT_PAGES:
             _drop_first(self._urls)
-        not_page = NotPage(key, detail, Origin(key.scheme, key.host, key.mount))
-        self._urls[key] = Hit.of_no_page(not_page, self._clock(), self._pages.signal[0])
+        self._urls[key] = Answer.of_no_page(key, detail, self._clock(), self._pages.signal[0])
 
     def add_fingerprint(self, fingerprint: Fingerprint, key: PageKey) -> None:
         """Let a request pass without being parsed, as long as its URL is no page."""

@@ -8,28 +8,42 @@ from __future__ import annotations
 import typing as t
 from collections.abc import Iterable
 
-from .answer import Hit, NotPage, choose_coding, make_answer, send
-from .fallback import Unlisted, is_crawler, not_found, serve_shell
+from werkzeug.wsgi import ClosingIterator
+
+from .answer import Answer, choose_coding, send
 from .freshness import State, state_of
 from .key import MAX_KEY_LENGTH, Origin, PageKey, is_ambiguous
-from .metadata import NOT_NOW, REDIRECTS, InvalidMetadata, read_metadata, remove_isr, vary_fields
+from .metadata import NOT_NOW, REDIRECTS, InvalidMetadata, read_metadata, remove_isr
 from .outcome import Kind, Outcome
-from .passing import Afterwards, Discover, Passing, deliver
+from .passing import (
+    FALLBACK,
+    Discovery,
+    Passing,
+    Unlisted,
+    deliver,
+    is_crawler,
+    not_found,
+    refreshing,
+)
 from .process import Process
-from .refusals import Refusal
+from .refusals import Refusal, refusal
 from .render import Response, rendering
-from .rules import Excluded, Rule, has_undeclared
+from .rules import Rule, has_undeclared
 from .store.memory import Entry, Fingerprint
 
 if t.TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
-#: ``Cache-Status`` after an exception of our own.
-UNREAD = "isr; fwd=bypass; detail=error"
+
+def miss(detail: str, forward: str = "uri-miss") -> str:
+    """``Cache-Status`` of an answer that is not stored."""
+    return f"isr; fwd={forward}; detail={detail}"
 
 
 class Request:
     """One request, and its way to an answer."""
+
+    _key: PageKey
 
     def __init__(
         self,
@@ -43,9 +57,9 @@ class Request:
         self._environ = environ
         self._start_response = start_response
         self._fingerprint = fingerprint
-        self._head = environ["REQUEST_METHOD"] == "HEAD"
-        self._origin: Origin | None = None
-        self._rule: Rule | None = None
+        self._is_head = environ["REQUEST_METHOD"] == "HEAD"
+        self.origin: Origin | None = None
+        self.rule: Rule | None = None
         #: Whether the app was asked: what it raises is its own.
         self.has_asked = False
 
@@ -55,7 +69,7 @@ class Request:
         environ, config = self._environ, self._config
         remove_isr(environ)
         environ["wsgi_isr.middleware"] = config.middleware
-        self._origin = config.origins.of(environ)
+        self.origin = config.origins.of(environ)
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
             return self._pass()
         if config.bypass is not None and (detail := config.bypass(environ)) is not None:
@@ -65,11 +79,11 @@ class Request:
             return self._pass()
         if detail is not None:
             self._process.counters.passed += 1
-            return self._pass(f"isr; fwd=uri-miss; detail={detail}", True, always=detail == "query")
+            return self._pass(miss(detail), always=detail == "query")
         detail = self._process.not_pages.get(self._key)
         if detail:
             return self._serve_refused(detail)
-        if detail == "" and self._rule is None:
+        if detail == "" and self.rule is None:
             return self._discover()
         return self._serve_known()
 
@@ -78,242 +92,223 @@ class Request:
         self._process.counters.bypassed += 1
         always = False
         if self._identify() is None:
-            rule = self._rule
+            rule = self.rule
             # Where only the rule makes it a page, the answer has no metadata.
             always = rule is not None and (rule.revalidate is not None or detail == "bypass")
             always = always or self._process.pages.memory.get(self._key) is not None
-        return self._pass(f"isr; fwd=bypass; detail={detail}", detail != "disabled", always=always)
+        private = detail != "disabled"
+        return self._pass(f"isr; fwd=bypass; detail={detail}", private, always=always)
 
     def _identify(self) -> str | None:
         """Find the rule and the key of the request, or why it can have no page."""
         environ, config = self._environ, self._config
-        if self._origin is None:
+        if self.origin is None:
             return "host"
         path = environ.get("PATH_INFO", "")
-        if is_ambiguous(path or "/", self._origin.mount if path else ""):
+        if is_ambiguous(path or "/", self.origin.mount if path else ""):
             return "path"
         if config.origins.base is not None:
             # The visitor's host is no part of the key, so the rule does not see it either.
             scheme, host, _ = config.origins.base
             environ = {**environ, "wsgi.url_scheme": scheme, "HTTP_HOST": host}
-        rule = config.rules.resolve(environ)
-        if isinstance(rule, Excluded):
+        self._key, self.rule, is_excluded = config.find(self.origin, environ)
+        if is_excluded:
             return "excluded"
-        self._rule = rule
-        self._key: PageKey = config.key(self._origin, environ, rule)
-        query = self._key.query
-        if query and sum(len(name) + len(value) for name, value in query) > MAX_KEY_LENGTH:
+        if sum(len(name) + len(value) for name, value in self._key.query) > MAX_KEY_LENGTH:
             return "path"
+        rule = self.rule
         if rule is not None and rule.undeclared == "pass" and self._has_undeclared():
             return "query"
         return None
 
     def _has_undeclared(self) -> bool:
         query = self._environ.get("QUERY_STRING", "")
-        return has_undeclared(query, self._config.parameters(self._rule))
+        return has_undeclared(query, self._config.parameters(self.rule))
 
     # A stored page.
 
     def _serve_known(self) -> Iterable[bytes]:
         """From memory or the store, if the page is there and may be served."""
-        process = self._process
+        process, pages = self._process, self._process.pages
         now = process.clock()
-        entry = process.pages.find(self._key, now)
+        entry = pages.find(self._key, now)
         if entry is not None:
             if state_of(entry.page, entry.invalidated, now) is State.EXPIRED:
-                return self._serve_cold("stale")
-            return self._serve_stored(entry)
-        rule = self._rule
-        if rule is None:
+                return self._wait("stale")
+            return self._serve_page(entry)
+        if self.rule is None:
             return self._discover()
-        if rule.fallback == "blocking":
-            return self._serve_cold("uri-miss")
-        if rule.fallback is False or isinstance(rule.fallback, Unlisted):
-            if self._exists(rule.fallback):
-                return self._serve_cold("uri-miss")
-            process.counters.misses += 1
-            return not_found(self._environ, self._start_response)
-        if is_crawler(self._environ) or self._has_failed():
-            return self._serve_cold("uri-miss")
-        process.renders.start(self._key, rule, None)
-        process.counters.misses += 1
-        self.has_asked = True
-        shell = serve_shell(rule.fallback, self._environ, self._start_response)
-        return self._after(shell)
+        fallback = self.rule.fallback
+        if fallback is False or isinstance(fallback, Unlisted):
+            if not self._exists(fallback):
+                process.counters.misses += 1
+                return not_found(self._environ, self._start_response)
+        elif fallback != "blocking" and not is_crawler(self._environ):
+            # Whoever gets a shell again and again never learns that the render fails.
+            name = self._key.name
+            if pages.guard.ask("failure", lambda: pages.store.failure(name)) is None:
+                process.counters.misses += 1
+                process.renders.start(self._key, self.rule, None)
+                self.has_asked = True
+                start = refreshing(self._start_response)
+                shell = Passing(start, self.origin, FALLBACK, always=True)
+                return self._after(shell.run(fallback, self._environ))
+        return self._wait("uri-miss")
 
     def _exists(self, fallback: object) -> bool:
         """Whether a path of ``fallback=False`` exists; where nobody can say, the app is asked."""
-        if isinstance(fallback, Unlisted) and fallback.is_listed(self._environ):
+        if isinstance(fallback, Unlisted) and fallback(self._environ):
             return True
-        pages = self._process.pages
-        path = self._key.full_path or "/"
+        pages, path = self._process.pages, self._key.full_path or "/"
         return pages.guard.ask("paths", lambda: pages.store.has_path(path)) is not False
 
-    def _has_failed(self) -> bool:
-        """Whether the page's render has failed: a visitor with a shell would never learn why."""
-        pages, name = self._process.pages, self._key.name
-        return pages.guard.ask("failure", lambda: pages.store.failure(name)) is not None
+    def _serve_page(self, entry: Entry, member: str | None = None) -> Iterable[bytes]:
+        """A page that may be served.
 
-    def _serve_stored(self, entry: Entry) -> Iterable[bytes]:
-        """A fresh or a stale page."""
-        process = self._process
-        if entry.page.code in REDIRECTS and self._has_undeclared():
+        :param member: ``Cache-Status`` of one that the visitor has waited for.
+        """
+        process, is_redirect = self._process, entry.page.code in REDIRECTS
+        if is_redirect and self._has_undeclared():
             # The app knows where to send them with those parameters.
             process.counters.passed += 1
-            return self._pass("isr; fwd=uri-miss; detail=query", True, always=True)
-        now = process.local_clock()
+            return self._pass(miss("query"), always=True)
+        if member is not None:
+            process.counters.misses += 1
+            answer = self._answer(entry).saying(member)
+            return send(self._environ, self._start_response, answer)
         entry.referenced = True
         process.poll()
-        process.pages.used(entry, now)
-        hit = self._hit(entry, now)
-        if hit is None:
-            # It has expired, or another thread has seen that it was invalidated, a moment ago.
+        process.pages.used(entry, process.local_clock())
+        answer = self._answer(entry)
+        if answer.is_expired:
+            # Just now, or another thread has seen that it was invalidated.
             return self._serve_known()
-        rule = self._rule
+        rule = self.rule
         # Fingerprints do not tell variants apart, nor visitors whose headers choose a rule.
         plain = rule is None or all(len(values) == 1 for _, values in rule.variants)
         if self._fingerprint is not None and plain and self._config.rules.by_url:
-            if entry.page.code not in REDIRECTS or not self._environ.get("QUERY_STRING"):
-                process.pages.memory.add_hit(entry, self._fingerprint, hit)
-        if not hit.is_fresh:
-            return self._send_stale(hit, entry)
+            if not is_redirect or not self._environ.get("QUERY_STRING"):
+                process.pages.memory.add_hit(entry, self._fingerprint, answer)
+        if not answer.is_fresh:
+            return self._send_stale(answer, entry)
         process.counters.hits += 1
-        return send(self._environ, self._start_response, hit)
+        return send(self._environ, self._start_response, answer)
 
-    def _hit(self, entry: Entry, now: float) -> Hit | None:
+    def _answer(self, entry: Entry) -> Answer:
         """The ready answer in the visitor's content coding."""
-        process = self._process
-        coding = self._coding(entry)
+        process, config = self._process, self._config
+        coding = choose_coding(self._environ.get("HTTP_ACCEPT_ENCODING"), entry.page)
         body = entry.page.bodies[coding]
-        hit: Hit | None = next((a for a in entry.hits if a.body is body), None)
-        if hit is None:
-            hit = Hit.of_page(entry, coding, now, process.offset, self._config.caching, self._rule)
+        answer: Answer | None = next((it for it in entry.hits if it.body is body), None)
+        if answer is None:
+            answer = Answer(entry, coding, self.rule, config.tags_header, config.cdn_purged)
             # They refer to each other, so a page that is not kept would linger.
-            if hit is not None and process.pages.memory.get(self._key) is entry:
-                entry.hits += (hit,)
-            return hit
-        generation = process.pages.memory.generation
-        holds = hit.generation == generation and hit.since <= now < hit.until
-        return hit if holds or process.make_anew(hit, now) else None
+            if process.pages.memory.get(self._key) is entry:
+                entry.hits += (answer,)
+        now, generation = process.local_clock(), process.pages.memory.generation
+        if answer.generation != generation or not answer.since <= now < answer.until:
+            process.make_anew(answer, now)
+        return answer
 
-    def serve_stale(self, hit: Hit) -> Iterable[bytes]:
+    def serve_stale(self, answer: Answer) -> Iterable[bytes]:
         """A stale page, if it is still the newest."""
-        entry = hit.entry
+        entry = answer.entry
         assert entry is not None
         if not self._process.pages.is_newest(entry):
             return self.serve()
-        return self._send_stale(hit, entry)
+        return self._send_stale(answer, entry)
 
-    def _send_stale(self, hit: Hit, entry: Entry) -> Iterable[bytes]:
+    def _send_stale(self, answer: Answer, entry: Entry) -> Iterable[bytes]:
         self._process.counters.stale_hits += 1
-        self._process.renders.start(entry.page.key, hit.rule, entry)
-        return self._after(send(self._environ, self._start_response, hit))
+        self._process.renders.start(entry.page.key, answer.rule, entry)
+        return self._after(send(self._environ, self._start_response, answer))
 
     def _after(self, answer: Iterable[bytes]) -> Iterable[bytes]:
         background = self._process.background
         # Where threads do not run, this one renders when its visitor has been served.
-        return Afterwards(answer, background.run_one) if background.is_stalled else answer
-
-    def _coding(self, entry: Entry) -> str:
-        return choose_coding(self._environ.get("HTTP_ACCEPT_ENCODING"), entry.page)
+        return ClosingIterator(answer, background.run_one) if background.is_stalled else answer
 
     # The visitor waits.
 
-    def _serve_cold(self, forward: str) -> Iterable[bytes]:
+    def _wait(self, forward: str) -> Iterable[bytes]:
         """A canonical render, one's own or another's, for a declared or stored page."""
         if self._key in rendering.get():
             # The app asks itself for the page that it is rendering.
             return self._pass()
-        reason = "miss" if forward == "uri-miss" else "stale"
         self.has_asked = True
-        outcome = self._process.renders.get(self._key, self._rule, reason)
+        reason = "miss" if forward == "uri-miss" else "stale"
+        outcome = self._process.renders.get(self._key, self.rule, reason)
         return self._serve_outcome(outcome, forward)
 
-    def _serve_outcome(self, outcome: Outcome, forward: str) -> Iterable[bytes]:
+    def _serve_outcome(self, outcome: Outcome, forward: str = "uri-miss") -> Iterable[bytes]:
         if outcome.entry is not None:
-            return self._serve_rendered(outcome, outcome.entry, forward)
+            if outcome.kind is Kind.FOUND and not outcome.collapsed:
+                return self._serve_page(outcome.entry)
+            done = "stored" if outcome.stored else f"detail={outcome.detail}"
+            collapsed = "; collapsed" if outcome.collapsed else ""
+            return self._serve_page(outcome.entry, f"isr; fwd={forward}; {done}{collapsed}")
         self._process.counters.misses += 1
-        member = f"isr; fwd={forward}; detail={outcome.detail or 'error'}"
-        if outcome.kind is Kind.NOT_A_PAGE:
+        member = miss(outcome.detail or "error", forward)
+        if outcome.kind in (Kind.NOT_A_PAGE, Kind.UNSTORED):
             self._remember_no_page(outcome.detail)
-            return self._pass(member, True, always=True)
+        if outcome.kind is Kind.NOT_A_PAGE:
+            return self._pass(member, always=True)
         if outcome.response is None:
             assert outcome.error is not None
             raise outcome.error
-        if outcome.kind is Kind.UNSTORED:
-            self._remember_no_page(outcome.detail)
         private = outcome.kind is Kind.FAILED
-        return deliver(outcome.response, self._start_response, member, private, self._head)
-
-    def _serve_rendered(self, outcome: Outcome, entry: Entry, forward: str) -> Iterable[bytes]:
-        if outcome.kind is Kind.FOUND and not outcome.collapsed:
-            return self._serve_stored(entry)
-        if entry.page.code in REDIRECTS and self._has_undeclared():
-            return self._serve_stored(entry)
-        self._process.counters.misses += 1
-        done = "stored" if outcome.stored else f"detail={outcome.detail}"
-        collapsed = "; collapsed" if outcome.collapsed else ""
-        member = f"isr; fwd={forward}; {done}{collapsed}"
-        answer = make_answer(
-            entry.page,
-            entry.invalidated,
-            self._coding(entry),
-            member,
-            self._process.clock(),
-            self._config.caching,
-        )
-        return send(self._environ, self._start_response, answer)
+        return deliver(outcome.response, self._start_response, member, private, self._is_head)
 
     def _serve_refused(self, detail: str) -> Iterable[bytes]:
         """A URL that was refused a moment ago."""
-        if detail == "too-large" and self._rule is not None:
+        process = self._process
+        if detail == "too-large" and self.rule is not None:
             # The app sees only canonical requests for a declared URL, and nobody waits here.
-            process = self._process
             self.has_asked = True
             number = process.pages.number()
-            outcome = process.attempts(self._key, "miss", self._rule, None, number)
-            return self._serve_outcome(outcome, "uri-miss")
-        self._process.counters.misses += 1
-        member = f"isr; fwd=uri-miss; detail={detail}"
-        return self._pass(member, True, always=self._rule is not None)
+            outcome = process.attempts(self._key, "miss", self.rule, None, number)
+            return self._serve_outcome(outcome)
+        process.counters.misses += 1
+        return self._pass(miss(detail), always=self.rule is not None)
 
-    def _remember_no_page(self, detail: str = "") -> None:
-        rule = self._rule
-        if not self._process.add_no_page(self._key, rule, detail):
+    def _remember_no_page(self, detail: str) -> None:
+        rule, process = self.rule, self._process
+        if not process.add_no_page(self._key, rule, detail):
             return
         if not detail and self._fingerprint is not None and self._config.rules.by_url:
             if rule is None or rule.undeclared != "pass":
-                self._process.not_pages.add_fingerprint(self._fingerprint, self._key)
+                process.not_pages.add_fingerprint(self._fingerprint, self._key)
 
     # The visitor's own request goes to the app.
 
     def _pass(
         self,
         member: str | None = None,
-        private: bool = False,
+        private: bool = True,
         always: bool = False,
-        discover: Discover | None = None,
+        discovery: Discovery | None = None,
     ) -> Iterable[bytes]:
         if member is None:
             self._process.counters.passed += 1
-        passing = Passing(
-            self._start_response,
-            member,
-            private,
-            always,
-            discover,
-            None if discover is None else self._no_page,
-            self._origin,
-            self._config.limit,
-        )
         self.has_asked = True
+        passing = Passing(self._start_response, self.origin, member, private, always, discovery)
         return passing.run(self._config.app, self._environ)
 
     def _discover(self) -> Iterable[bytes]:
         """An undeclared URL: the answer shows whether it has a page."""
         if self._key in rendering.get():
             return self._pass()
-        return self._pass("isr; fwd=uri-miss; detail=status", True, discover=self._discovered)
+        return self._pass(miss("status"), discovery=self._discovery())
+
+    def _discovery(self) -> Discovery:
+        return Discovery(self._config.limit, self._discovered, self._no_page)
+
+    def passing_of(self, no_page: Answer) -> Passing:
+        """How the answer of a URL that was remembered as no page goes on, should it be one."""
+        self._key, self.origin = no_page.key, no_page.origin
+        return Passing(
+            self._start_response, self.origin, miss("status"), discovery=self._discovery()
+        )
 
     def _no_page(self, detail: str, code: int) -> None:
         """The visitor's own answer is no page."""
@@ -326,53 +321,30 @@ class Request:
 
     def _discovered(self, first: Response) -> Iterable[bytes]:
         """Put the first answer of a page aside; the visitor gets the canonical one."""
-        detail = "status"
+        process, detail = self._process, "status"
         if first.code < 500 and first.code not in NOT_NOW:
-            outcome = None
-            refused = self._refusal_of(first)
-            if refused is None:
-                outcome = self._process.renders.get(self._key, None, "miss")
+            refused = _refusal_of(first)
+            if refused is not None:
+                process.attempts.reject(self._key, refused)
+                detail = refused.detail
+            else:
+                outcome = process.renders.get(self._key, None, "miss")
                 if outcome.entry is not None or outcome.kind is Kind.UNSTORED:
-                    self._process.not_pages.discard(self._key)
+                    process.not_pages.discard(self._key)
                     first.discard()
-                    return self._serve_outcome(outcome, "uri-miss")
+                    return self._serve_outcome(outcome)
                 outcome.discard()
-                refused = Refusal(outcome.detail or "error")
-            detail = refused.detail
+                detail = outcome.detail or "error"
             self._remember_no_page(detail)
-        self._process.counters.misses += 1
-        member = f"isr; fwd=uri-miss; detail={detail}"
-        return deliver(first, self._start_response, member, True, self._head)
+        process.counters.misses += 1
+        return deliver(first, self._start_response, miss(detail), True, self._is_head)
 
-    def _refusal_of(self, first: Response) -> Refusal | None:
-        """Why a visitor's own answer shows already that its URL has no page."""
-        refused = None
-        try:
-            read_metadata(first.headers)
-            fields = vary_fields(first.headers)
-            unknown = fields - {"accept-encoding", "cookie", "authorization"}
-            if unknown:
-                refused = Refusal("vary", ", ".join(sorted(unknown)))
-        except InvalidMetadata as error:
-            refused = Refusal("metadata", str(error))
-        if refused is not None:
-            self._process.attempts.reject(self._key, refused)
-        return refused
 
-    def passing_of(self, not_page: NotPage) -> Passing:
-        """How the answer of a URL that was remembered as no page goes on, should it be one."""
-        self._key, self._origin = not_page.key, not_page.origin
-        member = "isr; fwd=uri-miss; detail=status"
-        return Passing(
-            self._start_response,
-            member,
-            True,
-            discover=self._discovered,
-            origin=not_page.origin,
-            limit=self._config.limit,
-        )
-
-    def pass_unread(self) -> Iterable[bytes]:
-        """After an exception of our own: the app's own answer, for this visitor alone."""
-        self._process.counters.bypassed += 1
-        return self._pass(UNREAD, True, always=self._rule is not None)
+def _refusal_of(first: Response) -> Refusal | None:
+    """Why a visitor's own answer shows already that its URL has no page."""
+    try:
+        read_metadata(first.headers)
+    except InvalidMetadata as error:
+        return Refusal("metadata", str(error))
+    # Their cookies may well be their own.
+    return refusal(200, [item for item in first.headers if item[0].lower() == "vary"])

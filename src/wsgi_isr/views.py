@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 from time import monotonic
 from urllib.parse import urlsplit
 
-from .fallback import Unlisted
 from .key import Origin
 from .metadata import check_expire, check_revalidate, check_tags, page_headers
+from .passing import Unlisted
 from .rules import Excluded, Rule, Rules, make_rules, to_wsgi
 
 if t.TYPE_CHECKING:
