@@ -144,7 +144,7 @@ class Request:
                 process.counters.misses += 1
                 return not_found(self._environ, self._start_response)
         elif fallback != "blocking" and not is_crawler(self._environ):
-            # Whoever gets a shell again and again never learns that the render fails.
+            # A visitor who gets a shell again and again never learns that the render fails.
             name = self._key.name
             if pages.guard.ask("failure", lambda: pages.store.failure(name)) is None:
                 process.counters.misses += 1
