@@ -131,6 +131,8 @@ class Play:
         self.epochs = Epochs(LINEAGE)
         self.sequence = 0
         self.pages: dict[int, Page] = {}
+        #: Pages that were stored.
+        self.stores = 1
         self.rendering: set[int] = set()
         #: When a render ends: time, number, machine, URL, when it began.
         self.ends: list[tuple[float, int, int, int, float]] = []
@@ -175,12 +177,12 @@ class Play:
         figures = self.figures
         figures.calls += 1
         figures.read += self.wire
-        return self.keep(machine, self.page(url))
+        entry = self.keep(machine, self.page(url))
+        entry.newest_at = (None, self.stores)
+        return entry
 
     def keep(self, machine: Machine, page: Page) -> Entry:
-        return machine.memory.put(Entry(page, self.validity(page), page.sequence)) or Entry(
-            page, Invalidated.STALE
-        )
+        return machine.memory.put(Entry(page, self.validity(page)))
 
     def validity(self, page: Page) -> Invalidated:
         number = Number(page.lineage, page.sequence)
@@ -199,8 +201,8 @@ class Play:
         else:
             machine.memory.confirm(entry)
             state = state_of(entry.page, entry.invalidated, now)
-            if state is not State.FRESH and entry.stored != self.page(url).sequence:
-                # Another machine has rendered it.
+            if state is not State.FRESH and entry.newest_at[1] != self.stores:
+                # Another machine may have rendered it.
                 entry = self.load(machine, url)
                 figures.from_store += 1
                 state = state_of(entry.page, entry.invalidated, now)
@@ -258,6 +260,7 @@ class Play:
         mine, other = (Number(LINEAGE, each.sequence) for each in (page, self.pages[url]))
         if replaces(mine, other, LINEAGE):
             self.pages[url] = page
+            self.stores += 1
             figures.written += self.wire
             figures.messages += self.size.machines
         self.keep(machine, page)

@@ -155,6 +155,20 @@ class TestAStoreThatFailsAndComesBack:
         assert lines.count("the store is away") == lines.count("the store answers") <= 1
         assert isr.stats()["store_errors"] >= 1
 
+    def test_does_not_hide_what_others_have_invalidated_meanwhile(
+        self, site: Site, make: Make, files: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        site.page("/", "old", revalidate=False)
+        isr, other = make(files), make(files)
+        visit(isr)
+        assert status_of(visit(isr)) == "isr; hit"
+        with Broken(isr.store, monkeypatch, "changes", "get"):
+            other.invalidate("/", expire=True)
+            assert status_of(visit(isr)) == "isr; hit"
+        site.page("/", "new", revalidate=False)
+        isr._here().pages.follow()
+        assert visit(isr).text == "new"
+
     @pytest.mark.servers
     @pytest.mark.parametrize("call", ["revalidate", "revalidate_tag", "invalidate"])
     def test_does_not_stand_between_a_process_and_what_it_has_invalidated(

@@ -28,12 +28,6 @@ def entry(path: str, body: bytes = b"", **fields: t.Any) -> Entry:
     return Entry(make_page(path, body, **fields), Invalidated.NO)
 
 
-def put(memory: MemoryLevel, one: Entry) -> Entry:
-    kept = memory.put(one)
-    assert kept is not None
-    return kept
-
-
 def real_size(memory: MemoryLevel) -> int:
     """Bytes of all that the pages in it consist of, each object counted once."""
     seen: set[int] = set()
@@ -111,7 +105,7 @@ class TestBound:
 class TestEviction:
     def test_takes_what_was_not_visited_since(self) -> None:
         memory = MemoryLevel(10 * entry("/new/0", bytes(1000)).size)
-        entries = [put(memory, entry(f"/old/{number}", bytes(1000))) for number in range(10)]
+        entries = [memory.put(entry(f"/old/{number}", bytes(1000))) for number in range(10)]
         for visited in entries[:5]:
             visited.referenced = True
         for number in range(5):

@@ -216,7 +216,7 @@ class Renders:
             lease, outcome = self._lease(key, accept, demanded, waits)
             if outcome is None and not isinstance(lease, Busy):
                 # Another process may have stored it before the lease was ours.
-                previous = self._pages.newest(key) or self._pages.borrow(key)
+                previous = self._pages.newest(key)
                 if previous is not None and accept(previous):
                     outcome = Outcome(Kind.FOUND, previous, status=previous.page.code)
                 else:
@@ -379,7 +379,7 @@ class Renders:
     def regenerate(self, key: PageKey) -> None:
         """Render a page that another process has handed over, if it is still stale."""
         pages = self._pages
-        entry = pages.newest(key) or pages.borrow(key)
+        entry = pages.newest(key)
         flight, leads = self._join(key)
         if leads:
             self._refresh(key, flight, self._config.rule_of(key), entry)

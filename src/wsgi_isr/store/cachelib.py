@@ -176,9 +176,6 @@ class CachelibStore:
             self._pages.delete(f"page:{name}")
             self.signal[1] += 1
 
-    def stored(self, name: str) -> object:
-        return self.signal[1]
-
     def used(self, names: Iterable[str]) -> None:
         """The cache itself sees what is read."""
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 import typing as t
 from collections.abc import Iterator
 
 from ..freshness import Invalidated
 from ..key import PageKey
+from ..metadata import intern
 from ..page import Page
 from .epochs import Epochs, replaces
-from .protocol import MAX_HISTORY, Changes, Invalidation, Number, Validity
+from .protocol import MAX_HISTORY, Changes, Invalidation, Number
 
 #: What a request says of the page that it is for, before anything is parsed: path, query, host,
 #: scheme, mount point, accepted content codings.
@@ -27,12 +27,6 @@ OVERHEAD = 3072
 FINGERPRINT_OVERHEAD = 160
 
 
-@functools.lru_cache(1024)
-def confirmation(generation: object, invalidated: Invalidated) -> tuple[object, Invalidated]:
-    """One object for what most pages have in common."""
-    return generation, invalidated
-
-
 class Entry:
     """A page, and what this process keeps about it. The page itself never changes."""
 
@@ -46,20 +40,15 @@ class Entry:
         "referenced",
         "retry_at",
         "size",
-        "stored",
         "used_at",
     )
 
-    def __init__(
-        self, page: Page, invalidated: Invalidated, stored: object = None, in_store: bool = False
-    ) -> None:
+    def __init__(self, page: Page, invalidated: Invalidated, in_store: bool = False) -> None:
         self.page = page
         #: A generation of the memory level, and what invalidations up to it made of the page. One
         #: value, so that no thread sees one without the other.
         self.confirmed: tuple[object, Invalidated] = (None, invalidated)
-        #: `Store.stored` when the store had nothing newer.
-        self.stored = stored
-        #: `Store.signal`, and its second number when nothing newer was there.
+        #: `Store.signal`, and its second number when the store had nothing newer.
         self.newest_at: tuple[t.Any, int] = (None, 0)
         #: Whether the store has had the page.
         self.in_store = in_store
@@ -74,6 +63,12 @@ class Entry:
         self.hits: tuple[t.Any, ...] = ()
         self.fingerprints: tuple[Fingerprint, ...] = ()
         self.size = OVERHEAD + page.size + page.weight + len(page.history)
+
+    def renewed(self, page: Page) -> Entry:
+        """The same with another form of the page, and without answers."""
+        entry = Entry(page, self.invalidated, self.in_store)
+        entry.confirmed, entry.retry_at = self.confirmed, self.retry_at
+        return entry
 
     @property
     def invalidated(self) -> Invalidated:
@@ -103,7 +98,7 @@ class MemoryLevel:
         self.size = 0
         #: Ready answers by fingerprint, and what is remembered of requests that are for no page.
         self.hits: dict[Fingerprint, t.Any] = {}
-        #: Changes when something was invalidated.
+        #: What `Store.signal` said when all that `at` says had been applied. ``None`` before.
         self.generation: object = None
         #: The lineage of the store, and the number of the last invalidation applied here.
         self.at = Number("", 0)
@@ -132,14 +127,15 @@ class MemoryLevel:
     # Invalidations.
 
     def apply(self, changes: Changes) -> None:
-        """Take in what was invalidated."""
+        """Take in what was invalidated. Nothing is confirmed before `generation` is set anew."""
         with self._lock:
             at, complete, invalidations = changes
+            self.generation = None
             if at.lineage != self.at.lineage:
                 # Pages of the old lineage count as stale; what made them expired still holds.
                 self._confirm_all(at.lineage, 0)
             elif not complete:
-                for entry in list(self._entries.values()):
+                for entry in self:
                     self._remove(entry)
                 self._confirm_all(at.lineage, at.sequence)
             for invalidation in invalidations:
@@ -175,13 +171,12 @@ class MemoryLevel:
                 self._confirm(entry)
 
     def _confirm(self, entry: Entry) -> None:
-        entry.confirmed = confirmation(self.generation, self._validity(entry))
+        entry.confirmed = self.generation, self._validity(entry)
 
     def _validity(self, entry: Entry) -> Invalidated:
-        page, made = entry.page, entry.confirmed[1]
+        page, made = entry.page, entry.invalidated
         if made is not Invalidated.EXPIRED and self._recent.lineage:
-            validity = self._recent.validity(page.labels, page.key.full_path, entry.number)
-            made = max(made, validity)
+            made = max(made, self._recent.validity(page.labels, page.key.full_path, entry.number))
         return made
 
     # Pages.
@@ -190,29 +185,28 @@ class MemoryLevel:
         """Keep the pages of another level, which nobody uses any more."""
         # Without its lock: after a fork, a thread that was not copied may have it.
         for old in before:
-            entry = Entry(old.page, before._validity(old), old.stored, old.in_store)
-            entry.retry_at = old.retry_at
+            entry = old.renewed(old.page)
+            entry.confirmed = (None, before._validity(old))
             self.put(entry)
 
-    def put(self, entry: Entry, validity: Validity | None = None) -> Entry | None:
+    def put(self, entry: Entry, at: Number | None = None) -> Entry:
         """Keep an entry unless there is a later render; gives the one that counts.
 
-        ``None`` where its validity is from before an invalidation that was forgotten here: it has
-        to be read again.
+        :param at: the last invalidation that its validity takes into account. Where later ones
+            were forgotten here, it counts as stale, and is not kept.
         """
         key = entry.page.key
         with self._lock:
-            if validity is not None:
-                at = validity.at
-                if at.lineage == self.at.lineage and at.sequence < self._base:
-                    return None
-            self._confirm(entry)
+            if at is not None and at.lineage == self.at.lineage and at.sequence < self._base:
+                entry.confirmed = (None, max(entry.invalidated, Invalidated.STALE))
+                return entry
             old = self._entries.get(key)
             if old is not None:
                 newer = replaces(entry.number, old.number, self.at.lineage)
                 if not newer or is_same_render(entry.page, old.page, with_codings=True):
                     return old
                 self._remove(old)
+            self._confirm(entry)
             self._add(entry)
         return entry
 
@@ -221,10 +215,8 @@ class MemoryLevel:
         with self._lock:
             old = self._entries.get(page.key)
             if old is not None and is_same_render(page, old.page):
-                entry = Entry(page, old.invalidated, old.stored, old.in_store)
-                entry.confirmed, entry.retry_at = old.confirmed, old.retry_at
                 self._remove(old)
-                self._add(entry)
+                self._add(old.renewed(page))
 
     def add_hit(self, entry: Entry, fingerprint: Fingerprint, hit: t.Any) -> None:
         """Let a request find a ready answer without being parsed."""
@@ -238,7 +230,7 @@ class MemoryLevel:
                 if len(entry.fingerprints) >= MAX_FINGERPRINTS:
                     self._forget(entry, entry.fingerprints[0])
                 own, *others = fingerprint
-                fingerprint = (key.path if key.path == own else own, *map(_shared, others))  # type: ignore[assignment]
+                fingerprint = (key.path if key.path == own else own, *map(intern, others))  # type: ignore[assignment]
                 entry.fingerprints += (fingerprint,)
                 self._grow(entry, weight_of(fingerprint))
                 if self._entries.get(key) is not entry:
@@ -300,12 +292,6 @@ class MemoryLevel:
             self._entries[entry.page.key] = self._entries.pop(entry.page.key)
 
 
-@functools.lru_cache(1024)
-def _shared(text: str | None) -> str | None:
-    """The first of all equal texts: many requests have the same host."""
-    return text
-
-
 def weight_of(fingerprint: Fingerprint) -> int:
     """Bytes of memory that a fingerprint takes: its path and query are its own."""
     return FINGERPRINT_OVERHEAD + len(fingerprint[0]) + len(fingerprint[1])
@@ -321,9 +307,6 @@ def is_same_render(one: Page, other: Page, with_codings: bool = False) -> bool:
 
     :param with_codings: and have the same content codings.
     """
-    return (one.lineage, one.sequence, one.generated_at, one.digest) == (
-        other.lineage,
-        other.sequence,
-        other.generated_at,
-        other.digest,
-    ) and (not with_codings or one.codings == other.codings)
+    same = one.lineage == other.lineage and one.sequence == other.sequence
+    same = same and one.generated_at == other.generated_at and one.digest == other.digest
+    return same and (not with_codings or one.codings == other.codings)

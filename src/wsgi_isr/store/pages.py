@@ -6,14 +6,13 @@ import logging
 import threading
 import time
 import typing as t
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from ..freshness import Invalidated, State, state_of
 from ..key import PageKey
 from ..metadata import GONE
 from ..page import Codec, Page, Size, page_label
-from .epochs import replaces
 from .guard import Guard
 from .memory import Entry, MemoryLevel, is_same_render
 from .protocol import (
@@ -32,8 +31,6 @@ logger = logging.getLogger("wsgi_isr")
 
 #: Seconds by which the time of a page's last use may be wrong.
 RECENCY = 60.0
-#: Reads of a page that an invalidation overtakes, before it counts as stale.
-TRIES = 3
 #: Reports of damaged pages in this process, at most.
 MAX_REPORTS = 10
 
@@ -103,15 +100,23 @@ class Pages:
                     break
                 # Other counters, whose numbers say nothing about what was confirmed before.
                 self.memory.hits.clear()
-            if changes is not None and (not changes.complete or changes.at != self.memory.at):
-                self.memory.apply(changes)
-                self._note(changes.at)
-                self._on_changes(changes)
-                if not self.is_local:
-                    self.signal[0] += 1
             if self.is_local:
                 self.signal = signal
-            self.memory.generation = generation if self.is_local else self.signal[0]
+            if changes is None:
+                # Nothing is confirmed by what could not be asked.
+                return
+            if not changes.complete or changes.at != self.memory.at:
+                self._take_in(changes)
+            if self.is_local:
+                self.memory.generation = generation
+
+    def _take_in(self, changes: Changes) -> None:
+        self.memory.apply(changes)
+        self._note(changes.at)
+        self._on_changes(changes)
+        if not self.is_local:
+            self.signal[0] += 1
+            self.memory.generation = self.signal[0]
 
     def catch_up(self) -> None:
         """Follow, if there is anything to follow."""
@@ -124,63 +129,34 @@ class Pages:
         """The page in memory, or in the store if that is newer."""
         self.catch_up()
         entry = self.memory.get(key)
-        if entry is None:
-            return self.load(key) or self.borrow(key)
-        self.memory.confirm(entry)
-        if state_of(entry.page, entry.invalidated, now) is State.FRESH or self.is_newest(entry):
-            return entry
-        return self.newest(key) or self.borrow(key)
+        if entry is not None:
+            self.memory.confirm(entry)
+            is_fresh = state_of(entry.page, entry.invalidated, now) is State.FRESH
+            if is_fresh or self.is_newest(entry):
+                return entry
+        return self.newest(key)
 
     def is_newest(self, entry: Entry) -> bool:
-        """Whether the store has nothing newer, as far as can be said without reading it."""
+        """Whether no page was stored since the store had nothing newer."""
         signal = self.store.signal
-        # Read before it is asked: a page that is stored later shows as another number.
-        now = signal[1]
-        if entry.newest_at[0] is signal and entry.newest_at[1] == now != 0:
-            return True
-        if entry.stored != self._stored(entry.page.name):
-            return False
-        entry.newest_at = (signal, now)
-        return True
-
-    def _stored(self, name: str) -> object:
-        return self.guard.ask("stored", lambda: self.store.stored(name))
-
-    def load(self, key: PageKey) -> Entry | None:
-        """The page in the store."""
-        for _ in range(TRIES):
-            # Read before the page is: any later change shows as another value. Nobody asks that
-            # of a page that memory does not keep.
-            stored = self._stored(key.name) if self.memory.limit else None
-            found = self._read(key.name, key)
-            if found is None:
-                return None
-            page, validity = found
-            entry = Entry(page, validity.invalidated, stored, in_store=True)
-            entry.used_at = time.time()
-            kept = self.memory.put(entry, validity)
-            if kept is not None:
-                return kept
-        entry.confirmed = (None, max(entry.invalidated, Invalidated.STALE))
-        return entry
+        return entry.newest_at[0] is signal and entry.newest_at[1] == signal[1] != 0
 
     def newest(self, key: PageKey) -> Entry | None:
-        """The page in memory or in the store, whichever is newer."""
+        """The page in memory or in the store, whichever is newer, or that of an earlier build."""
         self.catch_up()
-        here = self.memory.get(key)
-        stored = self._stored(key.name)
-        loaded = self.load(key)
-        if here is None or loaded is None:
-            entry = loaded or here
-        else:
-            newer = replaces(loaded.number, here.number, self.memory.at.lineage)
-            entry = loaded if newer else here
-        if entry is not None:
-            entry.stored = stored
-            self.memory.confirm(entry)
-            if loaded is None and self._may_be_superseded(entry):
-                self.memory.discard(key, entry)
-                return None
+        signal = self.store.signal
+        # Read before the page is: one that is stored later shows as another number.
+        now = signal[1]
+        loaded = self._load(key)
+        entry = loaded or self.memory.get(key)
+        if entry is None:
+            return self._borrow(key)
+        self.memory.confirm(entry)
+        if loaded is None and self._may_be_superseded(entry):
+            self.memory.discard(key, entry)
+            return self._borrow(key)
+        if self.guard.is_well:
+            entry.newest_at = (signal, now)
         return entry
 
     def _may_be_superseded(self, entry: Entry) -> bool:
@@ -191,22 +167,48 @@ class Pages:
         same = entry.page.lineage == self.memory.at.lineage
         return bool(entry.invalidated) and same and entry.in_store and self.guard.is_well
 
-    def _read(self, name: str, key: PageKey | None) -> tuple[Page, Validity] | None:
-        found = self.guard.ask("get", lambda: self.store.get(name))
+    def _load(self, key: PageKey) -> Entry | None:
+        """The page in the store, or in memory if that is newer."""
+        found = self._read(key)
+        return None if found is None else self._keep(*found, in_store=True)
+
+    def _read(self, key: PageKey) -> tuple[Page, Validity] | None:
+        found = self.guard.ask("get", lambda: self.store.get(key.name))
         if found is None:
             return None
         page = self._codec.decode(found.record.head, found.record.body, key)
-        if page is None or not _is_sound(found, page):
-            self._report_damage(name)
-            return None
-        return page, found.validity
-
-    def _report_damage(self, name: str) -> None:
+        if page is not None and _is_sound(found, page):
+            return page, found.validity
         if self._reports < MAX_REPORTS:
             self._reports += 1
-            logger.warning(
-                "stored page %s is damaged, or signed with another key: it is rendered anew", name
+            text = "stored page %s is damaged, or signed with another key: it is rendered anew"
+            logger.warning(text, key.name)
+        return None
+
+    def _keep(self, page: Page, validity: Validity | None, in_store: bool = False) -> Entry:
+        invalidated, at = (Invalidated.NO, None) if validity is None else validity
+        return self.memory.put(Entry(page, invalidated, in_store), at)
+
+    def _borrow(self, key: PageKey) -> Entry | None:
+        """The page of an earlier build, as a stale one; it is kept nowhere under this key.
+
+        What is gone is not borrowed: newer code may well have it.
+        """
+        for build in self.earlier_builds()[: self._previous_builds]:
+            found = self._read(key._replace(build=build))
+            if found is not None and found[0].code not in GONE:
+                page, (invalidated, _) = found
+                if invalidated is not Invalidated.EXPIRED:
+                    return Entry(replace(page, key=key, name=key.name), Invalidated.STALE)
+        return None
+
+    def earlier_builds(self) -> list[str]:
+        """Let later builds find this one; those before it, the latest first."""
+        if self._earlier is None:
+            self._earlier = self.guard.ask(
+                "builds", lambda: self.store.builds(self._build_id), write=True
             )
+        return self._earlier or []
 
     def used(self, entry: Entry, now: float) -> None:
         """Note that a page is served, also from memory alone: it is evicted late."""
@@ -221,30 +223,6 @@ class Pages:
             names, self._used = self._used, set()
             self.guard.ask("used", lambda: self.store.used(names), write=True)
 
-    def borrow(self, key: PageKey) -> Entry | None:
-        """The page of an earlier build, as a stale one; it is kept nowhere under this key.
-
-        What is gone is not borrowed: newer code may well have it.
-        """
-        for build in self.earlier_builds()[: self._previous_builds]:
-            other = key._replace(build=build)
-            found = self._read(other.name, other)
-            if found is None or found[0].code in GONE:
-                continue
-            page, (invalidated, at) = found
-            if invalidated is not Invalidated.EXPIRED:
-                mine = replace(page, key=key, name=key.name)
-                return Entry(mine, max(invalidated, Invalidated.STALE))
-        return None
-
-    def earlier_builds(self) -> list[str]:
-        """Let later builds find this one; those before it, the latest first."""
-        if self._earlier is None:
-            self._earlier = self.guard.ask(
-                "builds", lambda: self.store.builds(self._build_id), write=True
-            )
-        return self._earlier or []
-
     # Listing.
 
     def matching(
@@ -258,13 +236,10 @@ class Pages:
         if self.store.kind.shared == "process":
             found = sorted(self.listed(path), key=lambda listed: listed.page.name)
             for one in (listed for listed in found if listed.page.name > after):
-                yield one.page.name, one if matches(self._record(one.page)) else None
+                yield one.page.name, one if matches(_record(one.page)) else None
             return
         for stored in self.store.records(build=self._build_id, path=path, after=after):
-            head = matches(stored.record) and self._codec.decode_head(stored.record.head)
-            is_sound = head and _is_sound(stored, head[0])
-            listed = _listed(*head[:2], stored) if head and is_sound else None
-            yield stored.record.name, listed
+            yield stored.record.name, self._listed(stored) if matches(stored.record) else None
 
     def listed(self, path: str | None = None) -> Iterator[Listed]:
         """Pages without their bodies: all of this build, or all of a full path and any build.
@@ -278,11 +253,10 @@ class Pages:
         kind = self.store.kind
         # Of a process alone, memory lists what it has.
         alone = kind.shared == "process" and not kind.lists
-        for found in () if alone else self.store.records(build=build, path=path):
-            head = self._codec.decode_head(found.record.head)
-            if head is not None and _is_sound(found, head[0]):
-                seen.add(head[0].name)
-                yield _listed(*head[:2], found)
+        for stored in () if alone else self.store.records(build=build, path=path):
+            if (listed := self._listed(stored)) is not None:
+                seen.add(listed.page.name)
+                yield listed
         for entry in self.memory if path is None else self.memory.of_path(path):
             page = entry.page
             # What was in the store and is not listed was removed since.
@@ -290,6 +264,12 @@ class Pages:
                 self.memory.confirm(entry)
                 sizes = tuple((coding, len(body)) for coding, body in page.bodies.items())
                 yield Listed(page, sizes, entry.invalidated, entry.used_at)
+
+    def _listed(self, stored: Stored) -> Listed | None:
+        head = self._codec.decode_head(stored.record.head)
+        if head is None or not _is_sound(stored, head[0]):
+            return None
+        return Listed(*head[:2], stored.validity.invalidated, stored.used)
 
     # Writing.
 
@@ -313,45 +293,30 @@ class Pages:
 
         Gives the page that counts from now on, and why it was not stored if it was not.
         """
-        stored = self._stored(page.name)
-        record = self._record(page)
+        record = _record(page, *self._codec.encode(page))
         try:
             # A tuple, because ``None`` says that the store did not answer.
             done = self.guard.ask("put", lambda: (self.store.put(record),), write=True)
         except TooLarge:
-            return self._keep(page, Validity(Invalidated.NO, Number("", 0)), stored), "too-large"
+            return self._keep(page, None), "too-large"
         if done is None:
-            return self._keep(page, Validity(Invalidated.NO, Number("", 0)), stored), "store-error"
-        validity = done[0]
+            return self._keep(page, None), "store-error"
+        (validity,) = done
         if validity is None:
-            newer = self.newest(page.key)
-            return newer or self._keep(page, Validity(Invalidated.STALE, self._last), None), None
+            stale = Validity(Invalidated.STALE, self._last)
+            return self._load(page.key) or self._keep(page, stale), None
         alone = self.store.kind.name == "memory"
-        entry = self._keep(page, validity, stored, in_store=not alone)
+        entry = self._keep(page, validity, in_store=not alone)
         entry.used_at = time.time()
         return entry, "too-large" if alone and self.memory.get(page.key) is None else None
 
-    def _keep(
-        self, page: Page, validity: Validity, stored: object, in_store: bool = False
-    ) -> Entry:
-        entry = Entry(page, validity.invalidated, stored, in_store)
-        kept = self.memory.put(entry, validity if in_store else None)
-        if kept is None:
-            entry.confirmed = (None, Invalidated.STALE)
-        return kept or entry
-
-    def _record(self, page: Page) -> Record:
-        head, body = self._codec.encode(page)
-        number, path = Number(page.lineage, page.sequence), page.key.full_path or "/"
-        gone = page.code in GONE
-        return Record(page.name, page.labels, number, page.key.build, path, gone, head, body)
-
     def recode(self, page: Page) -> None:
         """Add content codings to a stored page; one that is gone or replaced stays so."""
-        found = self._read(page.name, page.key) if self.store.kind.name != "memory" else None
+        found = self._read(page.key) if self.store.kind.name != "memory" else None
         if found is not None and is_same_render(page, found[0]):
+            record = _record(page, *self._codec.encode(page))
             try:
-                self.guard.ask("put", lambda: self.store.put(self._record(page)), write=True)
+                self.guard.ask("put", lambda: self.store.put(record), write=True)
             except TooLarge:
                 return
         self.memory.recode(page)
@@ -381,29 +346,22 @@ class Pages:
         except Exception as error:
             self.memory.invalidate(labels, expire)
             raise StoreError(f"the store did not take the invalidation: {error}") from error
+        with self._following:
+            at = self.memory.at
+            if is_known := number.lineage == at.lineage:
+                # What others invalidated before it is followed later.
+                made = (Invalidation(label, number.sequence, expire) for label in labels)
+                self._take_in(Changes(at, True, tuple(made)))
         self._note(number)
-        if not self.is_local:
-            self._apply(labels, number, expire)
-        else:
+        if self.is_local or not is_known:
             self.follow()
         return number
 
-    def _apply(self, labels: Iterable[str], number: Number, expire: bool) -> None:
-        """Apply an invalidation of this process here; others between are followed later."""
-        with self._following:
-            if number.lineage == self.memory.at.lineage:
-                made = tuple(Invalidation(label, number.sequence, expire) for label in labels)
-                changes = Changes(self.memory.at, True, made)
-                self.memory.apply(changes)
-                self._on_changes(changes)
-                self.signal[0] += 1
-                self.memory.generation = self.signal[0]
-                return
-        self.follow()
 
-
-def _listed(page: Page, sizes: tuple[Size, ...], found: Stored) -> Listed:
-    return Listed(page, sizes, found.validity.invalidated, found.used)
+def _record(page: Page, head: bytes = b"", body: bytes = b"") -> Record:
+    number, path = Number(page.lineage, page.sequence), page.key.full_path or "/"
+    gone = page.code in GONE
+    return Record(page.name, page.labels, number, page.key.build, path, gone, head, body)
 
 
 def _is_sound(found: Stored, page: Page) -> bool:

@@ -241,8 +241,8 @@ class Store(t.Protocol):
         """Two numbers that show changes; a hit reads the first one.
 
         ``[0]`` changes with every invalidation, ``[1]`` with every stored or deleted page, whatever
-        process did it. On a network both belong to this process, and `listen` says when something
-        happened. The object may be replaced by another one in `changes`.
+        process did it; 0 where that does not show. On a network both belong to this process, and
+        `listen` says when something happened. `changes` may replace the object by another one.
         """
 
     # Pages.
@@ -271,9 +271,6 @@ class Store(t.Protocol):
 
     def used(self, names: Iterable[str]) -> None:
         """Note that pages were served: they are among the last to be evicted."""
-
-    def stored(self, name: str) -> object:
-        """A value that changes when a page is stored or deleted; other pages may change it too."""
 
     # The order.
 

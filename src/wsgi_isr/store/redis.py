@@ -214,13 +214,13 @@ class RedisStore:
         answer = self._judged("put", record.name, labels, *number, *rest)
         if answer.result is None:
             return None
-        self._news.stored_here(record.name, self._stores)
+        self._news.stored_here(self._stores)
         last = self._last(record, answer.result, answer.lineage)
         return Validity(last.makes(record.number, answer.lineage), answer.at)
 
     def delete(self, name: str) -> None:
         self._order("delete", name)
-        self._news.stored_here(name, self._stores)
+        self._news.stored_here(self._stores)
 
     def records(
         self, *, build: str | None = None, path: str | None = None, after: str = ""
@@ -241,9 +241,6 @@ class RedisStore:
         names = list(names)
         for first in range(0, len(names), LABELS):
             self._step("used", *names[first : first + LABELS])
-
-    def stored(self, name: str) -> object:
-        return self._news.stored(name)
 
     def sizes(self) -> protocol.Sizes:
         pages, memory = self._do("ZCARD", "pages") // 2, self._memory()

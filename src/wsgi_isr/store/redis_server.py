@@ -24,8 +24,6 @@ logger = logging.getLogger("wsgi_isr")
 PATIENCE = 2.0
 #: Seconds for which an outcome is there for those who wait.
 OUTCOME = 10.0
-#: Names of stored pages that a process remembers; beyond it all pages count as stored anew.
-MAX_STORED = 10_000
 #: Seconds between two attempts to subscribe.
 RESUBSCRIBE = 0.5
 
@@ -141,17 +139,11 @@ class News:
         self._next = itertools.count(secrets.randbits(62)).__next__
         self.signal = [self._next(), self._next()]
         self._lock = threading.Lock()
-        self._pages: dict[str, int] = {}
-        self._all_pages = self._next()
         #: How many pages were stored or deleted that this process heard of.
         self._heard = 0
         self._subscription: t.Any = None
         self._end: t.Any = None
         self._subscribe_at = 0.0
-
-    def stored(self, name: str) -> int:
-        """A number that changes when a page is stored or deleted."""
-        return self._pages.get(name, self._all_pages)
 
     def invalidated(self) -> None:
         self.signal[0] = self._next()
@@ -160,26 +152,22 @@ class News:
         """Any page may have changed; from here on count from a number."""
         with self._lock:
             self._heard = stores
-            self._page("*")
+            self._stored()
 
     def catch_up(self, stores: int) -> None:
         """See whether announcements of stored pages were missed by now."""
         if stores > self._heard:
             self.begin(stores)
 
-    def stored_here(self, name: str, stores: int) -> None:
+    def stored_here(self, stores: int) -> None:
         with self._lock:
             # If others come between, they are announced.
             if stores == self._heard + 1:
                 self._heard = stores
-            self._page(name)
+            self._stored()
 
-    def _page(self, name: str) -> None:
-        number = self.signal[1] = self._next()
-        if name == "*" or len(self._pages) >= MAX_STORED:
-            self._pages, self._all_pages = {}, number
-        else:
-            self._pages[name] = number
+    def _stored(self) -> None:
+        self.signal[1] = self._next()
 
     def hear(self, seconds: float, changed: int) -> None:
         """Wait for an announcement; without a subscription, wait.
@@ -214,7 +202,7 @@ class News:
             if message["type"] != "message":
                 # It is subscribed, perhaps anew: what was announced before was not heard.
                 self.invalidated()
-                return self._page("*")
+                return self._stored()
             words = str(message["data"][1:], "utf-8", "replace").split(" ", 2)
             if message["data"][:1] == b"i":
                 if not words[0].isdecimal() or int(words[0]) > changed:
@@ -222,7 +210,7 @@ class News:
             elif len(words) == 3 and words[0].isdecimal():
                 self._heard = max(self._heard, int(words[0]))
                 if words[1] != self._server.me:
-                    self._page(words[2])
+                    self._stored()
 
     def stop(self) -> None:
         self._subscription = None

@@ -180,10 +180,6 @@ class SQLiteStore(Notes):
         if rows := [(time.time_ns() // 1000, name) for name in names]:
             self.database.write(lambda connection: connection.executemany(update, rows) and None)
 
-    def stored(self, name: str) -> object:
-        select = "SELECT id, used, meta FROM pages WHERE name = ?"
-        return self.database.read(lambda c: c.execute(select, (name,)).fetchone())
-
     # The order.
 
     def number(self) -> Number:

@@ -101,10 +101,10 @@ class PagesContract(Contract):
     def test_says_when_a_page_was_stored_or_deleted(self, store: Store, other: Store) -> None:
         with listening(other):
             for change in (lambda: self.put(store), lambda: store.delete("page")):
-                before, there = store.stored("page"), other.stored("page")
+                before, there = store.signal[1], other.signal[1]
                 change()
-                assert store.stored("page") != before
-                assert differs(lambda: other.stored("page"), there, FOLLOWS + GRACE)
+                assert store.signal[1] != before
+                assert differs(lambda: other.signal[1], there, FOLLOWS + GRACE)
 
     # Validity.
 
