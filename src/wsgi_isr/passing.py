@@ -270,19 +270,6 @@ def is_crawler(environ: WSGIEnvironment) -> bool:
     return _CRAWLERS.search(environ.get("HTTP_USER_AGENT", "")[:_MAX_AGENT]) is not None
 
 
-class Unlisted:
-    """``fallback=False`` with a list: 404 for paths that neither exist in the store nor are listed.
-
-    :param is_listed: whether a request is for a path that exists, though it is not stored.
-    """
-
-    def __init__(self, is_listed: Callable[[WSGIEnvironment], bool]) -> None:
-        self._is_listed = is_listed
-
-    def __call__(self, environ: WSGIEnvironment) -> bool:
-        return self._is_listed(environ)
-
-
 def refreshing(start_response: StartResponse) -> StartResponse:
     """``start_response`` of a shell: a browser asks again when the page may be there."""
 

@@ -19,7 +19,6 @@ from .passing import (
     FALLBACK,
     Discovery,
     Passing,
-    Unlisted,
     deliver,
     is_crawler,
     not_found,
@@ -139,8 +138,8 @@ class Request:
         if self.rule is None:
             return self._discover()
         fallback = self.rule.fallback
-        if fallback is False or isinstance(fallback, Unlisted):
-            if not self._exists(fallback):
+        if fallback is False:
+            if not self._exists():
                 process.counters.misses += 1
                 return not_found(self._environ, self._start_response)
         elif fallback != "blocking" and not is_crawler(self._environ):
@@ -155,9 +154,9 @@ class Request:
                 return self._after(shell.run(fallback, self._environ))
         return self._wait("uri-miss")
 
-    def _exists(self, fallback: object) -> bool:
+    def _exists(self) -> bool:
         """Whether a path of ``fallback=False`` exists; where nobody can say, the app is asked."""
-        if isinstance(fallback, Unlisted) and fallback(self._environ):
+        if self._config.rules.lists(self._environ):
             return True
         pages, path = self._process.pages, self._key.full_path or "/"
         return pages.guard.ask("paths", lambda: pages.store.has_path(path)) is not False

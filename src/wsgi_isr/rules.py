@@ -317,6 +317,10 @@ class Rules:
         """Says of each rule whether it matches a request, for `ISRMiddleware.explain`."""
         return []
 
+    def lists(self, environ: WSGIEnvironment) -> bool:
+        """Whether a path of ``fallback=False`` exists, though it may not be stored."""
+        return False
+
 
 def make_rules(rules: Mapping[str, RuleLike] | Resolver | Rules | None) -> Rules:
     """The rules of whatever the user handed over.

@@ -6,13 +6,12 @@ import functools
 import logging
 import typing as t
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from time import monotonic
 from urllib.parse import urlsplit
 
 from .key import Origin
 from .metadata import check_expire, check_revalidate, check_tags, page_headers
-from .passing import Unlisted
 from .rules import Excluded, Rule, Rules, make_rules, to_wsgi
 
 if t.TYPE_CHECKING:
@@ -216,39 +215,6 @@ class MissingPathsWarning(UserWarning):
     """A declared page that nothing lists paths of is not prerendered."""
 
 
-class Listing:
-    """The paths that exist of views with ``fallback=False``, read at most once a minute.
-
-    :param urls: gives their paths and whole URLs.
-    """
-
-    def __init__(self, urls: Callable[[], Iterable[str]]) -> None:
-        self._urls = urls
-        self._until = 0.0
-        #: Hosts (``""`` for any) and paths; ``None`` where the list was never to be had.
-        self._places: frozenset[tuple[str, str]] | None = None
-
-    def has(self, environ: WSGIEnvironment) -> bool:
-        """Whether the path of a request is listed, alone or in a whole URL."""
-        origin_of = environ["wsgi_isr.middleware"].origin_of
-        if monotonic() >= self._until:
-            if self._places is not None:
-                # Meanwhile others do with the list that there is.
-                self._until = monotonic() + LISTED
-            try:
-                self._places = frozenset(_place_of(url, origin_of) for url in self._urls())
-            except Exception:
-                logger.exception("no list of the paths that exist: a generator failed")
-            self._until = monotonic() + LISTED
-        places, origin = self._places, origin_of(environ)
-        if places is None or origin is None:
-            # Nobody can say what exists, so the app is asked.
-            return True
-        path = environ.get("PATH_INFO", "")
-        paths = (path, environ.get("SCRIPT_NAME", "") + path)
-        return any((host, path) in places for host in ("", origin.host) for path in paths)
-
-
 def _place_of(url: str, origin_of: Callable[[WSGIEnvironment], Origin | None]) -> tuple[str, str]:
     parts = urlsplit(url)
     whole = {"wsgi.url_scheme": parts.scheme, "HTTP_HOST": parts.netloc}
@@ -281,7 +247,10 @@ class ViewRules(Rules):
         self._others = make_rules(rules)
         self.by_url = self._others.by_url
         self._find = find
-        self._unlisted = Unlisted(Listing(urls).has)
+        self._urls = urls
+        self._listed_until = 0.0
+        #: Hosts (``""`` for any) and paths; ``None`` where the list was never to be had.
+        self._places: frozenset[tuple[str, str]] | None = None
 
     def resolve(self, environ: WSGIEnvironment) -> Rule | Excluded | None:
         rule = self._others.resolve(environ)
@@ -289,10 +258,28 @@ class ViewRules(Rules):
             return rule
         found = self._find(environ, rule)[1]
         if isinstance(found, Declaration):
-            if found.rule.fallback is False:
-                return replace(found.rule, fallback=self._unlisted)
             return found.rule
         return rule if found is None else found
+
+    def lists(self, environ: WSGIEnvironment) -> bool:
+        """Whether the path of a request is listed, alone or in a whole URL."""
+        origin_of = environ["wsgi_isr.middleware"].origin_of
+        if monotonic() >= self._listed_until:
+            if self._places is not None:
+                # Meanwhile others do with the list that there is.
+                self._listed_until = monotonic() + LISTED
+            try:
+                self._places = frozenset(_place_of(url, origin_of) for url in self._urls())
+            except Exception:
+                logger.exception("no list of the paths that exist: a generator failed")
+            self._listed_until = monotonic() + LISTED
+        places, origin = self._places, origin_of(environ)
+        if places is None or origin is None:
+            # Nobody can say what exists, so the app is asked.
+            return True
+        path = environ.get("PATH_INFO", "")
+        paths = (path, environ.get("SCRIPT_NAME", "") + path)
+        return any((host, path) in places for host in ("", origin.host) for path in paths)
 
     def consider(self, environ: WSGIEnvironment) -> list[str]:
         rule = self._others.resolve(environ)
