@@ -42,8 +42,8 @@ COSTS = {
     "stale": Cost(23, 344, 1200),
     "not a page": Cost(12, 215, 1200),
 }
-#: The number that shows whether a page was stored is read from shared memory.
-STALE_ON_FILES = Cost(24, 354, 1200)
+#: The number that shows whether a page was stored is read from memory that processes share.
+STALE_ON_FILES = Cost(24, 350, 1200)
 REQUESTS: dict[str, dict[str, str]] = {
     "hit": {},
     "hit with a cookie": {"HTTP_COOKIE": "a=1; session=abcdef"},

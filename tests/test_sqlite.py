@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 
 from wsgi_isr.freshness import Invalidated
-from wsgi_isr.store import labels as labels_of
-from wsgi_isr.store import notes
+from wsgi_isr.store import notes, tables
 from wsgi_isr.store.protocol import (
     MAX_MINUTES,
     Busy,
@@ -26,8 +25,8 @@ from wsgi_isr.store.protocol import (
     TooLarge,
     Wanted,
 )
-from wsgi_isr.store.schema import State
 from wsgi_isr.store.sqlite import SQLiteStore
+from wsgi_isr.store.tables import State
 
 NOTHING = Number("", 0)
 NO, STALE, EXPIRED = Invalidated.NO, Invalidated.STALE, Invalidated.EXPIRED
@@ -155,14 +154,14 @@ class TestOrder:
     def test_forgotten_labels_reach_their_pages_and_no_others(
         self, store: SQLiteStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(labels_of, "MAX_LABELS", 100)
+        monkeypatch.setattr(tables, "ROWS", 4)
         early = store.number()
         for n in range(300):
             put(store, f"p{n}")
         put(store, "other")
         for n in range(250):
             store.invalidate([f"tag:p{n}"], n % 2 == 0)
-        assert store.database.read(State.read).labels <= 100
+        assert 0 < store.database.read(State.read).floor < store.number().sequence
         for n in range(250):
             assert state(store, f"p{n}") is (STALE if n % 2 else EXPIRED), n
         assert {state(store, f"p{n}") for n in range(250, 300)} == {NO}
@@ -170,16 +169,16 @@ class TestOrder:
         put(store, "late", number=early)
         assert state(store, "late") is STALE
 
-    def test_a_damaged_row_of_labels_is_everything_once(
-        self, folder: Path, store: SQLiteStore
+    @pytest.mark.parametrize("statement", ["UPDATE labels SET data = x'00'", "DELETE FROM labels"])
+    def test_a_damaged_row_of_labels_is_a_damaged_file(
+        self, folder: Path, store: SQLiteStore, statement: str
     ) -> None:
         put(store, "a")
-        store.invalidate(["tag:b"], False)
-        assert state(store, "a") is NO
-        store.database.write(
-            lambda connection: connection.execute("UPDATE buckets SET data = x'00'").rowcount
-        )
-        assert state(store, "a") is EXPIRED
+        at = store.invalidate(["tag:b"], False)
+        store.list_path("/a")
+        store.database.write(lambda connection: connection.execute(statement).rowcount)
+        assert store.get("a") is None and not store.changes(at).complete
+        assert store.has_path("/a") is None
         put(store, "a")
         store.invalidate(["tag:c"], False)
         assert state(store, "a") is NO

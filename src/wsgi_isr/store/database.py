@@ -17,20 +17,37 @@ import sqlite3
 import threading
 import typing as t
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from sqlite3 import Connection
+from urllib.parse import quote
 
-from . import schema, signal
+from . import tables
+from .locks import LOCK_TIMEOUT, Lock, Presence, unwritable
 from .protocol import ReadOnly, StoreError
-from .schema import FAULTS, Damage, State, translate
+from .tables import FAULTS, SCHEMA, Damage, State, code_of, translate
 
 logger = logging.getLogger("wsgi_isr")
+
+# A file of an earlier version is put aside, as a damaged one; that of a later one is left alone.
+APPLICATION_ID, VERSION = 0x49535231, 3
 
 T = t.TypeVar("T")
 Args = t.TypeVarTuple("Args")
 #: What happens in one transaction, with its connection and some arguments.
 Step: t.TypeAlias = Callable[[Connection, *Args], T]
-Opened: t.TypeAlias = tuple[Connection, Connection | None]
+
+
+class Opened(t.NamedTuple):
+    """Connections to a file.
+
+    :param writer: ``None`` where it can only be read.
+    :param seen: what differs for another file at the path, or another log beside it.
+    """
+
+    reader: Connection
+    writer: Connection | None
+    seen: list[object]
+    lineage: str
 
 
 class Database:
@@ -42,14 +59,12 @@ class Database:
     def __init__(self, folder: str) -> None:
         self.folder = os.path.abspath(folder)
         self.path = os.path.join(self.folder, "pages.sqlite3")
-        self.counters = signal.Counters(self.folder)
-        self.presence = signal.Presence(self.folder)
-        #: The connections, of which the second is ``None`` where the file can only be read.
+        self.presence = Presence(self.folder)
         self._opened: Opened | None = None
-        self._seen: object = None
-        self._lineage = ""
+        #: The lineage of a file that was open when another one took its place.
+        self._left = ""
         # Taken in this order.
-        self.lock = signal.Lock(self.folder)
+        self.lock = Lock(self.folder)
         self._reading = threading.RLock()
         _databases.add(self)
 
@@ -64,12 +79,8 @@ class Database:
             try:
                 with self._reading:
                     if (opened := self._opened) is not None:
-                        try:
-                            opened[0].execute("BEGIN")
-                            return step(opened[0], *args)
-                        finally:
-                            opened[0].rollback()
-            except (Damage, *FAULTS) as error:
+                        return _transact(opened.reader, "BEGIN", step, *args)
+            except FAULTS as error:
                 self._recover(opened, error)
         raise StoreError(f"{self.path} is damaged")
 
@@ -82,41 +93,22 @@ class Database:
         """
         for _ in range(3):
             with self.lock:
-                _, writer = opened = self._current()
-                if writer is None:
+                opened = self._current(writes=True)
+                if opened.writer is None:
                     raise ReadOnly(f"{self.path} can only be read")
                 try:
-                    return self._transact(writer, step, *args, bump=bump)
-                except (Damage, *FAULTS) as error:
+                    result = _transact(opened.writer, "BEGIN IMMEDIATE", step, *args)
+                    if bump is not None:
+                        self.lock.bump(bump)
+                    return result
+                except FAULTS as error:
                     self._recover(opened, error)
         raise StoreError(f"{self.path} is damaged")
 
-    def _transact(
-        self, writer: Connection, step: Step[*Args, T], *args: *Args, bump: int | None
-    ) -> T:
-        writer.execute("BEGIN IMMEDIATE")
-        try:
-            result = step(writer, *args)
-            writer.execute("COMMIT")
-        finally:
-            # Where it is over, this does nothing.
-            with contextlib.suppress(sqlite3.Error):
-                writer.rollback()
-        if bump is not None:
-            self.counters.bump(bump)
-        return result
-
-    @contextlib.contextmanager
-    def apart(self) -> Iterator[Connection]:
-        """A connection for what takes so long that nobody is to wait for it.
-
-        :raises StoreError: if it fails.
-        """
-        try:
-            with contextlib.closing(schema.connect(self.path, "mode=rw", 0)) as connection:
-                yield connection
-        except FAULTS as error:
-            raise translate(error) from error
+    def checkpoint(self, mode: str) -> None:
+        """Move the log into the file as far as it is not in use; others go on meanwhile."""
+        with contextlib.suppress(*FAULTS), contextlib.closing(_connect(self.path, "rw", 0)) as own:
+            own.execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
 
     # The file at the path.
 
@@ -125,129 +117,135 @@ class Database:
 
         :raises StoreError: if that is not possible.
         """
+        self.lock.check()
         if not self._is_there():
             with self.lock.threads:
                 self._current()
 
-    def _identity(self, writes: bool = True) -> list[t.Any]:
-        """What differs for another file, or another log beside it."""
-        found: list[t.Any] = [None, None]
+    def _see(self, writes: bool = True) -> list[object]:
+        seen: list[object] = [None, None]
         for place, path in enumerate((self.path, f"{self.path}-wal")):
             with contextlib.suppress(OSError):
                 status = os.stat(path)
                 # Others may write what can only be read here, past a connection that is immutable.
                 times = () if writes else (status.st_size, status.st_mtime_ns)
-                found[place] = (status.st_dev, status.st_ino, *times)
-        return found
+                seen[place] = (status.st_dev, status.st_ino, *times)
+        return seen
 
     def _is_there(self) -> bool:
         """Whether the file that is open is the one at the path."""
         opened = self._opened
-        return opened is not None and self._identity(opened[1] is not None) == self._seen
+        return opened is not None and opened.seen == self._see(opened.writer is not None)
 
-    def _current(self) -> Opened:
-        before, lineage = self._opened, self._lineage
-        if before is not None and self._is_there() and (before[1] or not self.lock.depth):
-            return before
+    def _current(self, writes: bool = False) -> Opened:
+        opened = self._opened
+        if opened is not None and self._is_there() and (opened.writer or not writes):
+            return opened
+        if opened is not None and opened.writer is not None:
+            self._left = opened.lineage
         with self._reading:
             self._drop()
-            self._opened = _, writer = opened = self._open()
-        if before is not None and before[1] and writer and self._lineage == lineage:
+        opened = self._open()
+        if opened.writer is not None and opened.lineage == self._left:
             # Somebody put another copy in place while we run: what is later is not as it was.
-            with self.lock:
-                self._lineage = self._transact(writer, _begin_lineage, lineage, bump=0)
+            try:
+                with self.lock:
+                    lineage = _transact(opened.writer, "BEGIN IMMEDIATE", _rename, self._left)
+                    self.lock.bump(0)
+            except BaseException:
+                _close(*opened[:2])
+                raise
+            opened = opened._replace(lineage=lineage)
+        self._opened, self._left = opened, ""
         return opened
 
     def _drop(self) -> None:
         opened, self._opened = self._opened, None
         if opened is not None:
-            _close(*opened)
+            _close(*opened[:2])
 
     def _open(self) -> Opened:
-        reason = schema.unwritable(self.folder)
+        reason = unwritable(self.folder)
         for _ in range(3):
-            before, damage = self._identity()[0], None
-            try:
-                if before is not None:
-                    opened = self._connect(not reason)
-                    if self._identity()[0] == before:
-                        return opened
-                    _close(*opened)
-                    continue
-            except Damage as error:
-                damage = error
+            before, damage = self._see(not reason)[0], None
+            if before is not None:
+                try:
+                    return self._connect(before, not reason)
+                except Damage as error:
+                    damage = error
             if reason:
                 raise StoreError(f"{self.folder}: {damage or reason}") from damage
             with self.lock:
                 # Once: the others find the new one.
-                if self._identity()[0] == before:
+                if self._see()[0] == before:
                     self._begin(damage)
         raise StoreError(f"{self.path} is replaced again and again")
 
-    def _connect(self, writes: bool) -> Opened:
+    def _connect(self, before: object, writes: bool) -> Opened:
         """
+        :param before: what was at the path: another file may be there now, which then shows.
         :raises Damage: for a file that is not ours.
         """
         has_log, writer = os.path.exists(f"{self.path}-wal"), None
-        mode = "mode=rw" if writes else "mode=ro" if has_log else "immutable=1"
+        mode = "rw" if writes else "ro" if has_log else "ro&immutable=1"
         try:
             with contextlib.ExitStack() as stack:
-                reader = schema.connect(self.path, mode, signal.LOCK_TIMEOUT / 2)
+                reader = _connect(self.path, mode, LOCK_TIMEOUT / 2)
                 stack.callback(reader.close)
-                state = schema.validate(reader)
+                state = _validate(reader)
                 if writes:
                     reader.execute("PRAGMA query_only = ON")
-                    writer = schema.connect(self.path, mode, signal.LOCK_TIMEOUT)
+                    writer = _connect(self.path, mode, LOCK_TIMEOUT)
                     stack.callback(writer.close)
                     writer.executescript(
-                        f"{schema.SAFE} PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;"
+                        "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;"
                         f"PRAGMA journal_size_limit = {4 * 2**20}"
                     )
                 stack.pop_all()
         except FAULTS as error:
             raise translate(error) from error
-        self._seen, self._lineage = self._identity(writes), state.lineage
         # Should nobody close it. Not at exit: a forked child has other descriptors.
         weakref.finalize(self, _close, reader, writer).atexit = False
-        return reader, writer
+        return Opened(reader, writer, [before, self._see(writes)[1]], state.lineage)
 
     def _begin(self, damage: Exception | None) -> None:
         """Make a new database, which nobody sees half made, in place of a damaged one."""
         new, aside = f"{self.path}.new", f"{self.path}.damaged-1"
-        schema.remove(new)
         try:
-            schema.create(new, lost=damage is not None)
+            _remove(new)
+            _create(new, lost=damage is not None)
             if damage is not None:
                 logger.warning("%s is put aside, and a new one begins: %s", self.path, damage)
-                schema.remove(aside)
+                _remove(aside)
                 # Its log first: it must not be taken for that of the new one.
                 for suffix in ("-wal", ""):
                     with contextlib.suppress(FileNotFoundError):
                         os.rename(f"{self.path}{suffix}", f"{aside}{suffix}")
-                schema.remove(self.path)
+                _remove(self.path)
             os.rename(new, self.path)
+            self.lock.bump(0)
         except FAULTS as error:
             raise translate(error) from error
         finally:
-            schema.remove(new)
-        self.counters.bump(0)
+            _remove(new)
 
     def _recover(self, opened: Opened | None, error: Exception) -> None:
         """Heal, so that the caller may try again.
 
         :raises StoreError: if that does not help.
         """
-        is_damage = isinstance(translate(error), Damage)
-        if is_damage or schema.code_of(error) in ("IOERR", "CANTOPEN", "READONLY"):
+        fault = translate(error)
+        is_damage = isinstance(fault, Damage)
+        if is_damage or code_of(error) in ("IOERR", "CANTOPEN", "READONLY"):
             with self.lock if is_damage else self.lock.threads, self._reading:
-                if opened is not None and self._opened is opened:
+                if self._opened is opened:
                     is_same = self._is_there()
                     # Opened again by the next call.
                     self._drop()
                     if is_damage and is_same:
                         self._begin(error)
         if not is_damage:
-            raise translate(error) from error
+            raise fault from error
 
     # The process.
 
@@ -255,7 +253,6 @@ class Database:
         """Give back what this process has. It never raises."""
         with contextlib.suppress(Exception):
             self.presence.leave()
-            self.counters.close()
         with self.lock.threads, contextlib.ExitStack() as stack:
             with contextlib.suppress(Exception):
                 # The last one to close removes the log: not while another process begins anew.
@@ -267,7 +264,7 @@ class Database:
 
     def before_fork(self) -> None:
         """SQLite's locks of a process do not follow it into its children: none is to be open."""
-        if self.lock.threads.acquire(timeout=signal.LOCK_TIMEOUT):
+        if self.lock.threads.acquire(timeout=LOCK_TIMEOUT):
             self._reading.acquire()
             self._drop()
 
@@ -287,13 +284,69 @@ class Database:
         self._reading = threading.RLock()
 
 
-def _close(reader: Connection, writer: Connection | None) -> None:
-    for connection in filter(None, (writer, reader)):
+def _transact(connection: Connection, begin: str, step: Step[*Args, T], *args: *Args) -> T:
+    connection.execute(begin)
+    try:
+        result = step(connection, *args)
+        connection.execute("COMMIT")
+        return result
+    finally:
+        # Where it is over, this does nothing.
+        with contextlib.suppress(sqlite3.Error):
+            connection.rollback()
+
+
+def _connect(path: str, mode: str, timeout: float) -> Connection:
+    uri = f"file:{quote(path)}?mode={mode}"
+    connection = sqlite3.connect(
+        uri, timeout=timeout, isolation_level=None, check_same_thread=False, uri=True
+    )
+    connection.text_factory = lambda text: text.decode("utf-8", "replace")
+    connection.executescript("PRAGMA trusted_schema = OFF; PRAGMA cell_size_check = ON")
+    return connection
+
+
+def _validate(connection: Connection) -> State:
+    """
+    :raises Damage: for a file that is not one of ours as we write it.
+    :raises StoreError: for one of a later version.
+    """
+    (identity,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if identity == APPLICATION_ID and version > VERSION:
+        raise StoreError("the database is of a newer version of wsgi-isr")
+    parts = connection.execute("SELECT sql FROM sqlite_master WHERE sql NOT NULL")
+    ours = sorted(sql for (sql,) in parts) == sorted(SCHEMA.split(";\n"))
+    if identity != APPLICATION_ID or version != VERSION or not ours:
+        raise Damage("it is not a database of this version of wsgi-isr")
+    return State.read(connection)
+
+
+def _create(path: str, lost: bool) -> None:
+    with contextlib.closing(_connect(path, "rwc", 0)) as connection:
+        connection.executescript(
+            f"PRAGMA auto_vacuum = INCREMENTAL; PRAGMA journal_mode = MEMORY; BEGIN; {SCHEMA};"
+            f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {VERSION}"
+        )
+        tables.begin(connection, secrets.token_hex(8), lost)
+        connection.execute("COMMIT")
+        connection.execute("PRAGMA journal_mode = WAL").fetchall()
+
+
+def _remove(path: str) -> None:
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        with contextlib.suppress(OSError):
+            os.unlink(path + suffix)
+
+
+def _close(*connections: Connection | None) -> None:
+    for connection in filter(None, reversed(connections)):
         with contextlib.suppress(sqlite3.Error):
             connection.close()
 
 
-def _begin_lineage(connection: Connection, lineage: str) -> str:
+def _rename(connection: Connection, lineage: str) -> str:
+    """Begin another lineage, unless another process did."""
     state = State.read(connection)
     if state.lineage == lineage:
         state.lineage = secrets.token_hex(8)

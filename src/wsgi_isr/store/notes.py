@@ -14,11 +14,11 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from sqlite3 import Connection
 
-from . import labels, protocol
+from . import protocol, tables
 from .database import Database
 from .leases import Lease, Leases
 from .protocol import Busy, Failure, StoreError, Wanted
-from .schema import seal, unseal
+from .tables import seal, unseal
 
 #: Outcomes that are kept for those who waited, and names that `Store.once` remembers.
 MAX_OUTCOMES, MAX_ONCE = 100, 1000
@@ -191,13 +191,11 @@ class Notes:
     # What exists, what was counted, what happened.
 
     def list_path(self, path: str) -> None:
-        if not self.database.read(labels.has_path, path):
-            self.database.write(labels.list_path, path)
+        if not self.database.read(tables.has_path, path):
+            self.database.write(tables.list_path, path)
 
-    def has_path(self, path: str) -> bool:
-        if (found := self.database.read(labels.has_path, path)) is None:
-            raise StoreError("the list of paths is damaged; prerender again to write it")
-        return found
+    def has_path(self, path: str) -> bool | None:
+        return self.database.read(tables.has_path, path)
 
     def builds(self, build: str) -> list[str]:
         if build not in self.database.read(get_all, "build"):

@@ -13,15 +13,12 @@ import shutil
 import threading
 import time
 import typing as t
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from sqlite3 import Connection
 
-from ..freshness import Invalidated
-from . import labels as labels_of
-from . import signal
+from . import tables
 from .database import Database
 from .epochs import Last, replaces
-from .labels import Page
 from .notes import Notes, add, drop
 from .protocol import (
     Busy,
@@ -35,24 +32,21 @@ from .protocol import (
     TooLarge,
     Validity,
 )
-from .schema import State
+from .tables import Page, State
 
 #: Pages that are pruned in one step, and their bytes; free pages of the file in another.
 BATCH, BATCH_BYTES = 20, 2**20
 #: Seconds between two steps of pruning, in which others write.
 PAUSE = 0.002
-#: Steps of pruning after which the log is moved into the file.
+#: Steps of pruning after which the log is moved into the file: nobody else is to sync it.
 CHECKPOINT = 5
 #: Seconds between two glances at the counters.
 GLANCE = 0.03
 #: Seconds that forgetting labels may take before another process begins it again.
 FORGETTING = 300.0
-#: Which pages are to go, in their order, until so many pages and bytes are left.
-Bound: t.TypeAlias = tuple[str, object, int, int]
-_OF_BUILD = "WHERE build = ?"
 _LEAST = "WHERE name != ? ORDER BY gone DESC, used"
 _GET = """SELECT pages.meta, pages.head, bodies.body, state.data FROM pages, state
-    JOIN bodies ON bodies.id = pages.id WHERE pages.name = ? AND state.id = 1"""
+    JOIN bodies ON bodies.id = pages.id WHERE pages.name = ?"""
 _PUT = """INSERT INTO pages (name, path, build, gone, used, meta, head)
     VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET path = excluded.path,
     build = excluded.build, gone = excluded.gone, used = excluded.used, meta = excluded.meta,
@@ -78,39 +72,16 @@ class SQLiteStore(Notes):
         super().__init__(Database(folder))
         self.folder = self.database.folder
         self.max_pages, self.max_bytes = max_pages, max_bytes
-        #: Rows of labels that were found damaged.
-        self._damaged: set[int] = set()
         self._closed = threading.Event()
 
     @property
     def signal(self) -> t.Any:
-        counters = self.database.counters
-        if counters.used is None:
-            counters.check()
-        return counters.values
+        return self.database.lock.counters or self.database.lock.check()
 
     # Pages.
 
     def get(self, name: str) -> Stored | None:
-        return self.database.read(self._get, name)
-
-    def _get(self, connection: Connection, name: str) -> Stored | None:
-        row = connection.execute(_GET, (name,)).fetchone()
-        stored = row and self._judge(connection, State.of(row[3]), *row[:3])
-        return stored if stored and stored.record.name == name else None
-
-    def _judge(
-        self, connection: Connection, state: State, meta: t.Any, head: t.Any, body: t.Any
-    ) -> Stored | None:
-        """A page and its validity, unless it is damaged."""
-        page = Page.of(meta, head, body)
-        if page is None or type(head) is not bytes or type(body) is not bytes:
-            return None
-        record, number = page.record, page.record.number
-        if number.lineage == state.lineage and number.sequence >= state.changed:
-            return Stored(record, Validity(Invalidated.NO, state.at))
-        last = labels_of.last_of(connection, state, page, self._damaged)
-        return Stored(record, Validity(last.makes(number, state.lineage), state.at))
+        return self.database.read(_get, name)
 
     def put(self, record: Record) -> Validity | None:
         size = len(record.head) + len(record.body)
@@ -125,27 +96,29 @@ class SQLiteStore(Notes):
         before = Page.of(row and row[0])
         if before is not None and not replaces(number, before.record.number, state.lineage):
             return None
-        if number.lineage != state.lineage or number.sequence < state.changed:
-            # It may be from before what was forgotten.
-            last = labels_of.last_of(connection, state, page, self._damaged)
-            page = page._replace(last=last.later(Last(state.floor)))
-        values = (name, path, build, gone, time.time_ns() // 1000, page.seal(), head)
+        # It may be from before what was forgotten.
+        last = tables.last_of(connection, state, page).later(Last(state.floor))
+        meta = page._replace(last=last).seal()
+        values = (name, path, build, gone, time.time_ns() // 1000, meta, head)
         connection.execute(_PUT, values)
         connection.execute(_PUT_BODY, (body, name))
         drop(connection, "failure", name)
         state.pages += row is None
         state.bytes += page.size - (before.size if before else 0)
-        bound = (_LEAST, name, self.max_pages, self.max_bytes)
-        while evicted := _remove_some(connection, state, bound):
+        evicted = 0
+        while state.pages > self.max_pages or state.bytes > self.max_bytes:
+            if _remove(connection, state, _LEAST, name):
+                evicted += 1
+            else:
+                # Nothing else is left: what was counted besides was damaged.
+                state.pages, state.bytes = 1, page.size
+        if evicted:
             add(connection, {"evictions": evicted})
-        if state.pages > self.max_pages or state.bytes > self.max_bytes:
-            # Nothing is left: what was counted besides was damaged.
-            state.pages, state.bytes = 1, page.size
         # Of a state that was restored since: later invalidations must have later numbers.
         if number.lineage == state.lineage:
             state.sequence = max(state.sequence, number.sequence)
         state.write(connection)
-        return Validity(page.last.makes(number, state.lineage), state.at)
+        return Validity(last.makes(number, state.lineage), state.at)
 
     def delete(self, name: str) -> None:
         self.database.write(_delete, name, bump=1)
@@ -153,27 +126,9 @@ class SQLiteStore(Notes):
     def records(
         self, *, build: str | None = None, path: str | None = None, after: str = ""
     ) -> Iterator[Stored]:
-        while found := self.database.read(self._some, build, path, after):
+        while found := self.database.read(_some, build, path, after):
             yield from (stored for _, stored in found if stored is not None)
             after = found[-1][0]
-
-    def _some(
-        self, connection: Connection, build: str | None, path: str | None, after: str
-    ) -> list[tuple[str, Stored | None]]:
-        """Names of pages, and those that are not damaged."""
-        state, values, where = State.read(connection), [after], "name > ?"
-        # Not by the index of builds, which is not in the order of names: most are of one build.
-        for column, value in (("+build", build), ("path", path)):
-            if value is not None:
-                where += f" AND {column} = ?"
-                values.append(value)
-        select = f"SELECT name, used, meta, head FROM pages WHERE {where} ORDER BY name LIMIT 50"
-        found: list[tuple[str, Stored | None]] = []
-        for name, used, meta, head in connection.execute(select, values):
-            stored = self._judge(connection, state, meta, head, b"")
-            used = used / 1e6 if isinstance(used, int) else 0.0
-            found.append((name, stored and stored._replace(used=used)))
-        return found
 
     def used(self, names: Iterable[str]) -> None:
         update = "UPDATE pages SET used = ? WHERE name = ?"
@@ -183,28 +138,36 @@ class SQLiteStore(Notes):
     # The order.
 
     def number(self) -> Number:
-        if damaged := set(self._damaged):
-            self.database.write(labels_of.mend, damaged)
-            self._damaged -= damaged
         return self.database.write(_number)
 
     def invalidate(self, labels: Sequence[str], expire: bool) -> Number:
-        number, crowded = self.database.write(labels_of.note, labels, expire, bump=0)
-        # The invalidation holds by now, whatever becomes of the bounds.
-        with contextlib.suppress(StoreError):
-            for which in crowded:
-                lease = self.lease(f"labels {which}", FORGETTING, True)
-                if not isinstance(lease, Busy):
-                    try:
-                        labels_of.forget(self.database, which)
-                    finally:
-                        lease.release()
+        number, floor = self.database.write(tables.note, labels, expire, bump=0)
+        if floor:
+            # The invalidation holds by now, whatever becomes of the bounds.
+            with contextlib.suppress(StoreError):
+                self._forget(floor)
         return number
 
+    def _forget(self, floor: int) -> None:
+        """Forget labels up to a number, after applying them to the pages that have them."""
+        write, name = self.database.write, ""
+        lease = self.lease("labels", FORGETTING, True)
+        if isinstance(lease, Busy):
+            return
+        try:
+            write(tables.raise_floor, floor)
+            while (found := self.database.read(tables.concerned, name))[0]:
+                name, concerned = found
+                if concerned:
+                    write(tables.mark, concerned)
+            for first in range(0, tables.ROWS, tables.BATCH):
+                write(tables.forget, floor, first)
+        finally:
+            lease.release()
+
     def changes(self, since: Number) -> Changes:
-        self.database.counters.check()
         self.database.check()
-        return self.database.read(labels_of.changes, since)
+        return self.database.read(tables.changes, since)
 
     # How much there is.
 
@@ -222,42 +185,33 @@ class SQLiteStore(Notes):
     ) -> int:
         pages = self.max_pages if max_pages is None else max_pages
         size = self.max_bytes if max_bytes is None else max_bytes
-        bounds = [(_LEAST, "", 0, 0) if everything else (_LEAST, "", pages, size)]
-        if keep_builds is not None:
-            builds = self.database.read(_builds)
-            bounds[:0] = [(_OF_BUILD, build, 0, 0) for build in builds if build not in keep_builds]
         removed = 0
-        for turn, count in enumerate(self._prune(bounds)):
-            removed += count
-            # Others write meanwhile, and are not to sync what was pruned.
-            if turn % CHECKPOINT == 0:
-                self._checkpoint("PASSIVE")
-            time.sleep(PAUSE)
-        self._checkpoint("PASSIVE")
-        with contextlib.suppress(StoreError), self.database.lock:
-            self._checkpoint("TRUNCATE")
+        if keep_builds is not None:
+            for build in set(self.database.read(_builds)).difference(keep_builds):
+                removed += self._in_steps(_prune, "WHERE build = ?", build, 0, 0)
+        bounds = (0, 0) if everything else (pages, size)
+        removed += self._in_steps(_prune, _LEAST, "", *bounds)
+        with contextlib.suppress(StoreError):
+            self._in_steps(_vacuum)
+            with self.database.lock:
+                self.database.checkpoint("TRUNCATE")
         self.database.write(self.bury)
-        signal.sweep()
         # Folders of versions without a database, one a prefix.
         for path in map(os.path.dirname, glob.glob(f"{glob.escape(self.folder)}/*/pages")):
             if not {"sequence", "epochs", "leases", "lock"}.isdisjoint(os.listdir(path)):
                 shutil.rmtree(path, ignore_errors=True)
         return removed
 
-    def _prune(self, bounds: Iterable[Bound]) -> Iterator[int]:
-        for bound in bounds:
-            while count := self.database.write(_prune, bound, bump=1):
-                yield count
-        left = None
-        with contextlib.suppress(StoreError):
-            # Room goes back to the file system, until nothing moves any more.
-            while left != (left := self.database.write(_vacuum)) and left:
-                yield 0
-
-    def _checkpoint(self, mode: str) -> None:
-        """Move the log into the file, as far as it is not in use."""
-        with contextlib.suppress(StoreError), self.database.apart() as connection:
-            connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
+    def _in_steps(self, step: Callable[..., int], *args: object) -> int:
+        """Run a step until nothing is left to do, and let others write in between."""
+        total = turn = 0
+        while count := self.database.write(step, *args, bump=1):
+            total, turn = total + count, turn + 1
+            if turn % CHECKPOINT == 0:
+                self.database.checkpoint("PASSIVE")
+            time.sleep(PAUSE)
+        self.database.checkpoint("PASSIVE")
+        return total
 
     # The process.
 
@@ -282,6 +236,42 @@ class SQLiteStore(Notes):
         self.database.close()
 
 
+def _get(connection: Connection, name: str) -> Stored | None:
+    row = connection.execute(_GET, (name,)).fetchone()
+    stored = row and _judge(connection, State.of(row[3]), *row[:3])
+    return stored if stored and stored.record.name == name else None
+
+
+def _judge(
+    connection: Connection, state: State, meta: t.Any, head: t.Any, body: t.Any
+) -> Stored | None:
+    """A page and its validity, unless it is damaged."""
+    page = Page.of(meta, head, body)
+    if page is None or type(head) is not bytes or type(body) is not bytes:
+        return None
+    made = tables.last_of(connection, state, page).makes(page.record.number, state.lineage)
+    return Stored(page.record, Validity(made, state.at))
+
+
+def _some(
+    connection: Connection, build: str | None, path: str | None, after: str
+) -> list[tuple[str, Stored | None]]:
+    """Names of pages, and those that are not damaged."""
+    state, values, where = State.read(connection), [after], "name > ?"
+    # Not by the index of builds, which is not in the order of names: most are of one build.
+    for column, value in (("+build", build), ("path", path)):
+        if value is not None:
+            where += f" AND {column} = ?"
+            values.append(value)
+    select = f"SELECT name, used, meta, head FROM pages WHERE {where} ORDER BY name LIMIT 50"
+    found: list[tuple[str, Stored | None]] = []
+    for name, used, meta, head in connection.execute(select, values):
+        stored = _judge(connection, state, meta, head, b"")
+        used = used / 1e6 if isinstance(used, int) else 0.0
+        found.append((name, stored and stored._replace(used=used)))
+    return found
+
+
 def _number(connection: Connection) -> Number:
     state = State.read(connection)
     state.sequence += 1
@@ -291,8 +281,8 @@ def _number(connection: Connection) -> Number:
 
 def _delete(connection: Connection, name: str) -> None:
     state = State.read(connection)
-    if not _remove(connection, state, "WHERE name = ?", name):
-        drop(connection, "failure", name)
+    _remove(connection, state, "WHERE name = ?", name)
+    drop(connection, "failure", name)
     state.write(connection)
 
 
@@ -311,31 +301,26 @@ def _remove(connection: Connection, state: State, which: str, value: object) -> 
     return True
 
 
-def _remove_some(connection: Connection, state: State, bound: Bound) -> int:
-    """Remove pages until the rest fits, a bounded number."""
-    which, value, max_pages, max_bytes = bound
-    removed, least = 0, state.bytes - BATCH_BYTES
-    while removed < BATCH and state.bytes >= least:
-        fits = state.pages <= max_pages and state.bytes <= max_bytes
-        if fits or not _remove(connection, state, which, value):
+def _prune(connection: Connection, which: str, value: str, pages: int, size: int) -> int:
+    """Remove some pages of those that are to go until so many pages and bytes are left."""
+    state, removed = State.read(connection), 0
+    enough = state.bytes - BATCH_BYTES
+    while (state.pages > pages or state.bytes > size) and state.bytes >= enough:
+        if removed == BATCH or not _remove(connection, state, which, value):
             break
         removed += 1
-    return removed
-
-
-def _prune(connection: Connection, bound: Bound) -> int:
-    state = State.read(connection)
-    removed = _remove_some(connection, state, bound)
     state.write(connection)
     return removed
 
 
 def _vacuum(connection: Connection) -> int:
-    """Give some free pages of the file back; gives how many are left."""
+    """Give some free pages of the file back to the file system."""
+    free = "PRAGMA freelist_count"
+    before = connection.execute(free).fetchone()[0]
     for _ in range(BATCH):
         # One at a time, since `execute` stops after the first.
         connection.execute("PRAGMA incremental_vacuum(1)")
-    return int(connection.execute("PRAGMA freelist_count").fetchone()[0])
+    return int(before - connection.execute(free).fetchone()[0])
 
 
 def _builds(connection: Connection) -> list[str]:

@@ -14,7 +14,7 @@ from cachelib import BaseCache
 
 from .database import Database
 from .protocol import StoreError
-from .schema import seal, unseal
+from .tables import seal, unseal
 
 logger = logging.getLogger("wsgi_isr")
 
