@@ -20,10 +20,9 @@ import time
 import typing as t
 from pathlib import Path
 
-from wsgi_isr.freshness import Invalidated, State, state_of
 from wsgi_isr.key import PageKey
 from wsgi_isr.metadata import Metadata
-from wsgi_isr.page import Codec, Page
+from wsgi_isr.page import Codec, Invalidated, Page, State, state_of
 from wsgi_isr.process import POLL
 from wsgi_isr.renders import ELSEWHERE
 from wsgi_isr.store.epochs import Epochs, replaces

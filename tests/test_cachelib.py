@@ -14,7 +14,7 @@ import pytest
 from cachelib import BaseCache, FileSystemCache, MemcachedCache, NullCache, SimpleCache
 from redis_server import Memcached, running
 
-from wsgi_isr.freshness import Invalidated
+from wsgi_isr.page import Invalidated
 from wsgi_isr.store import cachelib as cachelib_store
 from wsgi_isr.store import entries, leases
 from wsgi_isr.store.cachelib import CachelibStore

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsgi_isr.freshness import Invalidated
+from wsgi_isr.page import Invalidated
 from wsgi_isr.rules import compile_pattern
 from wsgi_isr.store.epochs import MAX_ALIKE, Epochs, pattern_over, prefix_of, replaces
 from wsgi_isr.store.protocol import Invalidation, Number

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from steps import visit
 
-from wsgi_isr.freshness import CLOCK_TOLERANCE, Invalidated, State, state_of, window_of
+from wsgi_isr.page import CLOCK_TOLERANCE, Invalidated, State, state_of, window_of
 from wsgi_isr.store.epochs import replaces
 from wsgi_isr.store.protocol import Number
 

@@ -17,7 +17,7 @@ from steps import visit
 from werkzeug.test import create_environ
 
 from wsgi_isr import ISRMiddleware
-from wsgi_isr.freshness import Invalidated
+from wsgi_isr.page import Invalidated
 from wsgi_isr.store.memory import Entry, MemoryLevel
 
 DEFAULT = 50 * 2**20

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis_server import Redis, eventually, listening
 
-from wsgi_isr.freshness import Invalidated
+from wsgi_isr.page import Invalidated
 from wsgi_isr.rules import compile_pattern
 from wsgi_isr.store import redis as module
 from wsgi_isr.store.clients import redis_client

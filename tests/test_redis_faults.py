@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from redis_server import Redis, SlowNetwork, eventually, listening, running
 
-from wsgi_isr.freshness import Invalidated
+from wsgi_isr.page import Invalidated
 from wsgi_isr.store.clients import redis_client
 from wsgi_isr.store.protocol import Busy, Failure, Number, ReadOnly, Wanted
 from wsgi_isr.store.redis import RedisStore

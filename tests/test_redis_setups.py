@@ -11,7 +11,7 @@ import pytest
 from cachelib import MemcachedCache, RedisCache, ValkeyCache
 from redis_server import Memcached, Redis, Server, eventually, find, free_port, listening, running
 
-from wsgi_isr.freshness import Invalidated
+from wsgi_isr.page import Invalidated
 from wsgi_isr.store.clients import (
     client_of,
     import_extra,

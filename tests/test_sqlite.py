@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from wsgi_isr.freshness import Invalidated
+from wsgi_isr.page import Invalidated
 from wsgi_isr.store import notes, tables
 from wsgi_isr.store.protocol import (
     MAX_MINUTES,

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from wsgi_isr.freshness import Invalidated
+from wsgi_isr.page import Invalidated
 from wsgi_isr.store import locks
 from wsgi_isr.store.database import VERSION
 from wsgi_isr.store.protocol import Busy, Number, ReadOnly, Record, StoreError

@@ -11,7 +11,7 @@ import pytest
 from cachelib import FileSystemCache, SimpleCache
 from redis_server import Memcached, Redis
 
-from wsgi_isr.freshness import Invalidated
+from wsgi_isr.page import Invalidated
 from wsgi_isr.store.cachelib import MEMCACHED, CachelibStore
 from wsgi_isr.store.local import LocalStore
 from wsgi_isr.store.protocol import MAX_LABELS, Store

@@ -16,10 +16,9 @@ from werkzeug.http import parse_accept_header, quote_etag, unquote_etag
 from werkzeug.sansio.http import is_resource_modified
 
 from .codings import PREFERENCE, is_compressible
-from .freshness import window_of
 from .key import Origin, PageKey
 from .metadata import Header, header, tags_value
-from .page import Page
+from .page import Page, window_of
 from .rules import Rule
 from .store.memory import Entry
 

@@ -10,11 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from .attempt import refusal_name
-from .freshness import Invalidated, state_of, window_of
 from .key import PageKey
 from .metadata import REDIRECTS
 from .metrics import periods_of, totals_of
-from .page import Page, Render
+from .page import Invalidated, Page, Render, state_of, window_of
 from .process import Process
 from .refusals import remedy_of
 from .rules import Rule, compile_pattern

@@ -1,12 +1,13 @@
-"""`Page`: an immutable stored response, and its bytes in a store.
+"""`Page`: an immutable stored response, how long it is fresh, and its bytes in a store.
 
 A page is stored as a *head*, a sealed JSON text (checksum, or HMAC with a signing key), and its raw
-bodies, whose checksums stand in the head. So a head can be read without its bodies. Nothing read
+bodies, whose checksum stands in the head. So a head can be read without its bodies. Nothing read
 from a store is ever executed, and whatever is not exactly such a page is a miss.
 """
 
 from __future__ import annotations
 
+import enum
 import functools
 import hashlib
 import hmac
@@ -15,7 +16,6 @@ import math
 import re
 import typing as t
 import zlib
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from .key import PageKey
@@ -39,9 +39,19 @@ MAX_CACHED_HEAD = 4096
 TAG = 80
 #: Renders of a page that are remembered with it.
 MAX_RENDERS = 10
+#: Seconds by which the clocks of two machines may differ. A page from further in the future comes
+#: from a clock that is wrong.
+CLOCK_TOLERANCE = 5.0
 _STATUSES = STORABLE | STORABLE_IF_DECLARED
 _DIGEST = re.compile(r"[0-9a-f]{32}")
 _HISTORY = re.compile(r"(?:(?:;|^)[0-9]{1,12} [0-9]{1,5}\.[0-9]{3} [a-z]{0,20}){0,10}")
+#: What a head says of a page, as it is in `Page`; all texts but ``key``, ``headers``, ``metadata``
+#: and ``vary``, which are lists, and two numbers.
+_TEXTS = ("status", "lineage", "reason", "history", "digest")
+_FIELDS = ("key", "headers", "metadata", "vary", "generated_at", "seconds", "sequence", *_TEXTS)
+
+#: A content coding, and the length of the body in it.
+Size: t.TypeAlias = "tuple[str, int]"
 
 
 class Render(t.NamedTuple):
@@ -70,7 +80,10 @@ class Page:
     :param lineage: names the counter that the number comes from.
     :param reason: why it was rendered: ``"miss"``, ``"stale"``, ``"revalidate"``, ``"prerender"``.
     :param seconds: how long its render took.
+    :param vary: request headers that a cache has to tell apart.
     :param history: its last renders as one short text, this one first; see `renders`.
+    :param digest: names the body: the strong ``ETag``.
+    :param weight: bytes of memory that its words take, besides its bodies.
     """
 
     key: PageKey
@@ -83,13 +96,10 @@ class Page:
     lineage: str = ""
     reason: str = ""
     seconds: float = 0.0
-    #: Request headers that a cache has to tell apart, for ``Vary``.
     vary: tuple[str, ...] = ()
     history: str = ""
-    name: str = field(default="", compare=False)
-    #: Names the body: the strong ``ETag``.
     digest: str = ""
-    #: Bytes of memory that its words take, besides its bodies.
+    name: str = field(default="", compare=False)
     weight: int = field(default=0, compare=False)
 
     def __post_init__(self) -> None:
@@ -98,7 +108,11 @@ class Page:
         if not self.digest:
             self.digest = hashlib.sha256(self.bodies["identity"]).hexdigest()[:32]
         if not self.weight:
-            self.weight = _weight(self.key, self.headers, self.metadata.tags)
+            pairs = (*self.headers, *self.key.query, *self.key.vary)
+            words = sum(len(name) + len(value or "") for name, value in pairs)
+            tags = sum(len(tag) + TAG for tag in self.metadata.tags)
+            # Mount point and path stand in the requests by which the page is found, too.
+            self.weight = words + tags + 2 * len(self.key.full_path)
 
     @property
     def renders(self) -> tuple[Render, ...]:
@@ -108,7 +122,7 @@ class Page:
 
     def rendered(self, at: float, seconds: float, reason: str, previous: Page | None) -> None:
         """Note the render that it comes from, before those of the page that it replaces."""
-        self.generated_at, self.seconds, self.reason = at, seconds, reason
+        self.generated_at, self.seconds, self.reason = at, round(seconds, 4), reason
         before = previous.history.split(";") if previous is not None and previous.history else []
         this = f"{max(0, at):.0f} {min(seconds, 99999):.3f} {reason}"
         self.history = ";".join([this, *before[: MAX_RENDERS - 1]])
@@ -136,22 +150,94 @@ class Page:
         return next((value for key, value in self.headers if key.lower() == name), None)
 
 
-def _weight(key: PageKey, headers: Iterable[tuple[str, str]], tags: Iterable[str]) -> int:
-    words = sum(len(name) + len(value or "") for name, value in (*headers, *key.query, *key.vary))
-    # The mount point and the path stand in requests by which the page is found, too.
-    return words + 2 * len(key.full_path) + sum(len(tag) + TAG for tag in tags)
-
-
 def page_label(name: str) -> str:
     """What names one page alone, whatever else shares its path."""
     return f"page:{name}"
 
 
+# Is a page fresh, stale or expired, and for how long does that hold? No I/O, and no clock.
+
+
+class State(enum.Enum):
+    FRESH = "fresh"
+    STALE = "stale"
+    EXPIRED = "expired"
+
+
+class Invalidated(enum.IntEnum):
+    """What invalidations since its render began have made of a page."""
+
+    NO = 0
+    STALE = 1
+    EXPIRED = 2
+
+
+# Looked up once: reading a member of an enumeration takes time.
+_EXPIRED = Invalidated.EXPIRED
+
+#: Whether a page is fresh; seconds of freshness left, rounded up, 0 or negative for a stale page,
+#: ``None`` for ever; seconds for which a stale page may be served, counted from the end of its
+#: window or, once it is stale, from now, ``None`` for ever; and the time at which this changes, in
+#: seconds since 1970.
+Window: t.TypeAlias = "tuple[bool, int | None, int | None, float]"
+
+
+def state_of(page: Page, invalidated: Invalidated, now: float) -> State:
+    """The state of a page.
+
+    :param now: seconds since 1970.
+    """
+    window = window_of(page, invalidated, now)
+    if window is None:
+        return State.EXPIRED
+    return State.FRESH if window[0] else State.STALE
+
+
+def window_of(page: Page, invalidated: Invalidated, now: float) -> Window | None:
+    """What an answer says of a page that may be served; ``None`` for an expired page.
+
+    One step, because every page that is asked for takes it once a second.
+
+    :param now: seconds since 1970.
+    """
+    window, expire, _ = page.metadata
+    age = now - page.generated_at
+    if invalidated is _EXPIRED or (expire is not None and age >= expire):
+        return None
+    fresh = not invalidated and age >= -CLOCK_TOLERANCE and (window is None or age < window)
+    if window is None:
+        return fresh, None if fresh else 0, None, math.inf
+    # A page from the future has all its freshness left.
+    age = max(age, 0.0)
+    left = math.ceil(window - age)
+    change = page.generated_at + window - left + 1
+    if fresh:
+        return True, left, None if expire is None else expire - window, change
+    return False, min(0, left), None if expire is None else math.floor(expire - age), change
+
+
+# Pages to bytes and back.
+
+
+class Head(t.NamedTuple):
+    """What a head says.
+
+    :param page: without its bodies.
+    :param check: the checksum of all bodies.
+    :param labels: those of the page.
+    """
+
+    page: Page
+    sizes: tuple[Size, ...]
+    check: str
+    labels: tuple[str, ...]
+
+
 class Codec:
     """Pages to bytes and back.
 
-    :param signing_key: heads are authenticated with HMAC-SHA256, and have the SHA-256 of their
-        bodies; others do not decode. Without a key a CRC finds damage, not malice.
+    :param signing_key: heads and bodies are authenticated with HMAC-SHA256; others do not decode.
+        Without a key a CRC finds damage, not malice.
     """
 
     def __init__(self, signing_key: bytes | None = None) -> None:
@@ -159,13 +245,10 @@ class Codec:
         self._kind = _MAGIC + (b"c" if signing_key is None else b"h")
         self._start = len(self._kind) + (4 if signing_key is None else 32)
 
-    def _check(self, payload: bytes | memoryview) -> bytes:
+    def _check(self, payload: bytes) -> bytes:
         if self._signing_key is None:
             return zlib.crc32(payload).to_bytes(4, "big")
-        return hmac.digest(self._signing_key, t.cast(bytes, payload), hashlib.sha256)
-
-    def _check_body(self, body: bytes) -> str:
-        return f"{zlib.crc32(body):08x}" if self._signing_key is None else _sha256(body)
+        return hmac.digest(self._signing_key, payload, hashlib.sha256)
 
     def seal(self, payload: bytes) -> bytes:
         return self._kind + self._check(payload) + payload
@@ -181,37 +264,15 @@ class Codec:
     def encode(self, page: Page) -> tuple[bytes, bytes]:
         """The head of a page, and its bodies."""
         body = b"".join(page.bodies.values())
-        head = json.dumps(
-            {
-                "key": page.key,
-                "status": page.status,
-                "headers": page.headers,
-                "metadata": page.metadata,
-                "generated_at": page.generated_at,
-                "sequence": page.sequence,
-                "lineage": page.lineage,
-                "reason": page.reason,
-                "seconds": round(page.seconds, 4),
-                "vary": page.vary,
-                "history": page.history,
-                "digest": page.digest,
-                "check": self._check_body(body),
-                "bodies": [[coding, len(one)] for coding, one in page.bodies.items()],
-            },
-            separators=(",", ":"),
-        ).encode()
-        return self.seal(head), body
+        fields = {name: getattr(page, name) for name in _FIELDS}
+        fields["check"] = self._check(body).hex()
+        fields["bodies"] = [[coding, len(one)] for coding, one in page.bodies.items()]
+        return self.seal(json.dumps(fields, separators=(",", ":")).encode()), body
 
-    def decode(self, head: object, body: bytes, key: PageKey | None = None) -> Page | None:
-        """The page of a head and its bodies; ``None`` for what is damaged, forged or foreign.
-
-        :param key: whose page it has to be: a page stored under another key's name is a miss.
-        """
-        found = self.decode_head(head)
-        if found is None or (key is not None and found[0].key != key):
-            return None
-        page, sizes, check = found
-        if self._check_body(body) != check or sum(size for _, size in sizes) != len(body):
+    def decode(self, head: Head, body: bytes) -> Page | None:
+        """The page of a head, with its bodies; ``None`` where they are damaged or forged."""
+        page, sizes, check, _ = head
+        if self._check(body).hex() != check or sum(size for _, size in sizes) != len(body):
             return None
         at = 0
         for coding, size in sizes:
@@ -219,73 +280,54 @@ class Codec:
             at += size
         return page
 
-    def decode_head(self, head: object) -> tuple[Page, tuple[Size, ...], str] | None:
-        """A page without its bodies, their sizes and their checksum; ``None`` as above."""
-        payload = self.unseal(head)
+    def decode_head(self, data: object) -> Head | None:
+        """What a head says; ``None`` for one that is damaged, forged or foreign."""
+        payload = self.unseal(data)
         if payload is None:
             return None
         parse = _parse_head_once if len(payload) <= MAX_CACHED_HEAD else _parse_head
         try:
-            fields, sizes, check = parse(payload)
+            fields, sizes, check, labels = parse(payload)
         except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError):
             return None
-        return Page(bodies={}, **fields), sizes, check
+        return Head(Page(bodies={}, **fields), sizes, check, labels)
 
 
-#: A content coding, and the length of the body in it.
-Size: t.TypeAlias = "tuple[str, int]"
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _parse_head(data: bytes) -> tuple[dict[str, t.Any], tuple[Size, ...], str]:
-    """The fields of a page without its bodies, and their codings, lengths and checksum.
+def _parse_head(data: bytes) -> tuple[dict[str, t.Any], tuple[Size, ...], str, tuple[str, ...]]:
+    """The fields of a page without its bodies, and the rest of a `Head`.
 
     A page may come from anybody who can write to the store: all that gets into an answer, or is
     computed with, is what a render could have made of it.
     """
     head = json.loads(data)
-    key = parse_key(head["key"])
-    vary = _strings(head["vary"])
-    headers = shared_headers(_pairs(head["headers"]))
-    status, lineage, digest, reason, history = _strings(
-        [head[name] for name in ("status", "lineage", "digest", "reason", "history")]
+    *words, check = _strings([head[name] for name in (*_TEXTS, "check")])
+    texts: dict[str, t.Any] = dict(zip(_TEXTS, words, strict=True))
+    sizes = tuple((coding, _whole(size)) for coding, size in head["bodies"])
+    page = Page(
+        key=parse_key(head["key"]),
+        headers=shared_headers(_pairs(head["headers"])),
+        bodies={},
+        metadata=_parse_metadata(*head["metadata"]),
+        generated_at=float(head["generated_at"]),
+        seconds=float(head["seconds"]),
+        sequence=_whole(head["sequence"]),
+        vary=_strings(head["vary"]),
+        **texts,
     )
     # No header splitting on the way out.
-    values = [*headers, *((name, "") for name in vary), ("Status", status)]
-    if not all(is_sound(name, value) for name, value in values):
-        raise ValueError("a header is not sound")
-    if status_code(status) not in _STATUSES or not _DIGEST.fullmatch(digest):
-        raise ValueError("not a stored response")
-    metadata = _parse_metadata(*head["metadata"])
-    generated_at, seconds = float(head["generated_at"]), round(float(head["seconds"]), 4)
-    if not math.isfinite(generated_at) or not math.isfinite(seconds):
-        raise ValueError("no time")
-    if not _HISTORY.fullmatch(history):
-        raise ValueError("no renders")
-    fields = {
-        "key": key,
-        "status": status,
-        "headers": headers,
-        "metadata": metadata,
-        "generated_at": generated_at,
-        "sequence": _whole(head["sequence"]),
-        "lineage": lineage,
-        "reason": reason,
-        "seconds": seconds,
-        "vary": vary,
-        "history": history,
-        "name": key.name,
-        "digest": digest,
-        "weight": _weight(key, headers, metadata.tags),
-    }
-    sizes = tuple((coding, _whole(size)) for coding, size in head["bodies"])
-    if "identity" not in _strings([coding for coding, _ in sizes]):
-        raise ValueError("no body")
-    (check,) = _strings([head["check"]])
-    return fields, sizes, check
+    values = [*page.headers, *((name, "") for name in page.vary), ("Status", page.status)]
+    if not (
+        all(is_sound(name, value) for name, value in values)
+        and page.code in _STATUSES
+        and _DIGEST.fullmatch(page.digest)
+        and _HISTORY.fullmatch(page.history)
+        and math.isfinite(page.generated_at)
+        and math.isfinite(page.seconds)
+        and "identity" in _strings([coding for coding, _ in sizes])
+    ):
+        raise ValueError("no render makes such a page")
+    fields = {name: getattr(page, name) for name in (*_FIELDS, "name", "weight")}
+    return fields, sizes, check, page.labels
 
 
 _parse_head_once = functools.lru_cache(1024)(_parse_head)
@@ -311,8 +353,6 @@ def _parse_metadata(revalidate: t.Any, expire: t.Any, tags: t.Any) -> Metadata:
     window = False if revalidate is None else revalidate
     check_revalidate(window)
     check_expire(expire, window)
-    # Raises for a number that cannot be added to a time.
-    float(window), float(expire or 0)
     return lifetime(revalidate, expire, check_tags(_strings(tags)))
 
 

@@ -21,9 +21,9 @@ from collections.abc import Callable
 from . import tracing
 from .attempt import MAX_BACK_OFF, Attempts
 from .config import Config
-from .freshness import Invalidated, State, state_of
 from .key import PageKey
 from .outcome import Kind, Outcome
+from .page import Invalidated, State, state_of
 from .render import RenderError, RenderTimeout, rendering
 from .rules import Rule, compile_pattern
 from .store.memory import Entry

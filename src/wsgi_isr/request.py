@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from werkzeug.wsgi import ClosingIterator
 
 from .answer import Answer, choose_coding, send
-from .freshness import State, state_of
 from .key import MAX_KEY_LENGTH, Origin, PageKey, is_ambiguous
 from .metadata import NOT_NOW, REDIRECTS, InvalidMetadata, read_metadata, remove_isr
 from .outcome import Kind, Outcome
+from .page import State, state_of
 from .passing import (
     FALLBACK,
     Discovery,

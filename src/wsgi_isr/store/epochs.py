@@ -7,7 +7,7 @@ import typing as t
 from collections.abc import Iterator, Sequence
 from urllib.parse import unquote_to_bytes
 
-from ..freshness import Invalidated
+from ..page import Invalidated
 from ..rules import compile_pattern
 from .protocol import Invalidation, Number
 

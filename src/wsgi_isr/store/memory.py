@@ -6,10 +6,9 @@ import threading
 import typing as t
 from collections.abc import Iterator
 
-from ..freshness import Invalidated
 from ..key import PageKey
 from ..metadata import intern
-from ..page import Page
+from ..page import Invalidated, Page
 from .epochs import Epochs, replaces
 from .protocol import MAX_HISTORY, Changes, Invalidation, Number
 

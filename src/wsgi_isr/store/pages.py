@@ -9,10 +9,9 @@ import typing as t
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from ..freshness import Invalidated, State, state_of
 from ..key import PageKey
 from ..metadata import GONE
-from ..page import Codec, Page, Size, page_label
+from ..page import Codec, Head, Invalidated, Page, Size, State, page_label, state_of
 from .guard import Guard
 from .memory import Entry, MemoryLevel, is_same_render
 from .protocol import (
@@ -176,9 +175,11 @@ class Pages:
         found = self.guard.ask("get", lambda: self.store.get(key.name))
         if found is None:
             return None
-        page = self._codec.decode(found.record.head, found.record.body, key)
-        if page is not None and _is_sound(found, page):
-            return page, found.validity
+        head = self._codec.decode_head(found.record.head)
+        if head is not None and head.page.name == key.name and _is_sound(found.record, head):
+            page = self._codec.decode(head, found.record.body)
+            if page is not None:
+                return page, found.validity
         if self._reports < MAX_REPORTS:
             self._reports += 1
             text = "stored page %s is damaged, or signed with another key: it is rendered anew"
@@ -267,9 +268,9 @@ class Pages:
 
     def _listed(self, stored: Stored) -> Listed | None:
         head = self._codec.decode_head(stored.record.head)
-        if head is None or not _is_sound(stored, head[0]):
+        if head is None or not _is_sound(stored.record, head):
             return None
-        return Listed(*head[:2], stored.validity.invalidated, stored.used)
+        return Listed(head.page, head.sizes, stored.validity.invalidated, stored.used)
 
     # Writing.
 
@@ -364,11 +365,8 @@ def _record(page: Page, head: bytes = b"", body: bytes = b"") -> Record:
     return Record(page.name, page.labels, number, page.key.build, path, gone, head, body)
 
 
-def _is_sound(found: Stored, page: Page) -> bool:
+def _is_sound(record: Record, head: Head) -> bool:
     """Whether a store's own account of a page is that of the sealed head."""
-    record = found.record
-    return (
-        record.labels == page.labels
-        and record.number == (page.lineage, page.sequence)
-        and record.name == page.name
-    )
+    page = head.page
+    number = (page.lineage, page.sequence)
+    return (record.name, record.number, record.labels) == (page.name, number, head.labels)

@@ -37,7 +37,7 @@ from __future__ import annotations
 import typing as t
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from ..freshness import Invalidated
+from ..page import Invalidated
 
 #: Labels and patterns whose last invalidation a store remembers.
 MAX_LABELS = 100_000

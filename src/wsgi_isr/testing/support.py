@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from ..freshness import Invalidated
+from ..page import Invalidated
 from ..store.protocol import Busy, Number, Record, Store
 
 NO, STALE, EXPIRED = Invalidated.NO, Invalidated.STALE, Invalidated.EXPIRED
