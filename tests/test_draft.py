@@ -13,7 +13,7 @@ from flasks import COLD, HIT, flask_app, flask_browser, settle
 from itsdangerous import URLSafeTimedSerializer
 
 from wsgi_isr.flask import ISR, isr_page
-from wsgi_isr.flask.routes import COOKIE, LIFETIME
+from wsgi_isr.flask.extension import COOKIE, LIFETIME
 
 DRAFT = "isr; fwd=bypass; detail=draft"
 

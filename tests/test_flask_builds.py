@@ -12,7 +12,7 @@ from flask import Flask
 from flasks import COLD, flask_app, flask_browser
 
 from wsgi_isr.flask import isr_page
-from wsgi_isr.flask.build import build_digest
+from wsgi_isr.flask.extension import build_digest
 
 
 def build_id(folder: Path, template_folder: str | None = "templates") -> str:
@@ -60,6 +60,7 @@ class TestThePackage:
             "templates/blog/post.html",
             "templates/new.txt",
             "blog/templates/blog/list.html",
+            "translations/de/LC_MESSAGES/messages.mo",
         ],
     )
     def test_another_file_makes_another_id(self, package: Path, name: str) -> None:
@@ -133,16 +134,16 @@ class TestAModule:
     ) -> None:
         # As where the module stands in the root folder, or in a home folder with a million files.
         write(module / "Downloads" / "deep" / "tool.py")
-        walked: list[str] = []
-        walk = os.walk
+        read: set[str] = set()
+        scandir = os.scandir
 
-        def watched(top: str) -> object:
-            walked.append(os.path.relpath(top, module))
-            return walk(top)
+        def watched(folder: str) -> object:
+            read.add(os.path.relpath(folder, module))
+            return scandir(folder)
 
-        monkeypatch.setattr(os, "walk", watched)
+        monkeypatch.setattr(os, "scandir", watched)
         build_id(module)
-        assert sorted(walked) == ["shop", "templates"]
+        assert read == {".", "shop", os.path.join("shop", "cart"), "templates"}
 
 
 class TestOnAnotherMachine:

@@ -12,7 +12,7 @@ from flask import Blueprint, Flask, request, url_for
 from flasks import flask_app, flask_browser
 
 from wsgi_isr.flask import ISR, isr_page
-from wsgi_isr.flask.paths import MissingPathsWarning
+from wsgi_isr.flask.pages import MissingPathsWarning
 
 
 @pytest.fixture

@@ -200,7 +200,7 @@ class TestTheToken:
 
     def test_that_is_neither_text_nor_bytes_is_an_error(self, app: Flask) -> None:
         app.config["ISR_SECRET"] = 123
-        with pytest.raises(TypeError, match="ISR_SECRET takes a string or bytes"):
+        with pytest.raises(TypeError, match="secret takes a string or bytes"):
             flask_browser(app)
 
     def test_that_can_be_guessed_is_a_warning(

@@ -211,10 +211,6 @@ class IsrPage:
         return current
 
 
-class MissingPathsWarning(UserWarning):
-    """A declared page that nothing lists paths of is not prerendered."""
-
-
 def _place_of(url: str, origin_of: Callable[[WSGIEnvironment], Origin | None]) -> tuple[str, str]:
     parts = urlsplit(url)
     whole = {"wsgi.url_scheme": parts.scheme, "HTTP_HOST": parts.netloc}

@@ -16,7 +16,7 @@ from django.apps import apps
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
-from ..build import INSTALLED, digest_of_files, files_under, is_code
+from ..build import INSTALLED, digest_of_code
 from ..middleware import ISRMiddleware
 from ..store.opening import DEFAULT_FOLDER, open_default
 
@@ -102,10 +102,4 @@ def build_digest() -> str:
     roots[""] = os.path.normpath(base) if base else ""
     folders = [str(folder) for engine in settings.TEMPLATES for folder in engine.get("DIRS", ())]
     roots |= {os.path.join(str(n), "templates"): folder for n, folder in enumerate(folders)}
-    found = {}
-    for label, root in roots.items():
-        for path in files_under(root, excluded):
-            name = os.path.join(label, os.path.relpath(path, root))
-            if is_code(name) or name.endswith(".mo"):
-                found[name] = path
-    return digest_of_files(found)
+    return digest_of_code(roots, excluded)

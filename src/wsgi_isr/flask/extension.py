@@ -10,22 +10,26 @@ import threading
 import typing as t
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from configparser import ConfigParser
+from glob import glob
 from urllib.parse import quote
 
 import click
-from flask import Flask, current_app, got_request_exception, has_request_context, request
+from flask import Flask, Response, current_app, got_request_exception, has_request_context, request
 from flask.cli import with_appcontext
+from itsdangerous import BadData, URLSafeTimedSerializer
+from werkzeug.sansio.http import parse_cookie
 
+from ..build import digest_of_code
 from ..cli import App, group
 from ..key import Origin
 from ..middleware import ISRMiddleware
 from ..ondemand import Result
+from ..route import answer
 from ..rules import EXCLUDED, Rule, digest_of
+from ..status import PATHS, Status
 from ..views import Declared, ViewRules, declaration_of
-from . import routes
-from .build import build_digest
-from .pages import mistakes
-from .paths import Generators, listed, match, prerender_paths
+from . import pages
 
 if t.TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -39,10 +43,13 @@ GeneratorT = t.TypeVar("GeneratorT", bound="Callable[[], Iterable[t.Any]]")
 _OWN = {"cache", "rules", "enabled", "build_id", "secret", "url_prefix"}
 _OPTIONS = set(inspect.signature(ISRMiddleware).parameters) - _OWN - {"app"}
 _KEYS = {f"ISR_{name.upper()}" for name in _OPTIONS | _OWN}
-_TRUTH = dict.fromkeys(("true", "1", "yes", "on"), True)
-_TRUTH |= dict.fromkeys(("false", "0", "no", "off"), False)
 #: Where an app has what belongs to it alone; an extension may have several apps.
 _WRAPPED = "isr.wsgi_app"
+#: The endpoint of our own routes, which are no pages whatever rules say.
+_ENDPOINT = "_isr"
+#: The cookie of draft mode, and the seconds that it lasts.
+COOKIE = "isr_draft"
+LIFETIME = 3600
 
 
 class ISR:
@@ -52,7 +59,8 @@ class ISR:
     prefix ``ISR_``; the argument wins. The config is read at the first request, so it may be set
     after this. Defaults that differ: ``ISR_ENABLED`` is on, but neither in debug mode nor with
     ``TESTING``, as they stand when a request comes; ``ISR_CACHE`` is a folder in the instance
-    folder; ``ISR_BUILD_ID`` is a digest of the app's Python files, its templates and its rules.
+    folder; ``ISR_BUILD_ID`` is a digest of the app's Python files, its templates, its compiled
+    translations and its rules.
 
     :param app: the app, or ``None`` and `init_app` later.
     :raises TypeError: for an argument that does not exist.
@@ -65,8 +73,8 @@ class ISR:
     def __init__(self, app: Flask | None = None, **options: t.Any) -> None:
         if unknown := set(options) - _OPTIONS - _OWN:
             raise TypeError(f"ISR has no argument {', '.join(sorted(unknown))}")
-        self._options = options
-        self._generators: Generators = []
+        self._options = {f"ISR_{name.upper()}": value for name, value in options.items()}
+        self._generators: pages.Generators = []
         self._apps: weakref.WeakSet[Flask] = weakref.WeakSet()
         if app is not None:
             self.init_app(app)
@@ -83,8 +91,7 @@ class ISR:
         app.extensions["isr"] = self
         got_request_exception.connect(_note_error, app)
         app.cli.add_command(commands)
-        options = {f"ISR_{name.upper()}": value for name, value in self._options.items()}
-        app.extensions[_WRAPPED] = _Wrapped(app, options, self._generators)
+        app.extensions[_WRAPPED] = _Wrapped(app, self._options, self._generators)
         app.wsgi_app = app.extensions[_WRAPPED]  # type: ignore[method-assign]
         self._apps.add(app)
 
@@ -112,15 +119,26 @@ class ISR:
 
         A declared page that nothing covers is named in a warning.
         """
-        return prerender_paths(app, self._generators)
+        return pages.prerender_paths(app, self._generators)
 
-    enable_draft = staticmethod(routes.enable_draft)
-    disable_draft = staticmethod(routes.disable_draft)
+    @staticmethod
+    def enable_draft(response: Response) -> None:
+        """Let the visitor see every page as a fresh render, for an hour.
+
+        :raises RuntimeError: for an app without a secret key.
+        """
+        value = _serializer(current_app).dumps("draft")
+        response.set_cookie(COOKIE, value, max_age=LIFETIME, **_cookie_attributes())
+
+    @staticmethod
+    def disable_draft(response: Response) -> None:
+        """Let the visitor see stored pages again."""
+        response.delete_cookie(COOKIE, **_cookie_attributes())
 
     @property
     def is_draft(self) -> bool:
         """Whether the current request is in draft mode; never while a page is rendered."""
-        return routes.is_draft(current_app, request.environ)
+        return _is_draft(current_app, request.environ)
 
     @property
     def middleware(self) -> ISRMiddleware:
@@ -132,20 +150,21 @@ class ISR:
         if current_app and current_app.extensions.get("isr") is self:
             return _here()[0]
         if len(self._apps) == 1:
-            (app,) = self._apps
-            return _wrapped(app).middleware
+            return _middleware_of(*self._apps)
         raise RuntimeError("work in an app context of an app that has the ISR extension")
 
     def cli_app(self, app: Flask) -> App:
         """What the command line acts on; it finds this method by its name."""
-        middleware = _wrapped(app).middleware
+        middleware = _middleware_of(app)
         return App(middleware, lambda: self.prerender_paths(app), _origin(app, middleware))
 
 
 class _Wrapped:
     """The ``wsgi_app`` of an app, in a middleware that is made when it is first needed."""
 
-    def __init__(self, flask: Flask, options: dict[str, t.Any], generators: Generators) -> None:
+    def __init__(
+        self, flask: Flask, options: dict[str, t.Any], generators: pages.Generators
+    ) -> None:
         #: What is wrapped; the name is that of other middlewares.
         self.app: WSGIApplication = flask.wsgi_app
         self.flask = flask
@@ -159,14 +178,11 @@ class _Wrapped:
         # count as pages of the next.
         self._digest = build_digest(flask) if configured is None else None
 
-    def __repr__(self) -> str:
-        return f"<ISR of {self.app!r}>"
-
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         middleware = self.middleware
         if not self._is_checked:
             self._is_checked = True
-            for mistake in mistakes(self.flask):
+            for mistake in pages.mistakes(self.flask):
                 logger.warning("%s", mistake)
             if self.flask.wsgi_app is self:
                 # The next request has a shorter way.
@@ -180,8 +196,7 @@ class _Wrapped:
         """
         if self._middleware is None:
             with self._lock:
-                if self._middleware is None:
-                    self._middleware = self._make()
+                self._middleware = self._middleware or self._make()
         return self._middleware
 
     def _make(self) -> ISRMiddleware:
@@ -192,7 +207,7 @@ class _Wrapped:
             config[key] = _truth(key, config.get(key))
         keys = {name: f"ISR_{name.upper()}" for name in _OPTIONS}
         options = {name: config[key] for name, key in keys.items() if config.get(key) is not None}
-        rules = config.get("ISR_RULES")
+        rules, secret = config.get("ISR_RULES"), config.get("ISR_SECRET")
         cache, build_id = config.get("ISR_CACHE"), config.get("ISR_BUILD_ID")
         if cache is None:
             # The name of the app, so that two apps in one folder have no pages in common.
@@ -201,13 +216,8 @@ class _Wrapped:
         if build_id is None:
             digests = (self._digest or build_digest(flask), digest_of(rules))
             build_id = "-".join(filter(None, digests))
-        middleware = ISRMiddleware(
-            self.app,
-            cache,
-            rules=ViewRules(rules, self._find, self._listed),
-            build_id=build_id,
-            **options,
-        )
+        found = ViewRules(rules, self._find, lambda: pages.listed(flask, self._generators))
+        middleware = ISRMiddleware(self.app, cache, rules=found, build_id=build_id, **options)
 
         def is_enabled() -> bool:
             enabled = config["ISR_ENABLED"]
@@ -216,23 +226,19 @@ class _Wrapped:
         def bypass(environ: WSGIEnvironment) -> str | None:
             if not is_enabled():
                 return "disabled"
-            return "draft" if routes.is_draft(flask, environ) else None
+            return "draft" if _is_draft(flask, environ) else None
 
         middleware.is_enabled = is_enabled
         middleware.set_bypass(bypass)
-        if config.get("ISR_SECRET"):
-            prefix = config.get("ISR_URL_PREFIX") or "/_isr"
-            routes.add_route(flask, middleware, config["ISR_SECRET"], prefix)
+        if secret:
+            _add_routes(flask, middleware, secret, config.get("ISR_URL_PREFIX") or "/_isr")
         return middleware
 
     def _find(self, environ: WSGIEnvironment, other: Rule | None) -> tuple[str, Declared]:
-        endpoint = match(self.flask, environ)
-        if endpoint in routes.ENDPOINTS:
+        endpoint = pages.match(self.flask, environ)
+        if endpoint == _ENDPOINT:
             return endpoint, EXCLUDED
         return endpoint, declaration_of(self.flask.view_functions.get(endpoint))
-
-    def _listed(self) -> Iterator[str]:
-        return listed(self.flask, self._generators)
 
 
 def _check_keys(config: t.Mapping[str, t.Any]) -> None:
@@ -248,10 +254,85 @@ def _truth(key: str, value: t.Any) -> bool | None:
     """A truth value, also as the environment has it."""
     if value is None:
         return None
-    found = _TRUTH.get(str(value).strip().lower()) if isinstance(value, str | int) else None
+    found = ConfigParser.BOOLEAN_STATES.get(str(value).strip().lower())
     if found is None:
         raise TypeError(f"{key} takes True or False, not {value!r}")
     return found
+
+
+def build_digest(app: Flask) -> str:
+    """Names the code of an app, so that a deploy never serves pages of older code.
+
+    It is in the app's package and in its template folder. A single module may stand in somebody's
+    home folder: then it is in the modules and packages beside it, and in no other folder.
+    """
+    root, excluded = app.root_path, {app.instance_path}
+    folders = {"": root}
+    if app.template_folder is not None:
+        folders["templates"] = os.path.join(root, app.template_folder)
+    if not os.path.isfile(os.path.join(root, "__init__.py")):
+        packages = {os.path.dirname(name) for name in glob("*/__init__.py", root_dir=root)}
+        beside = {os.path.dirname(name) for name in glob("*/", root_dir=root)}
+        excluded.update(os.path.join(root, name) for name in beside - packages)
+    return digest_of_code(folders, excluded)
+
+
+def _add_routes(app: Flask, middleware: ISRMiddleware, secret: str | bytes, prefix: str) -> None:
+    """Let those who have the secret revalidate paths, tags and patterns, and see the status page.
+
+    :raises ValueError: for a prefix that is no path.
+    :raises TypeError: for a secret of the wrong kind.
+    """
+    if not str(prefix).startswith("/"):
+        raise ValueError(f"ISR_URL_PREFIX starts with /, as in '/_isr', not {prefix!r}")
+    status = Status(middleware, secret=secret)
+    token = secret.encode() if isinstance(secret, str) else secret
+
+    def operate() -> t.Any:
+        root, _, name = request.environ["PATH_INFO"].rpartition("/")
+        if name == "revalidate":
+            return answer(middleware, token, request)
+        mount = request.environ.get("SCRIPT_NAME", "") + root
+        environ = {**request.environ, "SCRIPT_NAME": mount, "PATH_INFO": f"/{name}"}
+        return app.response_class.from_app(status, environ, buffered=True)
+
+    app.view_functions[_ENDPOINT] = operate
+    for path in ("/revalidate", *PATHS):
+        methods = ["POST"] if path == "/revalidate" else ["GET", "POST"]
+        url = prefix.rstrip("/") + path
+        # Not through `add_url_rule`, which refuses rules once a request was served.
+        app.url_map.add(app.url_rule_class(url, endpoint=_ENDPOINT, methods=methods))
+
+
+# Draft mode: a visitor with a signed cookie always gets a fresh render, which is never stored.
+
+
+def _serializer(app: Flask) -> URLSafeTimedSerializer:
+    if not app.secret_key:
+        raise RuntimeError("draft mode needs a secret key: set app.secret_key")
+    # As for Flask's sessions: older keys are still read. The newest one comes last.
+    keys = [*(app.config.get("SECRET_KEY_FALLBACKS") or ()), app.secret_key]
+    return URLSafeTimedSerializer(keys, salt="wsgi-isr-draft")
+
+
+def _cookie_attributes() -> dict[str, t.Any]:
+    path = current_app.config["APPLICATION_ROOT"]
+    return {"httponly": True, "samesite": "Lax", "secure": request.is_secure, "path": path}
+
+
+def _is_draft(app: Flask, environ: WSGIEnvironment) -> bool:
+    """Whether a request has a draft cookie that is ours and not too old."""
+    cookies = environ.get("HTTP_COOKIE")
+    # All other visitors pay for this line alone.
+    if not cookies or COOKIE not in cookies or not app.secret_key:
+        return False
+    # Not the function of `werkzeug.http`, which refuses bytes that are no UTF-8.
+    value = parse_cookie(cookies).get(COOKIE, "")
+    try:
+        return bool(_serializer(app).loads(value, max_age=LIFETIME) == "draft")
+    except (BadData, ValueError):
+        # Whatever clients send, it is no draft.
+        return False
 
 
 def _note_error(app: Flask, exception: BaseException, **extra: t.Any) -> None:
@@ -259,22 +340,16 @@ def _note_error(app: Flask, exception: BaseException, **extra: t.Any) -> None:
     ISRMiddleware.note_error(request.environ, exception)
 
 
-def _wrapped(app: Flask) -> _Wrapped:
-    return t.cast(_Wrapped, app.extensions[_WRAPPED])
+def _middleware_of(app: Flask) -> ISRMiddleware:
+    return t.cast(_Wrapped, app.extensions[_WRAPPED]).middleware
 
 
 def _origin(app: Flask, middleware: ISRMiddleware) -> Origin | None:
     """Where the pages are that a path names, as `flask.url_for` has it."""
     if has_request_context():
         return middleware.origin_of(request.environ)
-    root = app.config["APPLICATION_ROOT"].rstrip("/")
-    return middleware.origin_of(
-        {
-            "wsgi.url_scheme": app.config["PREFERRED_URL_SCHEME"],
-            "HTTP_HOST": app.config["SERVER_NAME"] or "",
-            "SCRIPT_NAME": root.encode().decode("latin-1"),
-        }
-    )
+    environ = app.test_request_context().request.environ
+    return middleware.origin_of({**environ, "HTTP_HOST": app.config["SERVER_NAME"] or ""})
 
 
 def _here() -> tuple[ISRMiddleware, Origin | None]:
@@ -283,8 +358,8 @@ def _here() -> tuple[ISRMiddleware, Origin | None]:
         raise RuntimeError("work in an app context, or call the method of the middleware")
     if "isr" not in current_app.extensions:
         raise RuntimeError("this app has no ISR extension: call ISR(app) first")
-    wrapped = _wrapped(current_app)
-    return wrapped.middleware, _origin(wrapped.flask, wrapped.middleware)
+    middleware = _middleware_of(current_app)
+    return middleware, _origin(current_app, middleware)
 
 
 def revalidate(
@@ -316,8 +391,7 @@ def invalidate(*patterns: str, expire: bool = False) -> None:
 @with_appcontext
 def commands() -> None:
     """Act on the pages of this app."""
-    app = _wrapped(current_app).flask
     try:
-        click.get_current_context().obj = app.extensions["isr"].cli_app(app)
+        click.get_current_context().obj = current_app.extensions["isr"].cli_app(current_app)
     except (TypeError, ValueError, ImportError) as error:
         raise click.ClickException(str(error)) from error

@@ -1,4 +1,8 @@
-"""`isr_page`: a view whose responses are pages."""
+"""Pages of an app: `isr_page` on its views, and which paths they have.
+
+A generator of paths has the vocabulary of Frozen-Flask. It yields paths, dictionaries of URL values
+(the endpoint is its function's name), or tuples of an endpoint and such a dictionary.
+"""
 
 from __future__ import annotations
 
@@ -6,41 +10,34 @@ import contextlib
 import functools
 import logging
 import typing as t
-import weakref
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from urllib.parse import urlsplit
 
-from flask import Flask, Response, after_this_request, current_app, g, has_request_context, request
+from flask import (
+    Flask,
+    Response,
+    after_this_request,
+    current_app,
+    g,
+    has_request_context,
+    request,
+    url_for,
+)
+from werkzeug.exceptions import HTTPException
 
+from ..rules import to_wsgi
 from ..views import SHELL, CurrentPage, Declaration, IsrPage, View, declaration_of, declare
+
+if t.TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
 
 logger = logging.getLogger("wsgi_isr")
 
-#: The views that `isr_page` stands on.
-_decorated: weakref.WeakSet[t.Any] = weakref.WeakSet()
+Generators: t.TypeAlias = "list[Callable[[], Iterable[t.Any]]]"
 
-
-def mistakes(app: Flask) -> Iterator[str]:
-    """What is wrong with the views of an app, though the site can go on."""
-    views = app.view_functions
-    declared = {name for name, view in views.items() if declaration_of(view) is not None}
-    used = [getattr(views[name], "__wrapped__", None) for name in declared]
-    for endpoint, view in views.items():
-        if endpoint not in declared and _is_decorated(view) and view not in used:
-            yield (
-                f"@isr_page of {endpoint!r} has no effect, because it stands above the route "
-                "decorator: put it below"
-            )
-    readable = {rule.endpoint for rule in app.url_map.iter_rules() if "GET" in (rule.methods or ())}
-    for endpoint in sorted(declared - readable):
-        yield f"@isr_page of {endpoint!r} has no effect: pages are answers to GET"
-
-
-def _is_decorated(view: object) -> bool:
-    try:
-        return view in _decorated
-    except TypeError:
-        # What cannot be hashed, or has no weak references.
-        return False
+#: Marks a view that `isr_page` stands on.
+_DECORATED = "_wsgi_isr_decorated"
 
 
 def _decorate(view: View, declaration: Declaration) -> View:
@@ -61,8 +58,8 @@ def _decorate(view: View, declaration: Declaration) -> View:
         return current_app.ensure_sync(view)(*args, **values)
 
     wrapper = declare(view, wrapper, declaration)
-    with contextlib.suppress(TypeError):
-        _decorated.add(view)
+    with contextlib.suppress(AttributeError):
+        setattr(view, _DECORATED, True)
     return wrapper
 
 
@@ -78,3 +75,107 @@ def _write(current: CurrentPage, response: Response) -> Response:
     if "ISR-Revalidate" not in response.headers:
         response.headers.extend(current.headers(request.url))
     return response
+
+
+def _declared(app: Flask) -> dict[str, Declaration]:
+    """What `isr_page` said of the views that answer GET requests, by endpoint."""
+    found = {}
+    for rule in app.url_map.iter_rules():
+        declaration = declaration_of(app.view_functions.get(rule.endpoint))
+        if declaration is not None and "GET" in (rule.methods or ()):
+            found[rule.endpoint] = declaration
+    return found
+
+
+def mistakes(app: Flask) -> Iterator[str]:
+    """What is wrong with the views of an app, though the site can go on."""
+    views = app.view_functions
+    declared = {name for name, view in views.items() if declaration_of(view) is not None}
+    used = [getattr(views[name], "__wrapped__", None) for name in declared]
+    for endpoint, view in views.items():
+        if endpoint not in declared and getattr(view, _DECORATED, False) and view not in used:
+            yield (
+                f"@isr_page of {endpoint!r} has no effect, because it stands above the route "
+                "decorator: put it below"
+            )
+    for endpoint in sorted(declared - set(_declared(app))):
+        yield f"@isr_page of {endpoint!r} has no effect: pages are answers to GET"
+
+
+def match(app: Flask, environ: WSGIEnvironment) -> str:
+    """The endpoint of a GET request, ``""`` for none."""
+    try:
+        adapter = app.create_url_adapter(app.request_class(environ, populate_request=False))
+        return adapter.match(method="GET")[0] if adapter is not None else ""
+    except HTTPException:
+        # Unknown, or a redirect to a slash; the app says so better.
+        return ""
+
+
+class MissingPathsWarning(UserWarning):
+    """A declared page that nothing lists paths of is not prerendered."""
+
+
+def prerender_paths(app: Flask, generators: Generators) -> Iterator[str]:
+    """Every path once: of pages without URL values, and of what the generators yield.
+
+    :raises TypeError: for what a generator may not yield.
+
+    A declared page that nothing covers is named in a `MissingPathsWarning`.
+    """
+    seen = set()
+    missing = {name for name, page in _declared(app).items() if page.paths is None}
+    missing.difference_update(each.__name__ for each in generators)
+    for endpoint, path in _all(app, generators):
+        missing.discard(endpoint)
+        if path not in seen:
+            seen.add(path)
+            yield path
+    for endpoint in sorted(missing):
+        warnings.warn(
+            f"no generator covers the page {endpoint!r}: give it paths with @isr.paths or "
+            "isr_page(paths=...)",
+            MissingPathsWarning,
+            stacklevel=2,
+        )
+
+
+def listed(app: Flask, generators: Generators) -> Iterator[str]:
+    """All paths, some more than once."""
+    return (path for _, path in _all(app, generators))
+
+
+def _all(app: Flask, generators: Generators) -> Iterator[tuple[str, str]]:
+    """Endpoints and paths."""
+    declared = _declared(app)
+    sources: list[tuple[str, t.Any]] = [(each.__name__, each) for each in generators]
+    sources += [(name, page.paths) for name, page in declared.items() if page.paths is not None]
+    # Generators are the user's code: they run in a request context, so that url_for works.
+    with app.test_request_context():
+        for rule in app.url_map.iter_rules():
+            if rule.endpoint in declared and "GET" in (rule.methods or ()):
+                if rule.arguments <= set(rule.defaults or ()):
+                    yield rule.endpoint, url_for(rule.endpoint, **(rule.defaults or {}))
+        for name, source in sources:
+            for item in source() if callable(source) else source:
+                if isinstance(item, str):
+                    yield _endpoint_of(app, item), item
+                    continue
+                # Frozen-Flask's third element, the time of the last change, is of no use here.
+                is_named = isinstance(item, tuple) and len(item) in (2, 3)
+                endpoint, values = item[:2] if is_named else (name, item)
+                if not isinstance(values, dict):
+                    raise TypeError(
+                        "a generator yields paths, dicts of URL values or (endpoint, dict), "
+                        f"not {item!r}"
+                    )
+                yield endpoint, url_for(endpoint, **values)
+
+
+def _endpoint_of(app: Flask, url: str) -> str:
+    """The endpoint of a path or a whole URL, ``""`` for none, in the request context at hand."""
+    parts, environ = urlsplit(url), {**request.environ}
+    environ["PATH_INFO"] = to_wsgi(parts.path).removeprefix(environ["SCRIPT_NAME"])
+    if parts.netloc:
+        environ |= {"HTTP_HOST": parts.netloc, "wsgi.url_scheme": parts.scheme}
+    return match(app, environ)
