@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import logging
-import math
 import re
-import time
 import typing as t
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,11 +12,10 @@ from .key import Origin, Origins, PageKey, canonical_query, is_ambiguous
 from .metadata import check_list, check_tags_header
 from .rules import Excluded, Rule, Rules, to_wsgi
 from .store.protocol import Kind
+from .threads import ExecutorLike
 
 if t.TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
-
-logger = logging.getLogger("wsgi_isr")
 
 _PREFIX = re.compile(r"[\x21-\x7e]{0,64}")
 _COOKIE_NAME = re.compile(r"[^\s=;](?:[^=;]*[^\s=;])?")
@@ -29,30 +25,94 @@ _MAX_DEPTH = 20
 
 @dataclass
 class Config:
-    """What a middleware was given.
+    """What a middleware was given: see `ISRMiddleware`.
 
+    :param kind: of store; ``None`` where only opening it shows that.
     :param bypass: why a request never gets a page: ``"draft"``, ``"disabled"``, ``"bypass"``;
         ``None`` if it may.
-    :param limit: bytes of a body that may be stored.
-    :param render_timeout: seconds after which a render no longer blocks another attempt.
-    :param workers: threads that regenerate, or 0.
+    :raises TypeError: for an argument of the wrong kind, with the remedy.
+    :raises ValueError: for a value that cannot work, with the remedy.
     """
 
     app: WSGIApplication
     middleware: object
+    kind: Kind | None
     rules: Rules
     query: tuple[str, ...]
     origins: Origins
-    build_id: str
-    limit: int
-    render_timeout: float
+    memory_size: int
+    max_body_size: int
     workers: int
-    tags_header: str | None = None
-    cdn_purged: bool = False
-    previous_builds: int = 0
-    memory_size: int = 0
-    clock: Callable[[], float] = time.time
+    executor: ExecutorLike | Callable[[], ExecutorLike] | None
+    render_timeout: float
+    build_id: str
+    previous_builds: int
+    enabled: bool
+    key_prefix: str
+    signing_key: bytes | str | None
+    tags_header: str | None
+    cdn_purged: bool
+    clock: Callable[[], float]
     bypass: Callable[[WSGIEnvironment], str | None] | None = None
+
+    def __post_init__(self) -> None:
+        app, kind, executor = self.app, self.kind, self.executor
+        if not callable(app):
+            raise TypeError(f"app is a WSGI application, not {app!r}")
+        if any(map(inspect.iscoroutinefunction, (app, getattr(app, "__call__", None)))):  # noqa: B004
+            raise TypeError(f"app is an ASGI application, which this cannot serve: {app!r}")
+        least = {"memory_size": 0, "max_body_size": 1, "workers": 0, "previous_builds": 0}
+        for name, minimum in least.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name} takes a whole number, not {value!r}")
+            if value < minimum:
+                raise ValueError(f"{name} must be at least {minimum}, not {value}")
+        timeout = self.render_timeout
+        if isinstance(timeout, bool) or not isinstance(timeout, int | float):
+            raise TypeError(f"render_timeout takes seconds, not {timeout!r}")
+        if not 0 < timeout <= 86400:
+            raise ValueError(
+                f"render_timeout takes more than 0 seconds, up to 86400, not {timeout}"
+            )
+        for name in ("enabled", "cdn_purged"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} takes True or False, not {getattr(self, name)!r}")
+        if not isinstance(self.build_id, str):
+            raise TypeError(f"build_id takes a string, not {self.build_id!r}")
+        if self.build_id != self.build_id.encode(errors="ignore").decode():
+            raise ValueError(f"build_id takes what UTF-8 can encode, not {self.build_id!r}")
+        if not isinstance(self.key_prefix, str) or not _PREFIX.fullmatch(self.key_prefix):
+            raise ValueError(
+                "key_prefix takes up to 64 printable ASCII characters without spaces, "
+                f"not {self.key_prefix!r}"
+            )
+        key = self.signing_key
+        if key is not None and not isinstance(key, bytes | str):
+            raise TypeError(f"signing_key takes bytes or a string, not {type(key).__name__}")
+        if key is not None and len(key) < 16:
+            raise ValueError(f"signing_key needs at least 16 bytes, not {len(key)}")
+        if self.tags_header is not None:
+            check_tags_header(self.tags_header)
+        if executor is not None and not hasattr(executor, "submit") and not callable(executor):
+            raise TypeError(
+                "executor takes anything with submit, as a concurrent.futures.Executor, or a "
+                f"callable that makes one, not {executor!r}"
+            )
+        if type(executor).__name__ == "ProcessPoolExecutor":
+            raise TypeError(
+                "executor runs jobs in this process, where the app and its store are: to render "
+                "in others, set workers=0 and start 'python -m wsgi_isr MODULE:APP regenerate'"
+            )
+        if self.workers == 0 and executor is not None:
+            raise ValueError("workers=0 leaves renders to other processes; leave executor out")
+        if kind is not None and kind.name == "memory" and self.memory_size == 0:
+            raise ValueError("memory:// with memory_size=0 stores nothing; leave one of them out")
+        if kind is not None and not kind.wants and self.workers == 0:
+            raise ValueError(
+                "workers=0 leaves renders to other processes, but this store cannot hand pages "
+                "over to them: use a file:// URL or Redis"
+            )
 
     def parameters(self, rule: Rule | None) -> tuple[str, ...]:
         """The query parameters that are part of a page's key."""
@@ -106,67 +166,9 @@ class Config:
             return False
 
 
-def check(**options: t.Any) -> None:
-    """Check what the types of the middleware's arguments do not say.
-
-    :raises TypeError: for an argument of the wrong kind, with the remedy.
-    :raises ValueError: for a value that cannot work, with the remedy.
-    """
-    app = options["app"]
-    if not callable(app):
-        raise TypeError(f"app is a WSGI application, not {app!r}")
-    if any(map(inspect.iscoroutinefunction, (app, getattr(app, "__call__", None)))):  # noqa: B004
-        raise TypeError(f"app is an ASGI application, which this cannot serve: {app!r}")
-    least = {"memory_size": 0, "max_body_size": 1, "workers": 0, "previous_builds": 0}
-    for name, minimum in least.items():
-        value = options[name]
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name} takes a whole number, not {value!r}")
-        if value < minimum:
-            raise ValueError(f"{name} must be at least {minimum}, not {value}")
-    timeout = options["render_timeout"]
-    if isinstance(timeout, bool) or not isinstance(timeout, int | float):
-        raise TypeError(f"render_timeout takes seconds, not {timeout!r}")
-    if not 0 < timeout <= 86400 or math.isnan(timeout):
-        raise ValueError(f"render_timeout takes more than 0 seconds, up to 86400, not {timeout}")
-    for name in ("enabled", "cdn_purged"):
-        if not isinstance(options[name], bool):
-            raise TypeError(f"{name} takes True or False, not {options[name]!r}")
-    build_id = options["build_id"]
-    if build_id is not None and not isinstance(build_id, str):
-        raise TypeError(f"build_id takes a string, not {build_id!r}")
-    if build_id is not None and build_id != build_id.encode(errors="ignore").decode():
-        raise ValueError(f"build_id takes what UTF-8 can encode, not {build_id!r}")
-    if not isinstance(options["key_prefix"], str) or not _PREFIX.fullmatch(options["key_prefix"]):
-        raise ValueError(
-            "key_prefix takes up to 64 printable ASCII characters without spaces, "
-            f"not {options['key_prefix']!r}"
-        )
-    key = options["signing_key"]
-    if key is not None and not isinstance(key, bytes | str):
-        raise TypeError(f"signing_key takes bytes or a string, not {type(key).__name__}")
-    if key is not None and len(key) < 16:
-        raise ValueError(f"signing_key needs at least 16 bytes, not {len(key)}")
-    if options["tags_header"] is not None:
-        check_tags_header(options["tags_header"])
-    executor = options["executor"]
-    if executor is not None and not hasattr(executor, "submit") and not callable(executor):
-        raise TypeError(
-            "executor takes anything with submit, as a concurrent.futures.Executor, or a callable "
-            f"that makes one, not {executor!r}"
-        )
-    if type(executor).__name__ == "ProcessPoolExecutor":
-        raise TypeError(
-            "executor runs jobs in this process, where the app and its store are: to render in "
-            "others, set workers=0 and start 'python -m wsgi_isr MODULE:APP regenerate'"
-        )
-    if options["workers"] == 0 and executor is not None:
-        raise ValueError("workers=0 leaves renders to other processes; leave executor out")
-
-
-def mistakes(config: Config, trusted: object, rules: object, kind: Kind | None) -> Iterator[str]:
+def mistakes(config: Config, trusted: object, rules: object) -> Iterator[str]:
     """What has no effect, or another than it seems, though the site can go on."""
-    base = config.origins.base
+    base, kind = config.origins.base, config.kind
     if base is not None and trusted is not None:
         yield "trusted_hosts has no effect beside base_url: leave it out"
     if base is not None and base.mount and isinstance(rules, Mapping):
@@ -199,16 +201,7 @@ def make_bypass(enabled: bool, bypass: t.Any) -> Callable[[WSGIEnvironment], str
         return lambda environ: "disabled"
     if callable(bypass):
         decide: Callable[[WSGIEnvironment], t.Any] = bypass
-
-        def by_callable(environ: WSGIEnvironment) -> str | None:
-            try:
-                return "bypass" if decide(environ) else None
-            except Exception:
-                # The app's own answer is right for everybody.
-                logger.exception("bypass callable failed for %s", environ.get("PATH_INFO"))
-                return "bypass"
-
-        return by_callable
+        return lambda environ: "bypass" if decide(environ) else None
     check_list("bypass", bypass, "sessionid")
     names = tuple(bypass)
     for name in names:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from time import time
 
 from .answer import Answer, send
-from .config import Config, check, make_bypass, mistakes
+from .config import Config, make_bypass, mistakes
 from .key import Origin, Origins
 from .listing import Explanation, PageInfo, pages_of, stats_of
 from .metadata import remove_isr
@@ -109,29 +109,6 @@ class ISRMiddleware:
         tags_header: str | None = None,
         cdn_purged: bool = False,
     ) -> None:
-        check(
-            app=app,
-            memory_size=memory_size,
-            max_body_size=max_body_size,
-            workers=workers,
-            executor=executor,
-            render_timeout=render_timeout,
-            build_id=build_id,
-            previous_builds=previous_builds,
-            enabled=enabled,
-            key_prefix=key_prefix,
-            signing_key=signing_key,
-            tags_header=tags_header,
-            cdn_purged=cdn_purged,
-        )
-        kind = kind_of(cache)
-        if kind is not None and kind.name == "memory" and memory_size == 0:
-            raise ValueError("memory:// with memory_size=0 stores nothing; leave one of them out")
-        if kind is not None and not kind.wants and workers == 0:
-            raise ValueError(
-                "workers=0 leaves renders to other processes, but this store cannot hand pages "
-                "over to them: use a file:// URL or Redis"
-            )
         self.app = app
         #: What was handed over. A URL may have a password in it.
         self.cache = cache
@@ -139,20 +116,25 @@ class ISRMiddleware:
         self._config = Config(
             app=app,
             middleware=self,
+            kind=kind_of(cache),
             rules=make_rules(rules),
             query=check_query(t.cast("tuple[str, ...]", query)),
             origins=Origins(base_url, trusted_hosts),
-            build_id=digest_of(rules) if build_id is None else build_id,
-            limit=max_body_size,
-            render_timeout=render_timeout,
+            memory_size=memory_size,
+            max_body_size=max_body_size,
             workers=workers,
+            executor=executor,
+            render_timeout=render_timeout,
+            build_id=digest_of(rules) if build_id is None else build_id,
+            previous_builds=previous_builds,
+            enabled=enabled,
+            key_prefix=key_prefix,
+            signing_key=signing_key,
             tags_header=tags_header,
             cdn_purged=cdn_purged,
-            previous_builds=previous_builds,
-            memory_size=memory_size,
             clock=lambda: self._clock(),
         )
-        for mistake in mistakes(self._config, trusted_hosts, rules, kind):
+        for mistake in mistakes(self._config, trusted_hosts, rules):
             logger.warning("%s", mistake)
         self._bypass: Callable[[WSGIEnvironment], str | None] | None = None
         if (decide := make_bypass(enabled, bypass)) is not None:
@@ -162,11 +144,10 @@ class ISRMiddleware:
         self._open_store = opener(cache, key_prefix, _name_of(app))
         key = signing_key.encode() if isinstance(signing_key, str) else signing_key
         self._codec = Codec(key)
-        self._executor = executor
         self._made_in = os.getpid()
         self._process: Process | None = None
-        self._lock = threading.Lock()
-        self._lock_pid = os.getpid()
+        # One for each process: a fork may copy one that another thread has taken.
+        self._locks: dict[int, threading.Lock] = {}
         self._hits: dict[Fingerprint, Answer] = {}
         #: See `Pages.signal`: replaced with the counters of this process's store.
         self._signal: t.Any = (0, 0)
@@ -279,11 +260,7 @@ class ISRMiddleware:
     def _here(self) -> Process:
         process = self._process
         if process is None or not process.is_open:
-            if self._lock_pid != os.getpid():
-                # The fork may have copied the lock while another thread held it.
-                self._lock = threading.Lock()
-                self._lock_pid = os.getpid()
-            with self._lock:
+            with self._locks.setdefault(os.getpid(), threading.Lock()):
                 process = self._process
                 if process is None or not process.is_open:
                     process = Process(
@@ -297,7 +274,7 @@ class ISRMiddleware:
 
     def _open_executor(self) -> ExecutorLike | None:
         """The executor of this process; by now a request waits, which an error would not help."""
-        executor = self._executor
+        executor = self._config.executor
         if executor is None:
             return None
         try:
@@ -327,7 +304,8 @@ class ISRMiddleware:
             try:
                 return bypass(environ) or (None if before is None else before(environ))
             except Exception:
-                # A hit asks it, too, outside of the guard in `_serve`.
+                # A hit asks it, too, outside of the guard in `_serve`. The app's own answer is
+                # right for everybody.
                 logger.exception("bypass failed for %r", environ.get("PATH_INFO", "")[:200])
                 return "bypass"
 

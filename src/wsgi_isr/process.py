@@ -82,7 +82,9 @@ class Process:
             config.previous_builds,
         )
         self.background = Background(config.workers or 1, config.render_timeout, open_executor())
-        render = Renderer(config.app, config.middleware, config.limit, config.render_timeout)
+        render = Renderer(
+            config.app, config.middleware, config.max_body_size, config.render_timeout
+        )
         self.attempts = Attempts(
             config, render, self.pages, self.counters, self.background.submit, self.clock
         )

@@ -300,7 +300,7 @@ class Request:
         return self._pass(miss("status"), discovery=self._discovery())
 
     def _discovery(self) -> Discovery:
-        return Discovery(self._config.limit, self._discovered, self._no_page)
+        return Discovery(self._config.max_body_size, self._discovered, self._no_page)
 
     def passing_of(self, no_page: Answer) -> Passing:
         """How the answer of a URL that was remembered as no page goes on, should it be one."""
