@@ -8,7 +8,7 @@ import typing as t
 
 from click.testing import CliRunner, Result
 
-from wsgi_isr.cli import main
+from wsgi_isr.__main__ import main
 
 #: Before click 8.2 the two streams of a command are one, unless this is said.
 SEPARATE: dict[str, t.Any] = (

@@ -20,7 +20,7 @@ from redis_server import Redis
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from wsgi_isr import ISRMiddleware, page_headers
-from wsgi_isr.cli import main
+from wsgi_isr.__main__ import main
 
 Browse = Callable[..., Browser]
 
@@ -268,7 +268,7 @@ class TestPrerender:
         site.page("/a")
         result = elsewhere("prerender", "https://example.com/b", "/a")
         assert result.exit_code == 1
-        assert "failed /a: no host is known for '/a': set base_url" in result.stdout
+        assert "failed /a: no host is known for '/a': " in result.stdout
         assert site.renders("/a") == 0
 
     @pytest.mark.parametrize(
@@ -282,7 +282,7 @@ class TestPrerender:
     def test_a_place_that_is_not_the_apps_is_told(self, command: Command) -> None:
         result = command("prerender", "--base-url", "http://localhost.example", "/a")
         assert result.exit_code == 1
-        assert "this app's pages, as in http://localhost, not" in result.stderr
+        assert "has no pages of this app: they are on http://localhost" in result.stderr
 
     def test_five_thousand_pages_take_the_memory_of_a_few(
         self, module: types.ModuleType, files: str

@@ -20,7 +20,7 @@ from djangos.models import Named, Post
 
 from wsgi_isr import RevalidationError
 from wsgi_isr.django import isr_page, tag
-from wsgi_isr.report import describe
+from wsgi_isr.ondemand import describe
 
 COLD = "isr; fwd=uri-miss; stored"
 HIT = "isr; hit; ttl=60"

@@ -195,6 +195,20 @@ class TestWhatElseIsStoredOfThePath:
         answer = visit(make(shared, build_id="one"))
         assert (answer.text, status_of(answer)) == ("new", "isr; fwd=stale; stored")
 
+    @pytest.mark.parametrize("withdrawn", [answers("200 OK"), answers("403 Forbidden")])
+    def test_a_page_that_only_an_earlier_build_has_may_be_withdrawn(
+        self, site: Site, make: Make, shared: str, withdrawn: t.Any
+    ) -> None:
+        site.page("/", "old", revalidate=False)
+        visit(make(shared, build_id="one"))
+        site.answers["/"] = withdrawn
+        deployed = make(shared, build_id="two", previous_builds=1)
+        assert [r.outcome for r in deployed.revalidate(HOME)] == ["withdrawn"]
+        assert visit(deployed).text != "old"
+        # By now nobody has it.
+        with pytest.raises(RevalidationError):
+            deployed.revalidate(HOME)
+
 
 class TestOutOfARequest:
     """It means the same in a request, a job and a fresh process."""
@@ -285,7 +299,7 @@ class TestAMistake:
         assert site.environs == []
 
     def test_a_path_that_no_host_is_known_for(self, site: Site, make: Make) -> None:
-        with pytest.raises(ValueError, match="call revalidate.. in a request, give a whole URL"):
+        with pytest.raises(ValueError, match="in a request, give a whole URL, or set base_url"):
             make().revalidate("/")
 
 

@@ -132,6 +132,7 @@ class TestJournal:
         clear, pattern, tag, path = other.on_demand().journal()
         assert (path["kind"], path["what"], path["pages"]) == ("revalidate", ["/"], 1)
         assert (tag["kind"], tag["what"], tag["expire"]) == ("tags", ["home"], True)
+        assert tag["pages"] == pattern["pages"] == 0
         assert (pattern["kind"], pattern["expire"]) == ("invalidate", False)
         assert len(pattern["what"]) == MAX_NAMES
         assert (clear["what"], clear["expire"]) == (["/**"], True)
@@ -259,7 +260,7 @@ class TestExplain:
         if kind == "expired":
             browser.isr.invalidate("/expired", expire=True)
         url = f"{HOME}{kind}"
-        foretold = browser.isr.on_demand().explain(url, None, headers).answer
+        foretold = browser.isr.on_demand().explain(url, headers).answer
         status = status_of(browser.get(f"/{kind}"))
         assert f"({status})" in foretold if status else "a rule of None" in foretold
 

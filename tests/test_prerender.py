@@ -98,6 +98,12 @@ class TestPrerender:
         (only,) = make().prerender(["/"])
         assert isinstance(only.error, ValueError) and "set base_url" in str(only.error)
 
+    def test_renders_nothing_while_the_library_is_off(self, site: Site, make: Make) -> None:
+        site.page("/a")
+        isr = make(base_url=BASE, enabled=False)
+        assert list(isr.prerender(["/a"])) == [Result(f"{BASE}/a", None, None, "skipped")]
+        assert site.environs == []
+
     def test_shares_a_render_with_visitors(self, site: Site, make: Make, cache: t.Any) -> None:
         steps = Steps()
         site.page("/", steps)

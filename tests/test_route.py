@@ -241,12 +241,14 @@ class TestABodyThatWillNotDo:
                 b'{"tags": ["posts"], "paths": ["http://other.example/"]}',
                 "on a host that has no pages",
             ),
+            (b'{"tags": ["posts"], "paths": ["/excluded"]}', "a rule of None excludes it"),
             (b'{"tags": ["posts", "a,b"]}', "a,b"),
             (b'{"tags": ["posts"], "patterns": ["blog/*"]}', "blog/*"),
         ],
     )
     def test_is_told_and_nothing_is_done(self, app: Flask, body: bytes, message: str) -> None:
-        browser = flask_browser(app, secret=SECRET, trusted_hosts=["localhost"])
+        rules = {"/excluded": None}
+        browser = flask_browser(app, secret=SECRET, trusted_hosts=["localhost"], rules=rules)
         browser.get("/blog/a")
         headers = {"Authorization": f"Bearer {SECRET}"}
         answer = browser.post(URL, data=body, headers=headers)

@@ -1,6 +1,6 @@
 """Incremental static regeneration for every WSGI app."""
 
-from .listing import Explanation as Explanation
+from .explain import Explanation as Explanation
 from .listing import PageInfo as PageInfo
 from .metadata import page_headers as page_headers
 from .middleware import ISRMiddleware as ISRMiddleware

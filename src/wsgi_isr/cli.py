@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import getpass
+import heapq
 import itertools
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -19,36 +21,24 @@ import time
 import typing as t
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from urllib.parse import unquote_to_bytes, urlsplit
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from urllib.parse import urlsplit
 
 import click
-from werkzeug.utils import import_string
 
-from .key import Origin, normalize_host
+from . import listing
+from .explain import explanation_rows
+from .key import Origin, Origins
 from .metrics import hit_ratio
 from .middleware import ISRMiddleware
-from .ondemand import Result, called_by
-from .report import (
-    ORDERS,
-    describe,
-    explanation_rows,
-    first,
-    line,
-    number,
-    overview_tables,
-    page_rows,
-    printable,
-    selector,
-    table,
-)
+from .ondemand import OnDemand, Result, called_by, describe
 
-#: Where frameworks and middlewares keep the application that they wrap.
-_INNER = ("wsgi_app", "app", "application", "__self__")
 #: The exit status of a process that SIGINT ended.
 INTERRUPTED = 130
 #: Seconds between two tables of `stats --watch`.
 REFRESH = 2.0
+#: On-demand calls that `stats` shows.
+MAX_CALLS = 10
 
 
 class App(t.NamedTuple):
@@ -67,13 +57,18 @@ class App(t.NamedTuple):
 
         :raises click.ClickException: for a store that no other process shares.
         """
-        store, build = self.middleware.store, self.middleware.build_id
+        store, build, cache = self.middleware.store, self.middleware.build_id, self.middleware.cache
         if store.kind.shared == "process":
             raise click.ClickException(
                 "pages are in memory only, and commands cannot reach that of running workers: use "
                 "file:///path or a store on the network, and run this as the workers' user"
             )
-        _say(f"Store: {store.kind.name}, {_place_of(self.middleware)}; build {build!r}")
+        place = getattr(store, "folder", None) or type(cache).__name__
+        if place == "str":
+            # Without the passwords of a URL.
+            parts = urlsplit(str(cache))
+            place = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        _say(f"Store: {store.kind.name}, {place}; build {build!r}")
         processes, totals = store.processes(), store.totals()
         if others := {str(process.get("build")) for process in processes} - {build}:
             names = ", ".join(sorted(map(repr, others)))
@@ -81,23 +76,23 @@ class App(t.NamedTuple):
         if not processes and not any(map(totals.get, ("hits", "stale_hits", "misses", "passed"))):
             _say("Warning: no worker has used this store: is it theirs? are you their user?")
 
-    def place(self, base_url: str | None) -> Origin | None:
-        """Where the pages are that a path names.
+    def on_demand(self, base_url: str | None = None) -> OnDemand:
+        """The operations, where a path names a page under the base URL.
 
         :raises click.ClickException: for a host that has no pages.
         """
-        if base_url is None:
-            return self.origin
-        parts = urlsplit(base_url)
-        mount = unquote_to_bytes(parts.path.rstrip("/")).decode("latin-1")
-        environ = {"wsgi.url_scheme": parts.scheme, "HTTP_HOST": parts.netloc, "SCRIPT_NAME": mount}
-        origin = self.middleware.origin_of(environ)
-        own = Origin("https", "www.example.com", "") if origin is None else origin
-        asked = (parts.scheme, normalize_host(parts.netloc, parts.scheme))
-        if own is not origin or asked != own[:2] or parts.query or parts.fragment:
-            what = f"scheme and host of this app's pages, as in {own.scheme}://{own.host}"
-            raise click.ClickException(f"--base-url takes {what}, not {base_url!r}")
-        return origin
+        origin = self.origin
+        if base_url is not None:
+            try:
+                asked = t.cast(Origin, Origins(base_url, None).base)
+            except ValueError as error:
+                raise click.ClickException(str(error).replace("base_url", "--base-url")) from error
+            names = ("wsgi.url_scheme", "HTTP_HOST", "SCRIPT_NAME")
+            origin = self.middleware.origin_of(dict(zip(names, asked, strict=True)))
+            if origin is None or origin[:2] != asked[:2]:
+                own = f": they are on {origin.scheme}://{origin.host}" if origin else ""
+                raise click.ClickException(f"--base-url {base_url!r} has no pages of this app{own}")
+        return self.middleware.on_demand(origin)
 
 
 def _user() -> str:
@@ -108,16 +103,29 @@ def _user() -> str:
 
 
 def _say(text: str) -> None:
-    click.echo(printable(text), err=True)
+    click.echo(listing.printable(text), err=True)
 
 
-def _place_of(middleware: ISRMiddleware) -> str:
-    """Where a store is, without the passwords of a URL."""
-    folder, cache = getattr(middleware.store, "folder", None), middleware.cache
-    if folder is not None or not isinstance(cache, str):
-        return str(folder or type(cache).__name__)
-    parts = urlsplit(cache)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+def _show(
+    data: object, *tables: Iterable[Sequence[str]], as_json: bool, indent: int | None = 1
+) -> None:
+    """Print data for programs, or aligned tables, on a terminal no wider than it is."""
+    if as_json:
+        click.echo(json.dumps(data, indent=indent))
+        return
+    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    for index, rows in enumerate(tables):
+        cells = [[_fit(listing.printable(cell), room // 2) for cell in row] for row in rows]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        click.echo("\n" if index else "", nl=False)
+        for row in cells:
+            text = "  ".join(map(str.ljust, row, widths)).rstrip()
+            click.echo(text[:room] if room else text)
+
+
+def _fit(cell: str, room: int) -> str:
+    """A cell in so many characters; of what is too long the middle goes."""
+    return f"{cell[: room // 2]}…{cell[1 - room // 2 :]}" if 0 < room < len(cell) else cell
 
 
 class Command(click.Command):
@@ -185,16 +193,19 @@ def _follow(results: Iterator[tuple[str, Result]], total: int, label: str) -> t.
                 if has_bar and path not in paths:
                     bar.update(1)
                 if not has_bar or result.error is not None:
-                    click.echo("\n" * has_bar + line(result))
+                    status = "" if result.status is None else f" {result.status}"
+                    why = "" if result.error is None else f": {describe(result.error)}"
+                    line = listing.printable(f"{result.outcome}{status} {result.url}{why}")
+                    click.echo("\n" * has_bar + line)
                 paths.add(path)
-        status = int(outcomes["failed"] > 0)
+        code = int(outcomes["failed"] > 0)
     except KeyboardInterrupt:
-        status = INTERRUPTED
-        click.echo(f"Interrupted after {len(paths):,} of {number(total, 'path')}.")
+        code = INTERRUPTED
+        click.echo(f"Interrupted after {len(paths):,} of {listing.number(total, 'path')}.")
     counts = ", ".join(f"{outcomes[name]:,} {name}" for name in sorted(outcomes, reverse=True))
     seconds = time.monotonic() - began
-    click.echo(f"{number(outcomes.total(), 'page')} in {seconds:.1f} s: {counts or 'none'}")
-    raise click.exceptions.Exit(status)
+    click.echo(f"{listing.number(outcomes.total(), 'page')} in {seconds:.1f} s: {counts or 'none'}")
+    raise click.exceptions.Exit(code)
 
 
 @group.command(cls=Command)
@@ -210,11 +221,10 @@ def prerender(app: App, paths: tuple[str, ...], workers: int | None, base_url: s
     """
     if not paths and app.paths is None:
         raise click.UsageError("name paths, or - to read them from standard input")
-    origin = app.place(base_url)
+    on_demand = app.on_demand(base_url)
     todo = _read_paths(paths) if paths or app.paths is None else _list_paths(app.paths)
-    on_demand = app.middleware.on_demand()
-    results = ((r.url, r) for r in on_demand.prerender(todo, workers, origin))
-    _follow(results, len(todo), "Prerendering")
+    results = on_demand.prerender(todo, workers)
+    _follow(((result.url, result) for result in results), len(todo), "Prerendering")
 
 
 @group.command(cls=Command)
@@ -236,7 +246,7 @@ def revalidate(
     input, one a line.
     """
     todo = _read_paths(paths)
-    results = app.middleware.on_demand().each(todo, only_generated, app.place(base_url), workers)
+    results = app.on_demand(base_url).each(todo, only_generated, workers)
     _follow(results, len(todo), "Revalidating")
 
 
@@ -253,16 +263,12 @@ def invalidate(app: App, patterns: tuple[str, ...], tags: tuple[str, ...], expir
     """
     if not patterns and not tags:
         raise click.UsageError("name patterns, as in '/blog/*', or a --tag")
-    on_demand = app.middleware.on_demand()
-    # First, so that a mistake in the last one invalidates nothing.
-    on_demand.check((), tags, patterns, app.origin)
-    on_demand.revalidate_tag(tags, expire)
-    on_demand.invalidate(patterns, expire, app.origin)
+    app.on_demand().invalidate(patterns, expire, tags)
     names = [*(f"tag {tag}" for tag in tags), *patterns]
     click.echo(f"{'Expired' if expire else 'Stale'}: {', '.join(names)}")
     with contextlib.suppress(NotImplementedError):
-        count = sum(map(selector(tags, patterns), app.middleware.pages()))
-        click.echo(f"{number(count, 'page')} of this build")
+        count = sum(map(listing.selector(tags, patterns), app.middleware.pages()))
+        click.echo(f"{listing.number(count, 'page')} of this build")
 
 
 @group.command(name="list", cls=Command)
@@ -271,21 +277,23 @@ def invalidate(app: App, patterns: tuple[str, ...], tags: tuple[str, ...], expir
 @tags
 @click.option("--match", "patterns", multiple=True, metavar="P", help="As in invalidate.")
 @click.option(
-    "--sort", type=click.Choice(list(ORDERS)), default="url", help="use: what makes room first."
+    "--sort",
+    type=click.Choice(list(listing.ORDERS)),
+    default="url",
+    help="use: what makes room first.",
 )
-@click.option("--limit", type=at_least_one, metavar="N", help="The first N.")
+@click.option("--limit", type=at_least_one, metavar="N", help="The first N.", default=sys.maxsize)
 @as_json
 @pass_app
-def list_pages(app: App, /, sort: str, limit: int | None, as_json: bool, **which: t.Any) -> None:
+def list_pages(app: App, /, sort: str, limit: int, as_json: bool, **which: t.Any) -> None:
     """List what is stored of this build.
 
     --sort begins with the oldest, largest or slowest, or with those that make room first.
     """
-    found = first(filter(selector(**which), app.middleware.pages()), sort, limit)
-    if as_json:
-        click.echo(json.dumps([page._asdict() for page in found], indent=1))
-        return
-    table(page_rows(found))
+    # No more than that many are kept meanwhile.
+    pages = filter(listing.selector(**which), app.middleware.pages())
+    found = heapq.nsmallest(limit, pages, key=listing.ORDERS[sort])
+    _show([page._asdict() for page in found], listing.page_rows(found), as_json=as_json)
 
 
 @group.command(cls=Command)
@@ -294,20 +302,19 @@ def list_pages(app: App, /, sort: str, limit: int | None, as_json: bool, **which
 @pass_app
 def stats(app: App, watch: bool, as_json: bool) -> None:
     """Show what all workers have counted, what each has now, and the last calls on demand."""
-    on_demand = app.middleware.on_demand()
+    on_demand = app.on_demand()
     while True:
-        found = on_demand.overview() | {"calls": on_demand.journal()}
+        found, calls = on_demand.overview(), on_demand.journal()
         if watch and sys.stdout.isatty():
             click.clear()
-        if as_json:
-            counts = found.pop("stats")
-            whole = counts | {"hit_ratio": hit_ratio(counts)} | found
-            # In a watch each is one line, for programs that read lines.
-            click.echo(json.dumps(whole, indent=None if watch else 1))
-        else:
-            for rows in overview_tables(found):
-                table(rows)
-                click.echo()
+        counts = found["stats"]
+        data = counts | {"hit_ratio": hit_ratio(counts)} | found | {"calls": calls}
+        del data["stats"]
+        tables = [listing.totals_rows(found)]
+        tables += [listing.worker_rows(found["workers"])] if found["workers"] else []
+        tables += [listing.call_rows(calls[:MAX_CALLS])] if calls else []
+        # In a watch each is one line, for programs that read lines.
+        _show(data, *tables, as_json=as_json, indent=None if watch else 1)
         if not watch:
             return
         time.sleep(REFRESH)
@@ -338,11 +345,8 @@ def explain(
         if not name or not colon:
             raise click.UsageError(f"a header is NAME:VALUE, as in 'Accept-Language: de': {header}")
         given.append((name.strip(), value.strip()))
-    found = app.middleware.on_demand().explain(url, app.place(base_url), given)
-    if as_json:
-        click.echo(json.dumps(dataclasses.asdict(found), indent=1))
-        return
-    table(explanation_rows(found))
+    found = app.on_demand(base_url).explain(url, given)
+    _show(dataclasses.asdict(found), explanation_rows(found), as_json=as_json)
 
 
 @group.command(cls=Command)
@@ -374,7 +378,7 @@ def regenerate(app: App, workers: int | None) -> None:
 def clear(app: App) -> None:
     """Remove all pages of the site, of whatever build; running workers drop theirs, too."""
     try:
-        click.echo(f"Removed: {number(app.middleware.prune(everything=True), 'page')}")
+        click.echo(f"Removed: {listing.number(app.middleware.prune(everything=True), 'page')}")
     except NotImplementedError as error:
         click.echo(f"Expired: all pages. None is removed: {error}")
 
@@ -389,47 +393,4 @@ def prune(app: App, /, **bounds: t.Any) -> None:
 
     Running workers do the same by themselves. Pages that are gone (404) go first.
     """
-    click.echo(f"Removed: {number(app.middleware.prune(**bounds), 'page')}")
-
-
-@click.group(commands=group.commands)
-@click.argument("app", metavar="MODULE:APP")
-@click.pass_context
-def main(context: click.Context, app: str) -> None:
-    """Act on the pages of an app.
-
-    MODULE:APP is an ISRMiddleware, or has one as its wsgi_app, as in "wsgi:app" or
-    "wsgi:create_app()".
-    """
-    context.obj = load(app)
-
-
-def load(name: str) -> App:
-    """
-    :raises click.ClickException: where there is no such app, or no middleware in it.
-    """
-    # As for servers: an app in the working directory needs no installation.
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        found = import_string(name.removesuffix("()"))
-    except ImportError as error:
-        raise click.ClickException(
-            f"the app is named MODULE:APP, as in 'wsgi:app' or 'wsgi:create_app()': {error}"
-        ) from error
-    if name.endswith("()"):
-        found = found()
-    middleware, app = None, found
-    for _ in range(20):
-        # A framework's extension, which can say more.
-        extensions = getattr(app, "extensions", None)
-        extension: t.Any = extensions.get("isr") if isinstance(extensions, dict) else None
-        if hasattr(extension, "cli_app"):
-            return t.cast(App, extension.cli_app(app))
-        if middleware is None and isinstance(app, ISRMiddleware):
-            middleware = app
-        app = next(filter(None, (getattr(app, name, None) for name in _INNER)), None)
-    if middleware is not None:
-        return App(middleware)
-    hint = f"; if it is a factory, write '{name}()'" if callable(found) else ""
-    raise click.ClickException(f"{name!r} is not an ISRMiddleware and has none inside{hint}")
+    click.echo(f"Removed: {listing.number(app.middleware.prune(**bounds), 'page')}")

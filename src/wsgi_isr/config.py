@@ -133,16 +133,8 @@ class Config:
         found = self.rules.resolve(key.to_environ("stale", self.middleware))
         return None if isinstance(found, Excluded) else found
 
-    def describe(
-        self, origin: Origin, path: str, query_string: str
-    ) -> tuple[PageKey, Rule | None, bool]:
-        """The key and the rule of a page that is named, not visited; whether it is excluded."""
-        environ = PageKey(*origin, path).to_environ("revalidate", self.middleware)
-        environ["QUERY_STRING"] = query_string
-        return self.find(origin, environ)
-
     def find(self, origin: Origin, environ: WSGIEnvironment) -> tuple[PageKey, Rule | None, bool]:
-        """The same for a request."""
+        """The key and the rule of a request, and whether a rule excludes it."""
         found = self.rules.resolve(environ)
         excluded = isinstance(found, Excluded)
         rule = None if isinstance(found, Excluded) else found

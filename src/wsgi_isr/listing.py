@@ -1,25 +1,22 @@
-"""What there is: the pages that are stored, totals and gauges, and why a page is as it is."""
+"""What there is: stored pages, totals, gauges and the journal, as data and as tables."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import math
+import time
 import typing as t
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from urllib.parse import unquote_to_bytes, urlsplit
 
-from .attempt import refusal_name
-from .key import PageKey
-from .metadata import REDIRECTS
-from .metrics import periods_of, totals_of
-from .page import Invalidated, Page, Render, state_of, window_of
+from .metadata import GONE
+from .metrics import BUCKETS, SERVED, hit_ratio, periods_of, totals_of
+from .page import Render, state_of, window_of
 from .process import Process
-from .refusals import remedy_of
-from .rules import Rule, compile_pattern
-from .store.memory import Entry
+from .rules import compile_pattern
 from .store.pages import Listed
-from .store.protocol import Failure, Record
+from .store.protocol import Failure, Record, Sizes
 
 
 class PageInfo(t.NamedTuple):
@@ -65,110 +62,146 @@ def percentile(values: Sequence[float], share: float) -> float:
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)] if values else 0.0
 
 
-@dataclass(frozen=True)
-class Explanation:
-    """What would happen to a request for a URL, and why; see `ISRMiddleware.explain`.
+class Inspection:
+    """What operators ask; all of it shows what all processes have done."""
 
-    :param rule: the rule that counts; ``"None"`` for one that excludes the URL.
-    :param state: as in `PageInfo`; ``"excluded"``; or ``"unknown"`` where nothing is remembered.
-    :param invalidated_by: the label that made it stale or expired, as ``"tag:post:1"``.
-    :param refusal: why its app's answer was refused last, since the page was rendered.
-    :param error: why its last renders failed.
-    :param answer: what a visitor gets, with its ``Cache-Status``.
-    :param rules: what was considered to find the rule, and what came of it.
-    :param variants: what else is stored of its path: other hosts, queries, variants, builds.
-    :param remedy: what to do about the refusal.
-    :param invalidation: the call that invalidated it, from the journal: when, what, by whom.
-    """
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._config = process.config
+        self._pages = process.pages
+        self._clock = process.clock
 
-    url: str
-    key: dict[str, t.Any]
-    rule: str | None
-    state: str
-    age: float | None = None
-    ttl: int | None = None
-    tags: tuple[str, ...] = ()
-    build: str = ""
-    rendered_at: float | None = None
-    reason: str | None = None
-    seconds: float | None = None
-    invalidated_by: str | None = None
-    refusal: str | None = None
-    error: str | None = None
-    answer: str = ""
-    rules: tuple[str, ...] = ()
-    variants: tuple[str, ...] = ()
-    status: int | None = None
-    renders: tuple[Render, ...] = ()
-    remedy: str | None = None
-    failures: int = 0
-    invalidation: dict[str, t.Any] | None = None
+    # Pages.
+
+    def pages(self) -> Iterator[PageInfo]:
+        """All stored pages of the build, then those that never rendered well.
+
+        :raises NotImplementedError: on a store that cannot list.
+        """
+        failures: dict[str, Failure] = {}
+        with contextlib.suppress(NotImplementedError):
+            failures = self._failures()
+        for listed in self._pages.listed():
+            yield info_of(listed, self._clock(), failures.pop(listed.page.name, None))
+        yield from _never_well(failures.values())
+
+    def matching(
+        self, after: str, matches: Callable[[Record], bool], path: str | None = None
+    ) -> Iterator[tuple[str, PageInfo | None]]:
+        """The same after the page of a name, by name; ``None`` for one that does not match.
+
+        :param path: the full path of all of them; ``None`` for any.
+        :raises NotImplementedError: on a store that cannot list.
+        """
+        self._pages.catch_up()
+        failures = self._failures()
+        for name, listed in self._pages.matching(after, matches, path):
+            failure = failures.pop(name, None)
+            yield name, listed and info_of(listed, self._clock(), failure)
+        if not after and path is None:
+            yield from (("", page) for page in _never_well(failures.values()))
+
+    def failing(self) -> Iterator[PageInfo]:
+        """Pages whose last render failed, as if they had never rendered well.
+
+        :raises NotImplementedError: on a store that cannot list.
+        """
+        return _never_well(self._failures().values())
+
+    def _failures(self) -> dict[str, Failure]:
+        guard, store, build = self._pages.guard, self._pages.store, self._config.build_id
+        found = guard.ask("failures", lambda: list(store.failures())) or ()
+        return {name: failure for name, failure in found if failure.build == build}
+
+    # Numbers.
+
+    def overview(self) -> dict[str, t.Any]:
+        """What an operator asks first.
+
+        ``stats``, the totals of all processes, and gauges; ``periods``, the hits and misses since
+        the store began, today (UTC) and since the build began; ``minutes``, the totals as each
+        minute of the last hour began; ``workers``, what each process has now; ``store``, its kind,
+        its state and since when that is so for all of them, and its bounds. Where it does not
+        answer (``has_totals`` is false), totals are those of this process, and there are no
+        ``periods``.
+        """
+        process, pages, memory = self._process, self._pages, self._pages.memory
+        guard, store = pages.guard, pages.store
+        process.upkeep()
+        sums = guard.ask("totals", store.totals)
+        workers = guard.ask("processes", store.processes) or []
+        mine = process.report()
+        if mine is not None and not any(worker.get("pid") == mine["pid"] for worker in workers):
+            workers = [*workers, mine]
+        sizes = guard.ask("sizes", store.sizes) or Sizes(None, None)
+        stats = {
+            **totals_of(process.counters.as_dict() if sums is None else sums),
+            "pages": len(memory) if sizes.pages is None else sizes.pages,
+            "bytes": memory.size if sizes.bytes is None else sizes.bytes,
+            "memory_bytes": sum(int(w.get("memory_bytes", 0)) for w in workers) or memory.size,
+            "rendering": sum(len(worker.get("rendering", ())) for worker in workers),
+            "waiting": sum(int(worker.get("waiting", 0)) for worker in workers),
+            "processes": len(workers),
+        }
+        # What this process has seen, or the last that any has; else all is as it was when they
+        # began.
+        alike = (float(w.get("since", 0)) for w in workers if w.get("store") == guard.state)
+        since = guard.since or max(alike, default=0.0)
+        began = min((float(worker.get("began", 0)) for worker in workers), default=process.began)
+        return {
+            "stats": stats,
+            "periods": periods_of(sums or {}),
+            "minutes": guard.ask("minutes", store.minutes) or {},
+            "workers": workers,
+            "store": {
+                "kind": store.kind.name,
+                "state": guard.state,
+                "since": since or began,
+                "has_totals": sums is not None,
+                "max_pages": sizes.max_pages,
+                "max_bytes": sizes.max_bytes,
+            },
+        }
+
+    def journal(self) -> list[dict[str, t.Any]]:
+        """The last on-demand calls, latest first.
+
+        Each has ``at``, ``kind`` (``revalidate``, ``tags`` or ``invalidate``), ``what`` (a list),
+        ``expire``, ``pages`` (how many it rendered), ``number`` (its place in the order of
+        events), ``by``, ``host`` and ``pid``.
+        """
+        self._process.write_journal()
+        found = []
+        for data in self._pages.guard.ask("journal", self._pages.store.journal) or []:
+            with contextlib.suppress(ValueError):
+                if isinstance(entry := json.loads(data), dict):
+                    found.append(entry)
+        return found
 
 
-def pages_of(process: Process) -> Iterator[PageInfo]:
-    """All stored pages of the build, then those that never rendered well.
-
-    :raises NotImplementedError: on a store that cannot list.
-    """
-    failures: dict[str, Failure] = {}
-    with contextlib.suppress(NotImplementedError):
-        failures = _failures(process)
-    for listed in process.pages.listed():
-        yield _info(listed, process.clock(), failures.pop(listed.page.name, None))
-    yield from filter(None, map(failed, failures.values()))
+def _never_well(failures: Iterable[Failure]) -> Iterator[PageInfo]:
+    """Pages that never rendered well, without those that were refused, or have no URL."""
+    for times, _, error, url, _ in failures:
+        if times and url:
+            yield PageInfo(url, 0, "failed", 0.0, 0, (), 0, (), error, {}, failures=times)
 
 
-def failed(failure: Failure) -> PageInfo | None:
-    """A page that never rendered well; ``None`` for one that was refused, or has no URL."""
-    if not failure.times or not failure.url:
-        return None
-    error, times = failure.error, failure.times
-    return PageInfo(failure.url, 0, "failed", 0.0, 0, (), 0, (), error, {}, failures=times)
-
-
-def matching(
-    process: Process, after: str, matches: Callable[[Record], bool], path: str | None
-) -> Iterator[tuple[str, PageInfo | None]]:
-    """Stored pages after the one of a name, by name; ``None`` for one that does not match.
-
-    In the end, if it began with the first page of any path, those that never rendered well.
-    """
-    process.pages.catch_up()
-    failures = _failures(process)
-    for name, listed in process.pages.matching(after, matches, path):
-        failure = failures.pop(name, None)
-        yield name, listed and _info(listed, process.clock(), failure)
-    if not after and path is None:
-        yield from (("", failed(failure)) for failure in failures.values())
-
-
-def failing(process: Process) -> Iterator[PageInfo]:
-    """Pages whose last render failed, as if they had never rendered well."""
-    yield from filter(None, map(failed, _failures(process).values()))
-
-
-def _failures(process: Process) -> dict[str, Failure]:
-    pages, build = process.pages, process.config.build_id
-    found = pages.guard.ask("failures", lambda: list(pages.store.failures()))
-    return {name: failure for name, failure in found or () if failure.build == build}
-
-
-def _info(listed: Listed, now: float, failure: Failure | None) -> PageInfo:
+def info_of(listed: Listed, now: float, failure: Failure | None) -> PageInfo:
     page, sizes, invalidated, used_at = listed
     if failure is not None and failure.retry_at < page.generated_at:
         # Another process has rendered it since.
         failure = None
-    window = window_of(page, invalidated, now)
-    left = 0 if window is None else window[1]
-    if window is None and page.metadata.revalidate is not None:
-        left = min(0, int(page.metadata.revalidate - (now - page.generated_at)))
+    age, revalidate = now - page.generated_at, page.metadata.revalidate
+    window, ttl = window_of(page, invalidated, now), None
+    if revalidate is not None:
+        ttl = min(0, int(revalidate - age)) if window is None else window[1]
     lengths = dict(sizes)
     return PageInfo(
         url=page.key.url,
         status=page.code,
         state=state_of(page, invalidated, now).value,
-        age=max(0.0, now - page.generated_at),
-        ttl=None if page.metadata.revalidate is None else left,
+        age=max(0.0, age),
+        ttl=ttl,
         tags=page.metadata.tags,
         size=sum(lengths.values()),
         codings=tuple(coding for coding in lengths if coding != "identity"),
@@ -181,192 +214,133 @@ def _info(listed: Listed, now: float, failure: Failure | None) -> PageInfo:
     )
 
 
-def stats_of(process: Process) -> dict[str, t.Any]:
-    """Totals of all processes, and gauges."""
-    found: dict[str, t.Any] = overview_of(process)["stats"]
-    return found
+# Tables, and numbers for people.
+
+#: Lines of cells; those of a head first, if there is one.
+Rows: t.TypeAlias = "Iterator[Sequence[str]]"
 
 
-def overview_of(process: Process) -> dict[str, t.Any]:
-    """What an operator asks first.
+def selector(
+    tags: Iterable[str], patterns: Iterable[str], failed: bool = False, stale: bool = False
+) -> Callable[[PageInfo], bool]:
+    """Whether a page has one of the tags, or a path that matches one of the patterns."""
+    wanted, compiled = set(tags), [compile_pattern(pattern) for pattern in patterns]
 
-    ``stats``, as `stats_of` gives them; ``periods``, the hits and misses since the store began,
-    today (UTC) and since the build began; ``minutes``, the totals as each minute of the last hour
-    began; ``workers``, what each process has now; ``store``, its kind, its state and since when
-    that is so for all of them, and its bounds. Where it does not answer (``has_totals`` is false),
-    totals are those of this process, and there are no ``periods``.
-    """
-    pages, memory = process.pages, process.pages.memory
-    process.upkeep()
-    sums = pages.guard.ask("totals", pages.store.totals)
-    processes = pages.guard.ask("processes", pages.store.processes) or []
-    mine = process.report()
-    if mine is not None and not any(p.get("pid") == mine["pid"] for p in processes):
-        processes = [*processes, mine]
-    sizes = pages.guard.ask("sizes", pages.store.sizes)
-    stored = None if sizes is None else sizes.pages
-    stats = {
-        **totals_of(process.counters.as_dict() if sums is None else sums),
-        "pages": len(memory) if stored is None else stored,
-        "bytes": memory.size if sizes is None or sizes.bytes is None else sizes.bytes,
-        "memory_bytes": sum(int(p.get("memory_bytes", 0)) for p in processes) or memory.size,
-        "rendering": sum(len(p.get("rendering", ())) for p in processes),
-        "waiting": sum(int(p.get("waiting", 0)) for p in processes),
-        "processes": len(processes),
-    }
-    # What this process has seen, or the last that any has; else all is as it was when they began.
-    state = pages.guard.state
-    alike = (float(p.get("since", 0)) for p in processes if p.get("store") == state)
-    since = pages.guard.since or max(alike, default=0.0)
-    began = min((float(p.get("began", 0)) for p in processes), default=process.began)
-    store = {
-        "kind": pages.store.kind.name,
-        "state": state,
-        "since": since or began,
-        "has_totals": sums is not None,
-        "max_pages": None if sizes is None else sizes.max_pages,
-        "max_bytes": None if sizes is None else sizes.max_bytes,
-    }
-    return {
-        "stats": stats,
-        "periods": periods_of(sums or {}),
-        "minutes": pages.guard.ask("minutes", pages.store.minutes) or {},
-        "workers": processes,
-        "store": store,
-    }
+    def selects(page: PageInfo) -> bool:
+        path = unquote_to_bytes(urlsplit(page.url).path).decode("latin-1") or "/"
+        is_named = not wanted.isdisjoint(page.tags) or any(p.fullmatch(path) for p in compiled)
+        return (
+            (is_named or not (wanted or compiled))
+            and (not failed or page.last_error is not None)
+            and (not stale or page.state in ("stale", "expired"))
+        )
+
+    return selects
 
 
-def journal_of(process: Process) -> list[dict[str, t.Any]]:
-    """The last on-demand calls, latest first.
-
-    Each has ``at``, ``kind`` (``revalidate``, ``tags`` or ``invalidate``), ``what`` (a list),
-    ``expire``, ``pages`` (how many were to be rendered, ``None`` for tags and patterns), ``number``
-    (its place in the order of events), ``by``, ``host`` and ``pid``.
-    """
-    process.write_journal()
-    pages, found = process.pages, []
-    for data in pages.guard.ask("journal", pages.store.journal) or []:
-        with contextlib.suppress(ValueError):
-            if isinstance(entry := json.loads(data), dict):
-                found.append(entry)
-    return found
+#: What pages are sorted by; ``"use"`` is the order in which they make room for others.
+ORDERS: dict[str, Callable[[PageInfo], t.Any]] = {
+    "url": lambda page: page.url,
+    "age": lambda page: -page.age,
+    "size": lambda page: -page.size,
+    "render": lambda page: -page.render_seconds(0.5),
+    "use": lambda page: (page.state == "failed", page.status not in GONE, page.used_at),
+}
 
 
-# Why a page is as it is.
+def page_rows(pages: Iterable[PageInfo]) -> Rows:
+    yield *"URL STATUS STATE AGE TTL USED SIZE RENDER P95 TAGS".split(), "LAST ERROR"
+    for page in pages:
+        times = f" ({page.failures} times)" if page.failures > 1 else ""
+        yield (
+            page.url,
+            str(page.status or "-"),
+            page.state,
+            span(page.age),
+            "-" if page.ttl is None else span(page.ttl),
+            span(time.time() - page.used_at) if page.used_at else "-",
+            amount(page.size),
+            *(millis(page.render_seconds(share)) for share in (0.5, 0.95)),
+            ", ".join(page.tags),
+            f"{page.last_error}{times}" if page.last_error else "",
+        )
 
 
-class Visit(t.NamedTuple):
-    """A request that `ISRMiddleware.explain` is asked about.
-
-    :param bypass: why it gets no page, whatever is stored.
-    :param rules: what was considered to find the rule.
-    :param undeclared: whether it has query parameters that are not declared.
-    """
-
-    key: PageKey
-    rule: Rule | None
-    excluded: bool
-    bypass: str | None
-    rules: Sequence[str]
-    undeclared: bool
-
-
-def explain_visit(process: Process, visit: Visit) -> Explanation:
-    """What would happen to a request for a page, and why."""
-    key, rule, pages = visit.key, visit.rule, process.pages
-    entry = None if visit.excluded else pages.find(key, process.clock())
-    failure = pages.guard.ask("failure", lambda: pages.store.failure(key.name))
-    refused = pages.guard.ask("failure", lambda: pages.store.failure(refusal_name(key.name)))
-    if entry is not None and refused is not None and refused.retry_at < entry.page.generated_at:
-        refused = None
-    refusal = process.not_pages.get(key) if refused is None else refused.error
-    about: dict[str, t.Any] = {
-        "url": key.url,
-        "key": key._asdict(),
-        "rule": "None" if visit.excluded else None if rule is None else repr(rule),
-        "state": "excluded" if visit.excluded else "unknown" if failure is None else "failed",
-        "build": key.build,
-        "refusal": refusal or None,
-        "remedy": remedy_of(refusal or ""),
-        "error": None if failure is None else failure.error,
-        "failures": 0 if failure is None else failure.times,
-        "rules": tuple(visit.rules),
-        "variants": tuple(_others(process, key)),
-    }
-    if entry is not None:
-        page = entry.page
-        info = _info(Listed(page, (), entry.invalidated), process.clock(), failure)
-        about |= {
-            "state": info.state,
-            "age": info.age,
-            "ttl": info.ttl,
-            "tags": info.tags,
-            "status": page.code,
-            "rendered_at": page.generated_at,
-            "reason": page.reason,
-            "seconds": page.seconds,
-            "renders": page.renders,
-            "error": info.last_error,
-            "failures": info.failures,
-        }
-        if entry.invalidated:
-            about |= _invalidation(process, entry)
-    return Explanation(**about, answer=_answer(process, visit, about))
+def totals_rows(found: Mapping[str, t.Any]) -> Rows:
+    """What `Inspection.overview` says of all processes."""
+    stats, store = dict(found["stats"]), found["store"]
+    times = stats.pop("render_seconds")
+    yield "hit ratio", f"{hit_ratio(stats):.1%}"
+    names = {"store": "since the store began", "day": "today (UTC)", "build": "since the deploy"}
+    for period, counts in found["periods"].items():
+        visits, ratio = number(sum(counts[name] for name in SERVED), "visit"), counts["hit_ratio"]
+        yield f"  {names[period]}", f"{ratio:.1%} of {visits}, from {moment(counts['at'])}"
+    for name, value in stats.items():
+        show = amount if name.endswith("bytes") else "{:,}".format
+        bound = store.get(f"max_{name}")
+        yield name.replace("_", " "), show(value) + (f" of {show(bound)}" if bound else "")
+    yield "mean render", millis(times["sum"] / max(1, times["count"]))
+    within = next(b for b, n in times["buckets"].items() if n >= 0.95 * times["count"])
+    took = f"over {BUCKETS[-1]} s" if within == "+Inf" else f"within {within} s"
+    yield "95% of renders", took if times["count"] else "-"
+    yield "store", f"{store['kind']}, {store['state']} since {moment(store['since'])}"
 
 
-def _others(process: Process, key: PageKey) -> Iterator[str]:
-    with contextlib.suppress(NotImplementedError):
-        path = key.full_path or "/"
-        found = process.pages.guard.ask("list", lambda: list(process.pages.listed(path)))
-        for page, _, invalidated, _ in found or ():
-            if page.key != key:
-                words = [f"{name}: {value}" for name, value in page.key.vary]
-                words += [f"build {page.key.build!r}"] if page.key.build != key.build else []
-                state = state_of(page, invalidated, process.clock()).value
-                yield ", ".join((f"{page.key.url} {state}", *words))
+def worker_rows(workers: Iterable[Mapping[str, t.Any]]) -> Rows:
+    columns = ("pid", "host", "build", "store", "hits", "misses", "renders", "waiting")
+    yield *map(str.upper, columns), "SINCE", "MEMORY", "RENDERING"
+    for worker in workers:
+        yield (
+            *(str(worker.get(name, "")) for name in columns),
+            moment(worker.get("began", 0)),
+            amount(worker.get("memory_bytes", 0)),
+            ", ".join(worker.get("rendering", ())),
+        )
 
 
-def _invalidation(process: Process, entry: Entry) -> dict[str, t.Any]:
-    """What has made a page stale or expired, and the call that did so."""
-    pages, page = process.pages, entry.page
-    changes = pages.guard.ask("changes", lambda: pages.store.changes(entry.number))
-    expired = entry.invalidated is Invalidated.EXPIRED
-    made = [] if changes is None or not changes.complete else changes.invalidations
-    about = [i for i in made if i.expire >= expired and _is_about(i.label, page)]
-    if not about:
-        return {"invalidated_by": "one that the store no longer lists"}
-    last = max(about, key=lambda invalidation: invalidation.sequence)
-    calls = (call for call in journal_of(process) if call.get("number") == last.sequence)
-    return {"invalidated_by": last.label, "invalidation": next(calls, None)}
+def call_rows(calls: Iterable[Mapping[str, t.Any]]) -> Rows:
+    yield "WHEN", "CALL", "WHAT", "EFFECT", "BY", "PROCESS"
+    for call in calls:
+        yield moment(call.get("at", 0)), *call_row(call)
 
 
-def _is_about(label: str, page: Page) -> bool:
-    kind, _, name = label.partition(":")
-    if kind == "pattern":
-        return compile_pattern(name).fullmatch(page.key.full_path or "/") is not None
-    return label in page.labels
+def call_row(call: Mapping[str, t.Any]) -> tuple[str, str, str, str, str]:
+    """An entry of the journal: what was called, with what, to what effect, by whom and where."""
+    effect = "expired" if call.get("expire") else "stale"
+    if call.get("pages"):
+        effect = f"{number(int(call['pages']), 'page')} rendered"
+    what, where = ", ".join(map(str, call.get("what", ()))), f"{call.get('host')} {call.get('pid')}"
+    return str(call.get("kind")), what, effect, call.get("by") or "-", where
 
 
-def _answer(process: Process, visit: Visit, about: t.Mapping[str, t.Any]) -> str:
-    """What a visitor gets."""
-    rule, state, ttl = visit.rule, about["state"], about["ttl"] if "ttl" in about else 0
-    if visit.bypass is not None:
-        return f"the app's own answer (isr; fwd=bypass; detail={visit.bypass})"
-    if visit.excluded:
-        return "the app's own answer: a rule of None excludes this URL"
-    is_redirect = state in ("fresh", "stale") and about["status"] in REDIRECTS
-    if visit.undeclared and (is_redirect or rule is not None and rule.undeclared == "pass"):
-        return "the app's own answer (isr; fwd=uri-miss; detail=query)"
-    if state == "fresh":
-        return f"the stored page (isr; hit{'' if ttl is None else f'; ttl={ttl}'})"
-    if state == "stale":
-        return f"the stored page, which is rendered anew afterwards (isr; hit; ttl={ttl or 0})"
-    if state == "expired":
-        return "a new page, which they wait for (isr; fwd=stale; stored)"
-    if detail := (about["refusal"] or "").partition(":")[0]:
-        return f"the app's own answer (isr; fwd=uri-miss; detail={detail})"
-    if rule is None:
-        return "the app's own answer, a page if it has ISR-Revalidate (isr; fwd=uri-miss; stored)"
-    if rule.fallback != "blocking":
-        return "what the rule's fallback says: a shell, or 404 for a path that is not listed"
-    return "a new page, which they wait for (isr; fwd=uri-miss; stored)"
+def moment(at: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(round(at)))
+
+
+def millis(seconds: float) -> str:
+    return f"{1000 * seconds:,.0f} ms"
+
+
+def printable(text: str) -> str:
+    """On one line, and without what a terminal takes for commands: apps and visitors wrote it."""
+    return "".join(char if char.isprintable() else " " for char in text)
+
+
+def number(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def span(seconds: float) -> str:
+    sign, seconds = ("-", -seconds) if seconds <= -1 else ("", max(0, seconds))
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{sign}{int(seconds // length)} {unit}"
+    return f"{sign}{int(seconds)} s"
+
+
+def amount(size: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if size < 999.5:
+            return f"{size:,.0f} {unit}"
+        size /= 1000
+    return f"{size:,.1f} GB"

@@ -11,8 +11,9 @@ from time import time
 
 from .answer import Answer, send
 from .config import Config, make_bypass, mistakes
+from .explain import Explanation
 from .key import Origin, Origins
-from .listing import Explanation, PageInfo, pages_of, stats_of
+from .listing import PageInfo
 from .metadata import remove_isr
 from .metrics import Counters
 from .ondemand import OnDemand, Result, check_workers
@@ -336,9 +337,13 @@ class ISRMiddleware:
         """The store of this process."""
         return self._here().pages.store
 
-    def on_demand(self) -> OnDemand:
-        """The operations behind the methods below, result by result; for command lines."""
-        return OnDemand(self._here())
+    def on_demand(self, origin: Origin | None = None, render: bool = True) -> OnDemand:
+        """The operations behind the methods below, result by result; for command lines.
+
+        :param origin: where the paths of a call are; ``None``: where the current request is.
+        :param render: whether renders are of any use.
+        """
+        return OnDemand(self._here(), origin or current_origin.get(), render)
 
     # What users call.
 
@@ -362,8 +367,8 @@ class ISRMiddleware:
 
         While the library is switched off nothing is rendered; stored pages become stale.
         """
-        origin, render = current_origin.get(), self.is_enabled()
-        return self.on_demand().revalidate(paths, only_generated, origin, workers, render)
+        on_demand = self.on_demand(render=self.is_enabled())
+        return on_demand.revalidate(paths, only_generated, workers)
 
     def revalidate_tag(self, *tags: str, expire: bool = False) -> None:
         """Make all pages with one of the tags stale; nothing is rendered in the call.
@@ -373,7 +378,7 @@ class ISRMiddleware:
         :raises RevalidationError: if the store did not take it, so that it may not hold.
         :raises ValueError: for what is no tag.
         """
-        self.on_demand().revalidate_tag(tags, expire)
+        self.on_demand().invalidate((), expire, tags)
 
     def invalidate(self, *patterns: str, expire: bool = False) -> None:
         """Make all pages whose path matches stale; nothing is rendered in the call.
@@ -384,24 +389,25 @@ class ISRMiddleware:
         :raises RevalidationError: if the store did not take it, so that it may not hold.
         :raises ValueError: for a pattern that can never match.
         """
-        self.on_demand().invalidate(patterns, expire, current_origin.get())
+        self.on_demand().invalidate(patterns, expire)
 
     def prerender(self, paths: Iterable[str], workers: int | None = None) -> Iterator[Result]:
         """Render paths ahead of their visitors, in all declared variants, going on after failures.
 
-        A page that is fresh is not rendered again.
+        A page that is fresh is not rendered again. While the library is switched off all paths are
+        skipped.
 
         :param workers: renders at a time; ``None``: two.
         :returns: results as they end.
         """
-        return self.on_demand().prerender(paths, workers, current_origin.get())
+        return self.on_demand(render=self.is_enabled()).prerender(paths, workers)
 
     def pages(self) -> Iterator[PageInfo]:
         """All stored pages of this build.
 
         :raises NotImplementedError: on a store that cannot list.
         """
-        return pages_of(self._here())
+        return self.on_demand().pages()
 
     def stats(self) -> dict[str, t.Any]:
         """Totals of all processes since the store began, and what there is now.
@@ -411,14 +417,14 @@ class ISRMiddleware:
         ``invalidations``, and ``render_seconds``, a histogram. Gauges: ``pages``, ``bytes``,
         ``memory_bytes``, ``rendering``, ``waiting``, ``processes``.
         """
-        return stats_of(self._here())
+        return t.cast("dict[str, t.Any]", self.on_demand().overview()["stats"])
 
     def explain(self, url: str) -> Explanation:
         """What would happen to a request for a URL, and why.
 
         :raises ValueError: for what is no path, or has no known host.
         """
-        return self.on_demand().explain(url, current_origin.get())
+        return self.on_demand().explain(url)
 
     def regenerate(self, stop: threading.Event, workers: int | None = None) -> None:
         """Render the stale pages that web workers with ``workers=0`` hand over.
@@ -452,7 +458,7 @@ class ISRMiddleware:
             builds = [self.build_id, *pages.earlier_builds()[: keep_builds - 1]]
         if everything:
             # First, so that other processes do not serve what they have in memory.
-            self.on_demand().invalidate(["/**"], True, None)
+            self.on_demand().invalidate(["/**"], True)
         return pages.store.prune(
             max_pages=max_pages, max_bytes=max_bytes, keep_builds=builds, everything=everything
         )

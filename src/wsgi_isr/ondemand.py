@@ -1,10 +1,11 @@
-"""On demand: paths rendered now, tags and patterns invalidated, pages prerendered and listed."""
+"""On demand: paths rendered now, tags and patterns invalidated, pages prerendered."""
 
 from __future__ import annotations
 
 import concurrent.futures
 import contextlib
 import contextvars
+import functools
 import itertools
 import logging
 import os
@@ -13,26 +14,17 @@ import typing as t
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from . import signals
-from .key import Origin, PageKey
-from .listing import (
-    Explanation,
-    PageInfo,
-    Visit,
-    explain_visit,
-    failing,
-    journal_of,
-    matching,
-    overview_of,
-)
-from .metadata import check_list, check_tags
-from .naming import label_of, mounted, parse
-from .outcome import Kind, Outcome
-from .page import page_label
+from .explain import Lookup, Named, label_of, parse
+from .key import Origin, PageKey, canonical_query
+from .metadata import GONE, check_list, check_tags
+from .outcome import Kind
+from .page import Invalidated, page_label
 from .process import Process
+from .refusals import remedy_of
 from .render import RenderError, current_origin, rendering
-from .rules import Rule, has_undeclared
+from .rules import Rule
 from .signals import fields
-from .store.protocol import Number, Record, StoreError
+from .store.protocol import Number, StoreError
 
 logger = logging.getLogger("wsgi_isr")
 
@@ -42,6 +34,8 @@ MAX_VARIANTS = 64
 WORKERS = 2
 #: Names of a call that the journal has, and characters of each.
 MAX_NAMES, MAX_NAME = 50, 200
+#: What a call is, by what it names.
+_CALLS = {"paths": "revalidate", "tags": "tags", "patterns": "invalidate"}
 _caller: contextvars.ContextVar[str | None] = contextvars.ContextVar("wsgi_isr_by", default=None)
 
 
@@ -68,24 +62,13 @@ class Result(t.NamedTuple):
     :param status: what the app answered, ``None`` if it did not.
     :param error: why it was not rendered and stored; ``None`` if it was, or is no page any more.
     :param outcome: ``"rendered"``, ``"withdrawn"``, ``"gone"`` (404, 410), ``"skipped"`` (fresh
-        already, or rendered by another call) or ``"failed"``.
+        already, rendered by another call, or the library is switched off) or ``"failed"``.
     """
 
     url: str
     status: int | None
     error: Exception | None = None
     outcome: str = "rendered"
-
-
-class RefusedError(RenderError):
-    """The app answered, but not with what may be stored as a page.
-
-    :param detail: why, in the words of ``Cache-Status``.
-    """
-
-    def __init__(self, message: str, detail: str) -> None:
-        super().__init__(message)
-        self.detail = detail
 
 
 class RevalidationError(Exception):
@@ -102,40 +85,25 @@ class RevalidationError(Exception):
         super().__init__(f"not revalidated: {what}")
 
 
-class Requested(t.NamedTuple):
-    """A path that was asked for, and the pages that it means.
+class OnDemand(Lookup):
+    """The operations of one process.
 
-    :param label: what is invalidated.
-    :param place: where it is; ``None`` if only the store knows.
+    :param render: false while the library is switched off: nothing is rendered.
     """
 
-    path: str
-    label: str
-    full_path: str
-    place: Origin | None
-    pages: dict[PageKey, Rule | None]
-
-
-class OnDemand:
-    """The operations of one process."""
-
-    def __init__(self, process: Process) -> None:
-        self._process = process
-        self._config = process.config
-        self._pages = process.pages
-        self._clock = process.clock
+    def __init__(self, process: Process, origin: Origin | None, render: bool) -> None:
+        super().__init__(process, origin)
+        self._may_render = render
 
     # Paths.
 
     def revalidate(
-        self,
-        paths: Sequence[str],
-        only_generated: bool,
-        origin: Origin | None,
-        workers: int | None = None,
-        render: bool = True,
+        self, paths: Sequence[str], only_generated: bool = False, workers: int | None = None
     ) -> list[Result]:
-        found = list(self.each(paths, only_generated, origin, workers, render))
+        """
+        :raises RevalidationError: if a render failed, after all were tried.
+        """
+        found = list(self.each(paths, only_generated, workers))
         order = {path: number for number, path in enumerate(paths)}
         found.sort(key=lambda item: (order[item[0]], item[1].url))
         results = [result for _, result in found]
@@ -147,302 +115,216 @@ class OnDemand:
             raise RevalidationError(failures, results)
         return results
 
-    def check(
-        self,
-        paths: Sequence[str],
-        tags: Sequence[str],
-        patterns: Sequence[str],
-        origin: Origin | None,
-    ) -> None:
-        """
-        :raises ValueError: for what any of the operations would refuse.
-        """
-        check_tags(tags, None)
-        for pattern in patterns:
-            label_of(self._config.origins, pattern, origin)
-        for path in paths:
-            parse(self._config.origins, path, origin)
-
     def each(
-        self,
-        paths: Sequence[str],
-        only_generated: bool,
-        origin: Origin | None,
-        workers: int | None = None,
-        render: bool = True,
+        self, paths: Iterable[str], only_generated: bool = False, workers: int | None = None
     ) -> Iterator[tuple[str, Result]]:
         """The same page by page, with the path that each was asked for by.
 
-        :param render: false while the library is switched off: stored pages become stale.
+        Nothing is done before the first one is asked for.
+
+        :raises ValueError: at once, for a mistake in any path.
         """
         workers = check_workers(workers)
-        # All of them before any render: a mistake in the last path renders nothing.
-        parsed = [(path, *parse(self._config.origins, path, origin)) for path in paths]
-        requested = [self._requested(*each, only_generated) for each in parsed]
-        requested = [each for each in requested if each.pages or not only_generated]
+        requested = [self._requested(path, only_generated) for path in paths]
+        found = [each for each in requested if each.pages or not only_generated]
+        return self._revalidate(found, workers)
+
+    def _revalidate(self, requested: Sequence[Named], workers: int) -> Iterator[tuple[str, Result]]:
         if not requested:
             logger.info("on demand: no path was named, or none has a page")
             return
         # A page that calls this in its own render is an error below, and stays as it is.
-        own = rendering.get()
+        own, pages = rendering.get(), self._pages
         changed = [each for each in requested if not any(key in own for key in each.pages)]
         labels = [each.label for each in changed]
         try:
-            pages = self._pages
             number = pages.invalidate(labels, False) if labels else pages.number()
             # Listed after that, so that nothing stored before it is overlooked.
-            others = [page_label(key.name) for each in requested for key in self._others(each)]
+            others = [
+                page_label(listed.page.name)
+                for each in requested
+                for listed in self._stored(each.path)
+                if each.host in (None, listed.page.key.host) and listed.page.key not in each.pages
+            ]
             if others:
-                self._pages.invalidate(others, True)
+                pages.invalidate(others, True)
         except StoreError as error:
             failed = [Result(k.url, None, error, "failed") for r in requested for k in r.pages]
-            raise RevalidationError({r.path: error for r in requested}, failed) from error
+            raise RevalidationError({r.asked: error for r in requested}, failed) from error
         if changed:
-            count = sum(len(each.pages) for each in requested) if render else 0
-            self._announce(False, number, count, paths=[each.full_path for each in changed])
-        if not render:
-            return
-        jobs = ((r.path, key, rule, number) for r in requested for key, rule in r.pages.items())
-        yield from _in_parallel(self._render, jobs, workers)
+            count = sum(len(each.pages) for each in requested) if self._may_render else 0
+            self._announce(number, False, count, paths=[each.path for each in changed])
+        if self._may_render:
+            jobs = (
+                functools.partial(self._demanded, each, key, number)
+                for each in requested
+                for key in each.pages
+            )
+            yield from _in_parallel(jobs, workers)
+
+    def _requested(self, path: str, only_generated: bool) -> Named:
+        """The pages that a path means: on its host, and whatever variants of it are stored."""
+        config, named = self._config, self._named(path)
+        pages: dict[PageKey, Rule | None] = {}
+        for key in (listed.page.key for listed in named.stored):
+            if named.host in (None, key.host) and config.is_canonical(key):
+                rule = config.rule_of(key)
+                if key.query == canonical_query(named.query_string, config.parameters(rule)):
+                    pages[key] = rule
+        if named.place is not None or not (pages or only_generated):
+            own = self._variants(named)
+            if not only_generated or self._pages.find(next(iter(own)), self._clock()) is not None:
+                pages = own | pages
+        return named._replace(pages=dict(itertools.islice(pages.items(), MAX_VARIANTS)))
+
+    def _variants(self, named: Named) -> dict[PageKey, Rule | None]:
+        """The page that a path names, and its declared variants.
+
+        :raises ValueError: where no host is known, or a rule excludes it.
+        """
+        _, key, rule, excluded = self._find(named)
+        if excluded:
+            raise ValueError(f"{named.asked!r} has no page: a rule of None excludes it")
+        found = () if rule is None else itertools.islice(rule.all_variants(), MAX_VARIANTS)
+        return dict.fromkeys([key, *(key._replace(vary=vary) for vary in found)], rule)
+
+    def _demanded(self, named: Named, key: PageKey, after: Number) -> tuple[str, Result]:
+        # A page of an earlier build is one, too; by now this call has expired it.
+        was_page = any(
+            listed.page.key._replace(build=key.build) == key
+            and listed.invalidated is not Invalidated.EXPIRED
+            for listed in named.stored
+        )
+        result = self._render(key, named.pages[key], after, was_page)
+        if result.error is None:
+            url, status = result.url, result.status
+            signals.send(signals.page_revalidated, self._config.middleware, url=url, status=status)
+        return named.asked, result
 
     def _render(
-        self, path: str, key: PageKey, rule: Rule | None, number: Number
-    ) -> tuple[str, Result]:
+        self,
+        key: PageKey,
+        rule: Rule | None,
+        after: Number | None = None,
+        was_page: bool = False,
+    ) -> Result:
+        """A page rendered after an invalidation; or ahead of its visitors, unless it is fresh."""
+        reason = "prerender" if after is None else "revalidate"
         try:
-            outcome = self._process.renders.get(key, rule, "revalidate", after=number)
-            outcome.discard()
+            found = self._process.renders.get(key, rule, reason, only_fresh=True, after=after)
         except RenderError as error:
-            return path, Result(key.url, None, error, "failed")
-        self._exists(key, rule, outcome)
-        result = _result(key, outcome, demanded=True)
-        if result.error is None:
-            signals.send(
-                signals.page_revalidated,
-                self._config.middleware,
-                url=result.url,
-                status=result.status,
-            )
-        return path, result
-
-    def _exists(self, key: PageKey, rule: Rule | None, outcome: Outcome) -> None:
-        """Note that a path of ``fallback=False`` exists, whatever is evicted later."""
-        if outcome.stored:
+            return Result(key.url, None, error, "failed")
+        found.discard()
+        if found.stored:
             self._process.not_pages.discard(key)
             if rule is not None and rule.fallback != "blocking":
+                # It exists, whatever is evicted later.
                 path, pages = key.full_path or "/", self._pages
                 pages.guard.ask("paths", lambda: pages.store.list_path(path), write=True)
-
-    def _requested(
-        self,
-        path: str,
-        place: Origin | None,
-        full_path: str,
-        query_string: str,
-        only_generated: bool,
-    ) -> Requested:
-        """The pages that a path means: on its host, and whatever variants of it are stored."""
-        stored = self._stored(full_path)
-        label = f"path:{full_path}"
-        if place is not None and "://" in path.partition("?")[0]:
-            label = f"host:{place.host}{full_path}"
-            stored = [key for key in stored if key.host == place.host]
-        stored = [key for key in stored if key.build == self._config.build_id]
-        pages: dict[PageKey, Rule | None] = {}
-        if place is not None:
-            place = mounted(place, full_path, stored)
-            local = full_path.removeprefix(place.mount)
-            key, rule, excluded = self._config.describe(place, local, query_string)
-            if excluded:
-                raise ValueError(f"{path!r} has no page: a rule of None excludes it")
-            if not only_generated or self._pages.find(key, self._clock()) is not None:
-                pages[key] = rule
-                if rule is not None:
-                    variants = itertools.islice(rule.all_variants(), MAX_VARIANTS)
-                    pages |= {key._replace(vary=vary): rule for vary in variants}
-        for known in stored:
-            if len(pages) >= MAX_VARIANTS:
-                break
-            if self._config.origins.trust(known.scheme, known.host) is None:
-                continue
-            here = Origin(known.scheme, known.host, known.mount)
-            key, rule, _ = self._config.describe(here, known.path, query_string)
-            if known.query == key.query and _is_declared(known, rule):
-                pages[known] = rule
-        if not pages and place is None and not only_generated:
-            raise ValueError(
-                f"no host is known for {path!r}: call revalidate() in a request, give a whole "
-                "URL, or set base_url"
-            )
-        return Requested(path, label, full_path, place, pages)
-
-    def _stored(self, full_path: str) -> list[PageKey]:
-        """The keys of all stored pages of a path, of whatever build."""
-        pages = self._pages
-        try:
-            found = pages.guard.ask("list", lambda: [p.page.key for p in pages.listed(full_path)])
-        except NotImplementedError:
-            found = None
-        if found is None:
-            found = [entry.page.key for entry in pages.memory.of_path(full_path)]
-        return sorted(found, key=lambda key: key.url)
-
-    def _others(self, requested: Requested) -> list[PageKey]:
-        """What is stored of a path, and is not rendered now."""
-        found = (key for key in self._stored(requested.full_path) if key not in requested.pages)
-        host = requested.place.host if requested.label.startswith("host:") else None  # type: ignore[union-attr]
-        return [key for key in found if host in (None, key.host)]
+        status, outcome, why = found.status, "failed", None
+        if status is None and found.response is not None:
+            status = found.response.code
+        is_refused = found.kind is not Kind.FAILED and found.detail != "store-error"
+        if found.stored:
+            is_skipped = after is None and found.kind is Kind.FOUND
+            outcome = "skipped" if is_skipped else "gone" if status in GONE else "rendered"
+        elif is_refused and status in GONE and not found.withdrawn:
+            outcome = "gone"
+        elif is_refused and (was_page or found.withdrawn):
+            outcome = "withdrawn"
+        else:
+            why = found.error or StoreError(f"not stored: {found.detail}")
+        return Result(key.url, status, why, outcome)
 
     # Tags and patterns: never a render.
 
-    def revalidate_tag(self, tags: Sequence[str], expire: bool) -> None:
-        tags = check_tags(tags, None)
-        self._invalidate([f"tag:{tag}" for tag in tags], tags, expire, tags=tags)
+    def invalidate(self, patterns: Sequence[str], expire: bool, tags: Sequence[str] = ()) -> None:
+        """Make pages with a tag, or whose path matches, stale or expired, in one step.
 
-    def invalidate(self, patterns: Sequence[str], expire: bool, origin: Origin | None) -> None:
-        labels = [label_of(self._config.origins, pattern, origin) for pattern in patterns]
-        self._invalidate(labels, patterns, expire, patterns=patterns)
-
-    def _invalidate(
-        self, labels: list[str], names: Sequence[str], expire: bool, **extra: t.Any
-    ) -> None:
+        :raises ValueError: for a mistake in any of them, and then nothing is invalidated.
+        """
+        labels = self.check((), tags, patterns)
         if not labels:
             logger.info("on demand: nothing was named")
             return
         try:
             number = self._pages.invalidate(labels, expire)
         except StoreError as error:
-            raise RevalidationError(dict.fromkeys(names, error)) from error
-        self._announce(expire, number, **extra)
+            raise RevalidationError(dict.fromkeys([*tags, *patterns], error)) from error
+        self._announce(number, expire, tags=tags, patterns=patterns)
+
+    def check(
+        self, paths: Sequence[str], tags: Sequence[str], patterns: Sequence[str]
+    ) -> list[str]:
+        """The labels that tags and patterns mean.
+
+        :raises ValueError: for what any of the operations would refuse.
+        """
+        origins, origin = self._config.origins, self._origin
+        for path in paths:
+            parse(origins, path, origin)
+        labels = [f"tag:{tag}" for tag in check_tags(tags, None)]
+        return labels + [label_of(origins, pattern, origin) for pattern in patterns]
 
     def _announce(
-        self,
-        expire: bool,
-        number: Number,
-        pages: int | None = None,
-        paths: Sequence[str] = (),
-        tags: Sequence[str] = (),
-        patterns: Sequence[str] = (),
+        self, number: Number, expire: bool, pages: int = 0, **named: Sequence[str]
     ) -> None:
-        self._process.counters.invalidations += 1
-        what = {"paths": tuple(paths), "tags": tuple(tags), "patterns": tuple(patterns)}
-        kind, names = next(item for item in what.items() if item[1])
-        call: dict[str, t.Any] = {
-            "at": round(self._clock(), 3),
-            "kind": {"paths": "revalidate", "patterns": "invalidate"}.get(kind, kind),
-            "what": [name[:MAX_NAME] for name in names[:MAX_NAMES]],
-            "expire": expire,
-            "pages": pages,
-            "number": number.sequence,
-            "by": _caller.get(),
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-        }
-        self._process.log(call)
-        text = f"{kind} {', '.join(names)}"[:1000]
-        done = "expired" if expire else "invalidated"
-        count = "" if pages is None else f", pages to render: {pages}"
-        by = f", by {call['by']}" if call["by"] else ""
-        extra = fields("on-demand", **call)
-        logger.info("on demand: %s %s%s%s", text, done, count, by, extra=extra)
+        """Let the journal, the log and the signal say what was called."""
+        by = _caller.get()
+        for kind, names in named.items():
+            if not names:
+                continue
+            self._process.counters.invalidations += 1
+            call: dict[str, t.Any] = {
+                "at": round(self._clock(), 3),
+                "kind": _CALLS[kind],
+                "what": [name[:MAX_NAME] for name in names[:MAX_NAMES]],
+                "expire": expire,
+                "pages": pages,
+                "number": number.sequence,
+                "by": by,
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+            }
+            self._process.log(call)
+            logger.info(
+                "on demand: %s %s%s%s",
+                f"{kind} {', '.join(names)}"[:1000],
+                "expired" if expire else "invalidated",
+                f", pages to render: {pages}" if pages else "",
+                f", by {by}" if by else "",
+                extra=fields("on-demand", **call),
+            )
+        what = {kind: tuple(named.get(kind, ())) for kind in _CALLS}
         signals.send(signals.invalidated, self._config.middleware, expire=expire, **what)
 
     # Ahead of the visitors.
 
-    def prerender(
-        self, paths: Iterable[str], workers: int | None, origin: Origin | None
-    ) -> Iterator[Result]:
+    def prerender(self, paths: Iterable[str], workers: int | None) -> Iterator[Result]:
         check_list("paths", paths, "/")
-        jobs = (job for path in paths for job in self._variants(path, origin))
-        return _in_parallel(self._prerender, jobs, check_workers(workers))
+        jobs = (job for path in paths for job in self._ahead(path))
+        return _in_parallel(jobs, check_workers(workers))
 
-    def _variants(self, path: str, origin: Origin | None) -> Iterator[tuple[t.Any, ...]]:
+    def _ahead(self, path: str) -> Iterator[Callable[[], Result]]:
         try:
-            place, full_path, query_string = parse(self._config.origins, path, origin)
-            if place is None:
-                raise ValueError(f"no host is known for {path!r}: set base_url")
-            if origin is None and not place.mount:
-                place = mounted(place, full_path, self._stored(full_path))
-            local = full_path.removeprefix(place.mount)
-            key, rule, excluded = self._config.describe(place, local, query_string)
-            if excluded:
-                raise ValueError(f"{path!r} has no page: a rule of None excludes it")
+            variants = self._variants(self._named(path))
         except ValueError as error:
-            yield str(path), None, error
+            yield functools.partial(Result, str(path), None, error, "failed")
             return
-        yield key.url, key, rule
-        if rule is not None:
-            for vary in itertools.islice(rule.all_variants(), MAX_VARIANTS):
-                if vary != key.vary:
-                    yield key.url, key._replace(vary=vary), rule
-
-    def _prerender(self, url: str, key: PageKey | None, rule: t.Any) -> Result:
-        if key is None:
-            return Result(url, None, rule, "failed")
-        try:
-            outcome = self._process.renders.get(key, rule, "prerender", only_fresh=True)
-        except RenderError as error:
-            return Result(key.url, None, error, "failed")
-        outcome.discard()
-        self._exists(key, rule, outcome)
-        return _result(key, outcome)
-
-    def matching(
-        self, after: str, matches: Callable[[Record], bool], path: str | None = None
-    ) -> Iterator[tuple[str, PageInfo | None]]:
-        """Stored pages after the one of a name, by name; ``None`` for one that does not match.
-
-        :param path: the full path of all of them; ``None`` for any.
-        :raises NotImplementedError: on a store that cannot list.
-        """
-        return matching(self._process, after, matches, path)
-
-    def failing(self) -> Iterator[PageInfo]:
-        """Pages whose last render failed.
-
-        :raises NotImplementedError: on a store that cannot list.
-        """
-        return failing(self._process)
-
-    def overview(self) -> dict[str, t.Any]:
-        """What an operator asks first; see `wsgi_isr.listing.overview_of`."""
-        return overview_of(self._process)
-
-    def journal(self) -> list[dict[str, t.Any]]:
-        """The last on-demand calls, latest first; see `wsgi_isr.listing.journal_of`."""
-        return journal_of(self._process)
-
-    def explain(
-        self, url: str, origin: Origin | None, headers: Iterable[tuple[str, str]] = ()
-    ) -> Explanation:
-        """
-        :param headers: of the visitor who asks for it, besides those of a canonical request.
-        """
-        place, full_path, query_string = parse(self._config.origins, url, origin)
-        stored = self._stored(full_path)
-        if place is None:
-            if not stored:
-                raise ValueError(f"no host is known for {url!r}: give a whole URL, or set base_url")
-            place = Origin(stored[0].scheme, stored[0].host, stored[0].mount)
-        place = mounted(place, full_path, stored)
-        local = full_path.removeprefix(place.mount)
-        config = self._config
-        environ = PageKey(*place, local).to_environ("", config.middleware)
-        del environ["wsgi_isr.reason"]
-        environ["QUERY_STRING"] = query_string
-        environ |= {f"HTTP_{name.upper().replace('-', '_')}": value for name, value in headers}
-        key, rule, excluded = config.find(place, environ)
-        bypass = None if config.bypass is None else config.bypass(environ)
-        considered = config.rules.consider(environ)
-        undeclared = has_undeclared(query_string, config.parameters(rule))
-        visit = Visit(key, rule, excluded, bypass, considered, undeclared)
-        return explain_visit(self._process, visit)
+        for key, rule in variants.items():
+            if self._may_render:
+                yield functools.partial(self._render, key, rule)
+            else:
+                yield functools.partial(Result, key.url, None, None, "skipped")
 
 
-def _is_declared(key: PageKey, rule: Rule | None) -> bool:
-    """Whether a stored variant is still one of those that the rule declares."""
-    variants = {} if rule is None else dict(rule.variants)
-    names = [name for name, _ in key.vary]
-    return names == list(variants) and all(value in variants[name] for name, value in key.vary)
+def describe(error: Exception) -> str:
+    """An error for those who read a line, with its remedy."""
+    is_ours = type(error).__module__.startswith("wsgi_isr")
+    if not is_ours and not isinstance(error, ValueError | NotImplementedError):
+        return f"{type(error).__name__}: {error}"
+    remedy = remedy_of(str(error).partition("(")[2].removesuffix(")")) if is_ours else None
+    return f"{error}; {remedy}" if remedy else str(error)
 
 
 def check_workers(workers: int | None) -> int:
@@ -451,11 +333,10 @@ def check_workers(workers: int | None) -> int:
     return workers or WORKERS
 
 
-J = t.TypeVar("J", bound="tuple[t.Any, ...]")
 R = t.TypeVar("R")
 
 
-def _in_parallel(function: Callable[..., R], jobs: Iterable[J], workers: int) -> Iterator[R]:
+def _in_parallel(jobs: Iterable[Callable[[], R]], workers: int) -> Iterator[R]:
     """The results of jobs as they end, several at a time.
 
     In threads of their own: some frameworks (Bottle) keep the request in thread-local variables,
@@ -466,15 +347,14 @@ def _in_parallel(function: Callable[..., R], jobs: Iterable[J], workers: int) ->
     waiting = iter(jobs)
     first = list(itertools.islice(waiting, 2 * workers))
     if len(first) == 1 and current_origin.get() is None:
-        yield function(*first[0])
+        yield first[0]()
         return
+    executor = concurrent.futures.ThreadPoolExecutor(workers, "wsgi-isr-on-demand")
     try:
-        executor = concurrent.futures.ThreadPoolExecutor(workers, "wsgi-isr-on-demand")
-        running = {executor.submit(context.copy().run, function, *job) for job in first}
+        running = {executor.submit(context.copy().run, job) for job in first}
     except RuntimeError:
         # No threads in a sub-interpreter, at shutdown, or beyond the system's limit.
-        for job in itertools.chain(first, waiting):
-            yield function(*job)
+        yield from (job() for job in itertools.chain(first, waiting))
         return
     try:
         while running:
@@ -483,26 +363,7 @@ def _in_parallel(function: Callable[..., R], jobs: Iterable[J], workers: int) ->
             )
             for future in done:
                 for job in itertools.islice(waiting, 1):
-                    running.add(executor.submit(context.copy().run, function, *job))
+                    running.add(executor.submit(context.copy().run, job))
                 yield future.result()
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
-
-
-def _result(key: PageKey, outcome: Outcome, demanded: bool = False) -> Result:
-    if outcome.stored and outcome.entry is not None:
-        code = outcome.entry.page.code
-        gone = code in (404, 410)
-        skipped = outcome.kind is Kind.FOUND and not demanded
-        return Result(key.url, code, None, "skipped" if skipped else "gone" if gone else "rendered")
-    if outcome.withdrawn:
-        return Result(key.url, outcome.status, None, "withdrawn")
-    if outcome.kind is Kind.NOT_A_PAGE and outcome.status in (404, 410):
-        return Result(key.url, outcome.status, None, "gone")
-    error = outcome.error or StoreError(f"not stored: {outcome.detail}")
-    if outcome.kind is not Kind.FAILED and outcome.detail != "store-error":
-        error = RefusedError(str(error), outcome.detail)
-    status = outcome.status
-    if status is None and outcome.response is not None:
-        status = outcome.response.code
-    return Result(key.url, status, error, "failed")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hmac
 import json
 import typing as t
-from collections.abc import Callable
 
 from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.wrappers import Request, Response
@@ -31,9 +30,13 @@ def answer(middleware: ISRMiddleware, token: bytes, request: Request) -> Respons
         response = _json({"error": "unauthorized"}, 401)
         response.headers["WWW-Authenticate"] = "Bearer"
         return response
+    # Another one, because that of a framework may have a bound of its own, or none.
+    request = Request(request.environ)
+    request.max_content_length = MAX_LENGTH
     try:
+        call = _read(request.get_data())
         with called_by(f"POST {request.path} from {request.remote_addr}"):
-            return _json(*_perform(middleware, _read(request.stream), request.environ))
+            return _perform(middleware, call, request.environ)
     except RequestEntityTooLarge:
         return _json({"error": f"the body has at most {MAX_LENGTH} bytes"}, 413)
     except ValueError as error:
@@ -44,16 +47,10 @@ def _json(content: dict[str, t.Any], status: int) -> Response:
     return Response(json.dumps(content), status, mimetype="application/json")
 
 
-def _read(stream: t.IO[bytes]) -> dict[str, t.Any]:
+def _read(body: bytes) -> dict[str, t.Any]:
     """
-    :raises RequestEntityTooLarge: for a body over our bound, or over that of the app.
-    :raises ValueError: for one that asks for nothing that there is.
+    :raises ValueError: for a body that asks for nothing that there is.
     """
-    body = b""
-    while block := stream.read(MAX_LENGTH + 1 - len(body)):
-        body += block
-        if len(body) > MAX_LENGTH:
-            raise RequestEntityTooLarge
     try:
         call = json.loads(body)
     except (ValueError, RecursionError):
@@ -63,54 +60,45 @@ def _read(stream: t.IO[bytes]) -> dict[str, t.Any]:
     if unknown := set(call) - {*_KINDS, "expire", "workers"}:
         raise ValueError(f"unknown: {', '.join(sorted(unknown))}; there are paths, tags, patterns")
     for kind in _KINDS:
-        names = call.get(kind, [])
+        names = call.setdefault(kind, [])
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ValueError(f"{kind} is a list of strings")
         if len(names) > MAX_NAMES:
             raise ValueError(f"{kind} has at most {MAX_NAMES} items")
-    if not any(call.get(kind) for kind in _KINDS):
+    if not any(call[kind] for kind in _KINDS):
         raise ValueError("name at least one of paths, tags, patterns")
-    if not isinstance(call.get("expire", False), bool):
+    if not isinstance(call.setdefault("expire", False), bool):
         raise ValueError("expire is true or false")
-    workers = call.get("workers", 1)
-    if type(workers) is not int or not 1 <= workers <= MAX_WORKERS:
+    workers = call.setdefault("workers", None)
+    if workers is not None and (type(workers) is not int or not 1 <= workers <= MAX_WORKERS):
         raise ValueError(f"workers is a whole number from 1 to {MAX_WORKERS}")
     return call
 
 
 def _perform(
     middleware: ISRMiddleware, call: dict[str, t.Any], environ: WSGIEnvironment
-) -> tuple[dict[str, t.Any], int]:
+) -> Response:
     """
     :raises ValueError: before anything is done, for what is no path, tag or pattern.
     """
-    paths, tags, patterns = (call.get(kind, []) for kind in _KINDS)
-    expire = call.get("expire", False)
-    on_demand, origin = middleware.on_demand(), middleware.origin_of(environ)
-    on_demand.check(paths, tags, patterns, origin)
+    paths, tags, patterns = (call[kind] for kind in _KINDS)
+    on_demand = middleware.on_demand(middleware.origin_of(environ), middleware.is_enabled())
+    renders = on_demand.each(paths, workers=call["workers"])
     failures: dict[str, str] = {}
     results: list[dict[str, t.Any]] = []
-
-    def attempt(function: Callable[[], None]) -> None:
-        try:
-            function()
-        except RevalidationError as error:
-            failures.update({name: str(why) for name, why in error.failures.items()})
-
-    def render() -> None:
-        is_enabled = middleware.is_enabled()
-        rendered = on_demand.each(paths, False, origin, call.get("workers"), is_enabled)
-        for path, result in rendered:
-            error = result.error
-            why = None if error is None else str(error) or type(error).__name__
+    try:
+        # Before the renders, so that a page is rendered after all that the call is about.
+        if tags or patterns:
+            on_demand.invalidate(patterns, call["expire"], tags)
+        for path, result in renders if paths else ():
+            why = None if result.error is None else str(result.error) or type(result.error).__name__
             results.append({"path": path, **result._asdict(), "error": why})
             if why is not None:
                 failures.setdefault(path, why)
-
-    # Invalidations before renders, so that a page is rendered after all that the call is about.
-    attempt(lambda: on_demand.revalidate_tag(tags, expire))
-    attempt(lambda: on_demand.invalidate(patterns, expire, origin))
-    attempt(render)
+    except RevalidationError as error:
+        # The store has failed, so nothing is rendered.
+        failures = dict.fromkeys(paths, str(error))
+        failures |= {name: str(why) for name, why in error.failures.items()}
     results.sort(key=lambda result: (paths.index(result["path"]), result["url"]))
     answer = {"revalidated": not failures, "results": results, "failures": failures}
-    return answer, 500 if failures else 200
+    return _json(answer, 500 if failures else 200)

@@ -17,8 +17,7 @@ from django.utils.encoding import iri_to_uri
 from django.utils.http import url_has_allowed_host_and_scheme
 
 from ..listing import PageInfo
-from ..ondemand import RevalidationError, called_by
-from ..report import describe
+from ..ondemand import RevalidationError, called_by, describe
 from .handler import get_middleware
 from .models import StoredPage
 from .tracking import is_tracked

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from django.db import transaction
 
 from ..ondemand import Result
-from ..render import current_origin
 from .handler import get_middleware
 
 logger = logging.getLogger("wsgi_isr")
@@ -52,7 +51,7 @@ def _now_or_later(
     if connection.connection is None or connection.autocommit:
         return getattr(middleware, method)(*names, **options)
     tags, patterns, paths = (names if each == method else () for each in _METHODS)
-    middleware.on_demand().check(paths, tags, patterns, current_origin.get())
+    middleware.on_demand().check(paths, tags, patterns)
     calls = _pending.setdefault(connection, weakref.WeakSet())
     order = (method == "revalidate", next(_order))
     call = functools.partial(

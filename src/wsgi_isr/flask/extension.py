@@ -372,8 +372,8 @@ def revalidate(
     page is, as they do for `flask.url_for`, unless ``ISR_BASE_URL`` does.
     """
     middleware, origin = _here()
-    render = middleware.is_enabled()
-    return middleware.on_demand().revalidate(paths, only_generated, origin, workers, render)
+    on_demand = middleware.on_demand(origin, middleware.is_enabled())
+    return on_demand.revalidate(paths, only_generated, workers)
 
 
 def revalidate_tag(*tags: str, expire: bool = False) -> None:
@@ -384,7 +384,7 @@ def revalidate_tag(*tags: str, expire: bool = False) -> None:
 def invalidate(*patterns: str, expire: bool = False) -> None:
     """`wsgi_isr.ISRMiddleware.invalidate` of the current app."""
     middleware, origin = _here()
-    middleware.on_demand().invalidate(patterns, expire, origin)
+    middleware.on_demand(origin).invalidate(patterns, expire)
 
 
 @click.group("isr", commands=group.commands)

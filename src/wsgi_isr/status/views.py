@@ -11,9 +11,9 @@ from urllib.parse import urlencode
 
 from markupsafe import Markup as H
 
-from ..listing import Explanation, PageInfo, percentile
+from ..explain import Explanation
+from ..listing import ORDERS, PageInfo, amount, call_row, number, percentile, span
 from ..metrics import COUNTERS
-from ..report import ORDERS, amount, call_row, number, span
 from ..rules import to_wsgi
 from ..store.protocol import Record
 from .assets import CSS, JS
