@@ -79,7 +79,7 @@ def test_a_cache_never_raises_into_a_request(
     name: str,
     memory_size: int,
 ) -> None:
-    monkeypatch.setattr("wsgi_isr.store.entries.LOCK_TIMEOUT", 0.05)
+    monkeypatch.setattr("wsgi_isr.store.entries.PATIENCE", 0.05)
     cache: t.Any = CACHES[name]()
     if memory_size and name in ("raises", "says None", "says bytes", "has nothing"):
         cache.isr_shared = "network"

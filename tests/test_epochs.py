@@ -65,6 +65,15 @@ class TestPatterns:
         assert validity(epochs, count, "/a/x1") is NO
         assert validity(epochs, 0, "/b/x1") is NO
 
+    def test_that_begin_alike_are_merged_whatever_stands_behind_the_slash(self) -> None:
+        """``/a/*`` and ``/a*`` are found under one beginning, and no pattern is over both."""
+        patterns = [f"/a/*{n}" for n in range(MAX_ALIKE // 2)]
+        patterns[1:1] = [f"/a*{n}" for n in range(MAX_ALIKE)]
+        epochs = epochs_of(*((f"pattern:{pattern}", 5, True) for pattern in patterns))
+        assert len(epochs.labels) < len(patterns)
+        for n in range(MAX_ALIKE // 2):
+            assert validity(epochs, 4, f"/ax{n}") is validity(epochs, 4, f"/a/x{n}") is EXPIRED
+
 
 class TestValidity:
     def test_depends_on_what_came_after_the_render(self) -> None:
@@ -100,7 +109,7 @@ class TestSince:
         epochs = epochs_of(("tag:a", 5, True), ("tag:a", 9, False), ("tag:b", 7, False))
         assert epochs.since(5) == (("tag:b", 7, False), ("tag:a", 9, False))
         assert epochs.since(9) == ()
-        again = epochs_of(*epochs.since(0))
+        again = Epochs(*epochs)
         assert again.labels == epochs.labels and again.changed == 9
 
 

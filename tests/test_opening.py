@@ -12,12 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cachelib import BaseCache, FileSystemCache, RedisCache, SimpleCache
+from cachelib import BaseCache, FileSystemCache, NullCache, RedisCache, SimpleCache
 
 from wsgi_isr import SQLiteCache
 from wsgi_isr.store import opening
-from wsgi_isr.store.cachelib import CachelibStore
-from wsgi_isr.store.local import LocalStore
+from wsgi_isr.store.cachelib import MEMORY, CachelibStore
 from wsgi_isr.store.opening import KINDS, kind_of, limits, opener
 from wsgi_isr.store.protocol import Store, StoreError
 from wsgi_isr.store.redis import RedisStore
@@ -79,14 +78,14 @@ class TestKinds:
         [
             (None, "sqlite", SQLiteStore),
             ("file:///var/cache/site", "sqlite", SQLiteStore),
-            ("memory://", "memory", LocalStore),
+            ("memory://", "memory", CachelibStore),
             ("redis://localhost:6379/0", "redis", RedisStore),
             ("rediss://user:secret@localhost", "redis", RedisStore),
             ("valkey://localhost", "valkey", RedisStore),
             ("memcached://localhost:11211", "memcached", CachelibStore),
             (lambda: RedisCache("localhost", socket_timeout=1), "redis", RedisStore),
-            (SimpleCache, "local", LocalStore),
-            (ProcessCache, "local", LocalStore),
+            (SimpleCache, "local", CachelibStore),
+            (ProcessCache, "local", CachelibStore),
             (NetworkCache, "cachelib", CachelibStore),
             (OwnCache, "cachelib", CachelibStore),
             (lambda: FileSystemCache("cache", threshold=0), "cachelib", CachelibStore),
@@ -104,7 +103,7 @@ class TestKinds:
         assert type(stores(cache)) is store_class
 
     def test_follow_from_a_store_of_the_users_own(self, stores: t.Any) -> None:
-        store = LocalStore()
+        store = CachelibStore(NullCache(), "", MEMORY)
         assert stores(store) is store and kind_of(store) == store.kind
         with pytest.raises(TypeError, match="it has no .*lease"):
             opener(t.cast(t.Any, type("Half", (), {"kind": store.kind})()), "", "app")
@@ -112,14 +111,14 @@ class TestKinds:
     def test_of_a_callable_show_when_it_is_opened(self, stores: t.Any) -> None:
         assert kind_of(lambda: SimpleCache()) is None
         assert stores(lambda: SimpleCache()).kind.name == "local"
-        store = LocalStore()
+        store = CachelibStore(NullCache(), "", MEMORY)
         assert stores(lambda: store) is store
 
     def test_are_those_that_the_stores_claim(self) -> None:
         for name in ("sqlite", "redis", "memcached", "cachelib", "local", "memory"):
             assert KINDS[name].name == name
         assert KINDS["sqlite"] == SQLiteStore.kind and KINDS["redis"] == RedisStore.kind
-        assert LocalStore().kind == KINDS["memory"]
+        assert MEMORY == KINDS["memory"]
 
     def test_have_limits_that_follow_from_what_they_claim(self) -> None:
         assert [name for name, kind in KINDS.items() if not limits(kind)] == [
@@ -215,7 +214,7 @@ class TestFolders:
         else:
             monkeypatch.setattr(os, "makedirs", lambda *args, **more: _refuse())
         store = stores(None)
-        assert type(store) is LocalStore
+        assert store.kind == MEMORY
         (record,) = caplog.records
         assert ".isr-cache" in record.getMessage() and "file:///" in record.getMessage()
 

@@ -8,12 +8,11 @@ import weakref
 from collections.abc import Callable
 
 import pytest
-from cachelib import FileSystemCache, SimpleCache
+from cachelib import FileSystemCache, NullCache, SimpleCache
 from redis_server import Memcached, Redis
 
 from wsgi_isr.page import Invalidated
-from wsgi_isr.store.cachelib import MEMCACHED, CachelibStore
-from wsgi_isr.store.local import LocalStore
+from wsgi_isr.store.cachelib import LOCAL, MEMCACHED, MEMORY, CachelibStore
 from wsgi_isr.store.protocol import MAX_LABELS, Store
 from wsgi_isr.testing import StoreContract
 
@@ -51,14 +50,14 @@ class TestMemory(StoreContract):
 
     @pytest.fixture
     def open_store(self) -> Open:
-        store = LocalStore()
+        store = CachelibStore(NullCache(), "", MEMORY)
         return lambda: store
 
 
 class TestSimpleCache(StoreContract):
     @pytest.fixture
     def open_store(self) -> Open:
-        store = LocalStore(SimpleCache(threshold=10_000), "a")
+        store = CachelibStore(SimpleCache(threshold=10_000), "a", LOCAL)
         return lambda: store
 
     def test_forgets_labels_without_making_other_pages_stale(self, store: Store) -> None:

@@ -1,7 +1,7 @@
-"""`CachelibStore`: any cachelib cache that processes share, memcached above all; best effort.
+"""`CachelibStore`: any cachelib cache, memcached above all; best effort where processes share it.
 
-All there is to build on is ``get``, ``set``, ``delete`` and ``add``; where ``add`` is atomic, as on
-memcached, it makes a lock. Two entries carry the order of events:
+All there is to build on is ``get``, ``set``, ``delete``, ``add`` and timeouts; where ``add`` is
+atomic, as on memcached, it makes a lock. Two entries carry the order of events:
 
 ``clock``   lineage, the last number given, the number of the last invalidation
 ``epochs``  the last invalidation of each label
@@ -9,15 +9,15 @@ memcached, it makes a lock. Two entries carry the order of events:
 A server may evict either. Then a new lineage begins. Labels are bounded by the size of one entry:
 when the oldest are forgotten, all pages from before them count as stale.
 
-Nothing compares the clocks of two machines: an entry of a process that lives changes every second,
-and one that stays unchanged for longer is that of a dead process.
+Where all who share the cache are in one process, its memory has both, and nothing is evicted.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
+import itertools
 import logging
+import math
 import secrets
 import threading
 import time
@@ -27,7 +27,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from cachelib import BaseCache
 
 from . import protocol
-from .entries import BRIEF, WEEK, Entries, frame
+from .entries import BRIEF, WEEK, Entries, MemoryEntries, frame, unframe
 from .epochs import Epochs, replaces
 from .leases import Lease, Leases
 from .protocol import Busy, Changes, Failure, Invalidation, Number, Record, Stored, Validity
@@ -36,9 +36,11 @@ logger = logging.getLogger("wsgi_isr")
 
 KIND = protocol.Kind("cachelib", "network", False, False, False, False, True)
 MEMCACHED = KIND._replace(name="memcached", one_render=True)
+#: Pages are in the memory level alone.
+MEMORY = protocol.Kind("memory", "process", True, True, True, False, False)
+#: A cache in one process. When it forgets the oldest labels, all pages from before count as stale.
+LOCAL = MEMORY._replace(name="local", lists=False)
 
-#: Bytes of the invalidations, written and read as a whole.
-MAX_EPOCHS = 256 * 1024
 #: Seconds from which a process that reports nothing counts as gone.
 SILENT = 60.0
 #: Seconds between two reads of the clock, and after which the invalidations are read again, so
@@ -53,17 +55,45 @@ class Clock(t.NamedTuple):
     changed: int
 
 
-class CachelibStore:
-    """Pages and their order in a cache that processes share."""
+class Claim(t.NamedTuple):
+    """Of a lease, as long as it lasts."""
 
-    def __init__(self, cache: BaseCache, prefix: str, kind: protocol.Kind = KIND) -> None:
+    token: str
+    demanded: bool
+
+
+class Value(t.NamedTuple):
+    value: t.Any
+
+
+class CachelibStore:
+    """Pages and their order in a cache.
+
+    :param kind: with ``shared="process"`` the order is in this process's memory.
+    :param before: the store of the process that forked this one, whose order then goes on.
+    """
+
+    def __init__(
+        self,
+        cache: BaseCache,
+        prefix: str,
+        kind: protocol.Kind = KIND,
+        before: CachelibStore | None = None,
+    ) -> None:
         self.kind = kind
         self._entries = self._pages = Entries(cache, prefix)
+        self._memory: MemoryEntries | None = None
+        if kind.shared == "process":
+            self._memory = MemoryEntries(None if before is None else before._memory)
+            self._entries = self._memory
         # Not from 0: what a process had in memory before a fork has the parent's numbers.
-        self.signal = [secrets.randbits(62), secrets.randbits(62)]
+        self._next = itertools.count(secrets.randbits(62)).__next__
+        self.signal = [self._next(), self._next()]
         self._epochs = Epochs("")
+        #: The last invalidation that `signal` has shown.
+        self._at = Number("", 0)
         self._refreshed = 0.0
-        self._leases = Leases(self._extend, self._end)
+        self._leases = Leases(self._extend if self._memory is None else None, self._end)
         #: The last minute whose totals this process left.
         self._minute = 0
         self._id = secrets.token_hex(8)
@@ -72,45 +102,35 @@ class CachelibStore:
 
     # The order.
 
-    def _clock(self) -> Clock | None:
-        record = self._entries.read("clock", 3)
-        return None if record is None else Clock(*record)
-
-    def _order(self) -> tuple[Clock, Epochs]:
-        """The clock and the invalidations; under the lock, because it begins a lineage if need be.
-
-        All pages count as stale then.
-        """
-        clock, record = self._clock(), self._entries.read("epochs", 4)
-        if clock and record and record[0] == clock.lineage and record[1] >= clock.changed:
-            epochs = Epochs(clock.lineage)
-            _, epochs.changed, epochs.floor, invalidations = record
-            for invalidation in invalidations:
-                epochs.apply(Invalidation(*invalidation))
+    def _order(self) -> tuple[Clock, Epochs] | None:
+        """The clock and the invalidations, unless one was lost, or the latest of them."""
+        clock, epochs = self._entries.read("clock", Clock), self._entries.read("epochs", Epochs)
+        if clock and epochs and epochs.lineage == clock.lineage and epochs.changed >= clock.changed:
             return clock, epochs
-        clock = Clock(secrets.token_hex(8), 0, 0)
-        return self._save(clock, Epochs(clock.lineage))
+        return None
+
+    def _locked_order(self) -> tuple[Clock, Epochs]:
+        """The same under the lock, because it begins a lineage if need be: all pages are stale."""
+        lineage = secrets.token_hex(8)
+        return self._order() or self._save(Clock(lineage, 0, 0), Epochs(lineage))
 
     def _save(self, clock: Clock, epochs: Epochs) -> tuple[Clock, Epochs]:
         while True:
-            record = [epochs.lineage, epochs.changed, epochs.floor, epochs.since(0)]
-            if len(json.dumps(record)) <= min(MAX_EPOCHS, self._entries.limit):
+            with contextlib.suppress(protocol.TooLarge):
+                # In this order: who finds the number finds the invalidation.
+                self._entries.write("epochs", epochs)
                 break
             epochs.forget_oldest(len(epochs.labels) // 2)
-        # In this order: who finds the number finds the invalidation.
-        self._entries.write("epochs", record)
         self._entries.write("clock", clock)
         return clock, epochs
 
     def _adopt(self, epochs: Epochs) -> Epochs:
         with self._lock:
-            mine = self._epochs
-            lost = mine.lineage not in ("", epochs.lineage)
-            if lost or not mine.lineage or mine.changed < epochs.changed:
-                self._epochs = epochs
-                self.signal[0] += 1
+            before, at = self._at, Number(epochs.lineage, epochs.changed)
+            if before.lineage != at.lineage or before.sequence < at.sequence:
+                self._epochs, self._at, self.signal[0] = epochs, at, self._next()
             self._refreshed = time.monotonic()
-        if lost:
+        if before.lineage not in ("", at.lineage):
             logger.warning(
                 "the cache has lost invalidations: it was emptied, or evicted them; all pages "
                 "count as stale and are rendered again"
@@ -119,113 +139,124 @@ class CachelibStore:
 
     def _sync(self) -> Epochs:
         """The invalidations up to now."""
-        mine, clock = self._epochs, self._clock()
-        if clock and (clock.lineage, clock.changed) == (mine.lineage, mine.changed):
+        clock = self._entries.read("clock", Clock)
+        if clock and (clock.lineage, clock.changed) == self._at:
             if time.monotonic() - self._refreshed < REFRESH:
-                return mine
-        with self._entries.exclusive("clock"):
-            return self._adopt(self._order()[1])
+                return self._epochs
+        if (order := self._order()) is None:
+            with self._entries.exclusive("clock"):
+                order = self._locked_order()
+        return self._adopt(order[1])
 
     def number(self) -> Number:
         with self._entries.exclusive("clock"):
-            clock = self._clock() or self._order()[0]
+            clock = self._entries.read("clock", Clock) or self._locked_order()[0]
             self._entries.write("clock", clock._replace(sequence=clock.sequence + 1))
         return Number(clock.lineage, clock.sequence + 1)
 
     def invalidate(self, labels: Sequence[str], expire: bool) -> Number:
         with self._entries.exclusive("clock"):
-            clock, epochs = self._order()
-            epochs.changed = number = clock.sequence + 1
-            for label in labels:
-                epochs.apply(Invalidation(label, number, expire))
+            clock, epochs = self._locked_order()
+            # The number of one that was not written to its end is not given again.
+            number = max(clock.sequence, epochs.changed) + 1
+            with self._lock:
+                epochs.changed = number
+                for label in labels:
+                    epochs.apply(Invalidation(label, number, expire))
             self._save(Clock(clock.lineage, number, number), epochs)
             self._adopt(epochs)
         return Number(clock.lineage, number)
 
     def changes(self, since: Number) -> Changes:
         epochs = self._sync()
-        at = Number(epochs.lineage, epochs.changed)
-        if since.lineage == at.lineage and since.sequence >= epochs.floor:
-            found = epochs.since(since.sequence)
-            if len(found) <= protocol.MAX_HISTORY:
-                return Changes(at, True, found)
+        with self._lock:
+            at = Number(epochs.lineage, epochs.changed)
+            if since.lineage == at.lineage and since.sequence >= epochs.floor:
+                found = epochs.since(since.sequence)
+                if len(found) <= protocol.MAX_HISTORY:
+                    return Changes(at, True, found)
         return Changes(at, False, ())
 
     # Pages.
 
     def _validity(self, record: Record) -> Validity:
         epochs = self._sync()
-        found = epochs.validity(record.labels, record.path, record.number)
-        return Validity(found, Number(epochs.lineage, epochs.changed))
+        with self._lock:
+            found = epochs.validity(record.labels, record.path, record.number)
+            return Validity(found, Number(epochs.lineage, epochs.changed))
+
+    def _page(self, name: str) -> Record | None:
+        return unframe(self._pages.get(f"page:{name}"), name)
 
     def get(self, name: str) -> Stored | None:
-        record = self._pages.page(name)
+        record = self._page(name)
         return None if record is None else Stored(record, self._validity(record))
 
     def put(self, record: Record) -> Validity | None:
         with self._entries.exclusive(f"page:{record.name}"):
-            old, lineage = self._pages.page(record.name), self._sync().lineage
+            old, lineage = self._page(record.name), self._sync().lineage
             if old and not replaces(record.number, old.number, lineage):
                 return None
             self._pages.set(f"page:{record.name}", frame(record))
-            self.signal[1] += 1
+            self.signal[1] = self._next()
         return self._validity(record)
 
     def delete(self, name: str) -> None:
         with self._entries.exclusive(f"page:{name}"):
             self._pages.delete(f"page:{name}")
-            self.signal[1] += 1
+            self.signal[1] = self._next()
 
     def used(self, names: Iterable[str]) -> None:
         """The cache itself sees what is read."""
 
     def records(self, **where: t.Any) -> t.Any:
+        if self.kind.lists:
+            # The memory level lists what it has.
+            return iter(())
         raise NotImplementedError(
             f"a store of the kind {self.kind.name} cannot list what it has; SQLite (a file:// URL) "
             "and Redis can"
         )
 
-    failures = prune = records
+    def prune(self, **bounds: t.Any) -> int:
+        return len(list(self.records()))
+
+    def sizes(self) -> protocol.Sizes:
+        return protocol.Sizes(None, None)
 
     # Renders.
 
     def lease(self, name: str, seconds: float, demanded: bool) -> Lease | Busy:
-        lease = Lease(self._leases, name, seconds, demanded)
-        # First without the lock: many may ask.
-        if (busy := self._busy(lease)) is None:
-            with self._entries.exclusive(f"lease:{name}"):
-                if (busy := self._busy(lease)) is None:
-                    self._write(lease, self._leases.add(lease))
-        return busy or lease
+        lease, entry = Lease(self._leases, name, seconds, demanded), f"lease:{name}"
+        with self._entries.exclusive(entry):
+            there = self._entries.read(entry, Claim)
+            if there and (there.demanded or not demanded):
+                return Busy(there.token)
+            try:
+                self._claim(lease, self._leases.add(lease))
+            except Exception:
+                self._leases.drop(lease)
+                raise
+        return lease
 
-    def _busy(self, lease: Lease) -> Busy | None:
-        """Who else has a lease and keeps it."""
-        record = self._entries.read(entry := f"lease:{lease.name}", 4)
-        if record is None or (lease.demanded and not record[2]):
-            return None
-        if own := self._leases.own.get(record[0]):
-            dead = own.left <= 0
-        else:
-            dead = self._entries.is_dead(entry, record, record[3])
-        return None if dead else Busy(record[0])
+    def _claim(self, lease: Lease, term: float) -> None:
+        # Caches count whole seconds, and the first of them may be nearly over.
+        seconds = math.ceil(term) + 1
+        self._entries.write(f"lease:{lease.name}", Claim(lease.token, lease.demanded), seconds)
 
-    def _write(self, lease: Lease, term: float) -> None:
-        record = [lease.token, secrets.token_hex(4), lease.demanded, term]
-        self._entries.write(f"lease:{lease.name}", record, BRIEF)
+    def _is_own(self, lease: Lease) -> bool:
+        """Whether no other has taken it over."""
+        claim = self._entries.read(f"lease:{lease.name}", Claim)
+        return claim is not None and claim.token == lease.token
 
     def _extend(self, lease: Lease, term: float) -> bool:
         with self._entries.exclusive(f"lease:{lease.name}"):
             if is_own := self._is_own(lease):
-                self._write(lease, term)
+                self._claim(lease, term)
             return is_own
-
-    def _is_own(self, lease: Lease) -> bool:
-        record = self._entries.read(f"lease:{lease.name}", 4)
-        return record is not None and record[0] == lease.token
 
     def _end(self, lease: Lease) -> None:
         with self._entries.exclusive(f"lease:{lease.name}"):
-            # Unless another has taken it over.
             if self._is_own(lease):
                 if lease.outcome is not None:
                     with contextlib.suppress(protocol.TooLarge):
@@ -236,14 +267,19 @@ class CachelibStore:
         return self._entries.get(f"outcome:{token}")
 
     def failure(self, name: str) -> Failure | None:
-        record = self._entries.read(f"failure:{name}", 5)
-        return None if record is None else Failure(*record)
+        return self._entries.read(f"failure:{name}", Failure)
 
     def set_failure(self, name: str, failure: Failure | None) -> None:
         if failure is None:
             self._entries.delete(f"failure:{name}")
         else:
             self._entries.write(f"failure:{name}", failure, WEEK)
+
+    def failures(self) -> Iterator[tuple[str, Failure]]:
+        if self._memory is None:
+            return t.cast("Iterator[tuple[str, Failure]]", self.records())
+        found = ((name, self.failure(name)) for name in self._memory.names("failure:"))
+        return ((name, failure) for name, failure in found if failure is not None)
 
     def want(self, build: str, wanted: protocol.Wanted) -> bool:
         return False
@@ -260,29 +296,32 @@ class CachelibStore:
         self._entries.set(f"path:{path}", b"")
 
     def has_path(self, path: str) -> bool | None:
-        # The cache may have evicted it.
-        return self._entries.get(f"path:{path}") is not None or None
+        # Where the order may be lost, a path may be, too.
+        return self._entries.get(f"path:{path}") is not None or (False if self.kind.exact else None)
 
     def _value(self, name: str, empty: t.Any) -> t.Any:
-        return (self._entries.read(name, 1) or [empty])[0]
+        return (self._entries.read(name, Value) or Value(empty)).value
 
     @contextlib.contextmanager
     def _change(self, name: str, empty: t.Any) -> Iterator[t.Any]:
         """A value, to be changed in place; of a list too large for the cache the end is cut off."""
         with self._entries.exclusive(name):
-            yield (value := self._value(name, empty))
-            if isinstance(value, list):
-                while len(json.dumps([value])) > self._entries.limit:
+            # A copy: others may be reading it.
+            yield (value := type(empty)(self._value(name, empty)))
+            while True:
+                try:
+                    return self._entries.write(name, Value(value))
+                except protocol.TooLarge:
+                    if not isinstance(value, list) or not value:
+                        raise
                     del value[len(value) // 2 :]
-            self._entries.write(name, [value])
 
     def builds(self, build: str) -> list[str]:
-        builds: list[str] = self._value("builds", [])
-        if build not in builds:
-            with self._change("builds", []) as builds:
-                builds += [build] if build not in builds else []
-                del builds[: -protocol.MAX_BUILDS]
-        return builds[: builds.index(build)][::-1]
+        with self._change("builds", []) as builds:
+            builds += [build] if build not in builds else []
+            del builds[: -protocol.MAX_BUILDS]
+            earlier: list[str] = builds[: builds.index(build)][::-1]
+        return earlier
 
     def add(self, counts: Mapping[str, float]) -> None:
         with self._change("totals", {}) as totals:
@@ -314,24 +353,23 @@ class CachelibStore:
 
     def once(self, name: str, seconds: float) -> bool:
         with self._entries.exclusive(entry := f"once:{name}"):
-            now, asked = self.time(), (self._entries.read(entry, 1) or [0])[0]
+            now, asked = self.time(), self._value(entry, 0)
             if is_first := not 0 <= now - asked < seconds:
-                self._entries.write(entry, [now], WEEK)
+                self._entries.write(entry, Value(now), WEEK)
             return is_first
 
     def report(self, process: Mapping[str, t.Any] | None) -> None:
-        if process is not None or self._id in self._value("processes", {}):
-            with self._change("processes", {}) as reports:
-                reports[self._id] = [time.time(), process]
-                for key in [key for key, item in reports.items() if not _is_running(*item)]:
-                    del reports[key]
+        if process is None and self._id not in self._value("processes", {}):
+            return
+        with self._change("processes", {}) as reports:
+            now = time.time()
+            reports[self._id] = [process, now + SILENT if process is not None else 0]
+            for key in [key for key, (_, end) in reports.items() if end < now]:
+                del reports[key]
 
     def processes(self) -> list[dict[str, t.Any]]:
         reports = list(self._value("processes", {}).values())
-        return [process for at, process in reports if _is_running(at, process)]
-
-    def sizes(self) -> protocol.Sizes:
-        return protocol.Sizes(None, None)
+        return [process for process, end in reports if end >= time.time()]
 
     # The process.
 
@@ -340,23 +378,23 @@ class CachelibStore:
 
     def listen(self, seconds: float) -> bool:
         """Ask twice a second: nothing is announced."""
+        if self._memory is not None:
+            return False
         before, deadline = self.signal[0], time.monotonic() + seconds
         while self.signal[0] == before and (left := deadline - time.monotonic()) > 0:
             time.sleep(min(POLL, left))
             self._sync()
             # Nobody counts the pages that are stored: any of them may have been.
-            self.signal[1] += 1
+            self.signal[1] = self._next()
         return True
 
     def probe(self) -> None:
-        self._entries.set("probe", b"", BRIEF)
+        self._pages.set("probe", b"", BRIEF)
         self._sync()
 
     def close(self) -> None:
-        self._leases.close()
-        with contextlib.suppress(Exception):
-            self.report(None)
-
-
-def _is_running(reported: float, process: object) -> bool:
-    return process is not None and time.time() - reported < SILENT
+        # Others in this process may go on with what is in its memory.
+        if self._memory is None:
+            self._leases.close()
+            with contextlib.suppress(Exception):
+                self.report(None)

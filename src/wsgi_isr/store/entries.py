@@ -1,42 +1,49 @@
-"""`Entries`: bytes, JSON lists and locks under names in any cachelib cache; pages as bytes."""
+"""`Entries`: pages, values and locks under names, in any cachelib cache or in one process."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import hashlib
 import json
 import math
 import pickle
 import pickletools
+import random
 import secrets
-import struct
 import threading
 import time
 import typing as t
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 
-from cachelib import BaseCache, MemcachedCache
+from cachelib import BaseCache, MemcachedCache, NullCache
 
 from .protocol import Number, Record, StoreError, TooLarge
+
+T = t.TypeVar("T")
 
 _MAGIC = b"isr2"
 #: cachelib takes a timeout of 0 for "evict first", and some servers a date of 32 bits: ten years.
 RETENTION = 10 * 365 * 24 * 3600
-#: Seconds for which locks, leases and outcomes are kept, which end by other means; and failures.
+#: Seconds for which outcomes are kept, and what is remembered of failures.
 BRIEF, WEEK = 3600, 7 * 24 * 3600
 #: Bytes of an entry at most, by the name of the cache's class, and what a server adds to it.
 LIMITS = {"MemcachedCache": 2**20, "DynamoDbCache": 400 * 1024, "MongoDbCache": 16 * 2**20}
 OVERHEAD = 512
 #: Bytes of an entry that every cache takes; one that refuses larger ones alone has a limit.
 SMALL = 1024
-#: Seconds for which a lock may stay unchanged before its owner counts as dead.
-LOCK = 2.0
-#: Longest wait for a lock.
-LOCK_TIMEOUT = 0.5
-#: Entries whose age is observed.
-MAX_SEEN = 1000
+#: Bytes of a value, which is written and read as a whole.
+MAX_VALUE = 256 * 1024
+#: Seconds for which a lock is its owner's, who may have died, at most.
+LOCK = 3
+#: Longest wait for a lock that one owner keeps, and for one that goes from hand to hand.
+PATIENCE, LONGEST = 0.5, 5.0
+#: Seconds between two attempts to get one, and attempts that fail though nobody has it.
+PAUSE, MAX_REFUSALS = (0.001, 0.01), 10
+#: Values for a week or less that a process keeps.
+MAX_BRIEF = 20_000
 
 
 class RawSerializer:
@@ -66,27 +73,26 @@ class RawSerializer:
 def frame(record: Record) -> bytes:
     """A page as one value."""
     fields = json.dumps([*record[:6], len(record.head)]).encode()
-    head = struct.pack(">II", len(fields), zlib.crc32(fields))
-    return b"".join((head, fields, record.head, record.body))
+    return b"%08x%s\n%s%s" % (zlib.crc32(fields), fields, record.head, record.body)
 
 
 def unframe(data: bytes | None, name: str) -> Record | None:
     """The page of a value; ``None`` for what is damaged, foreign or another page's."""
-    data = data or b""
+    fields, _, rest = (data or b"").partition(b"\n")
     try:
-        size, check = struct.unpack_from(">II", data)
-        fields, rest = data[8 : 8 + size], data[8 + size :]
-        found, labels, number, build, path, gone, length = json.loads(fields)
-        number = Number(*number)
-    except (struct.error, ValueError, TypeError):
+        if int(fields[:8], 16) != zlib.crc32(fields[8:]):
+            return None
+        found, labels, number, build, path, gone, length = json.loads(fields[8:])
+        if found != name:
+            return None
+        where = (Number(*number), build, path, gone)
+        return Record(name, tuple(labels), *where, rest[:length], rest[length:])
+    except (ValueError, TypeError):
         return None
-    if found != name or zlib.crc32(fields) != check:
-        return None
-    return Record(name, tuple(labels), number, build, path, gone, rest[:length], rest[length:])
 
 
 class Entries:
-    """Bytes under names in a cache; what the app keeps in it stays readable for the app."""
+    """Bytes and values in a cache; what the app keeps in it stays readable for the app."""
 
     def __init__(self, cache: BaseCache, prefix: str) -> None:
         self._cache = cache
@@ -95,26 +101,23 @@ class Entries:
             self._cache = copy.copy(cache)
             t.cast(t.Any, self._cache).serializer = RawSerializer()
         self._prefix = prefix
-        names = (kind.__name__ for kind in type(cache).__mro__)
-        self._limit = next((LIMITS[name] for name in names if name in LIMITS), None)
         #: Whether one of all callers succeeds with ``add``.
-        self._is_atomic = self._ask = isinstance(cache, MemcachedCache)
-        #: When an entry was first seen as it is.
-        self._seen: dict[str, tuple[object, float]] = {}
-        self._lock = threading.Lock()
+        self._is_atomic = isinstance(cache, MemcachedCache)
 
     def _key(self, name: str) -> str:
         # Any prefix and name fit into any cache, and no two share a key.
         return hashlib.sha256(json.dumps([self._prefix, name]).encode()).hexdigest()
 
-    @property
+    @functools.cached_property
     def limit(self) -> float:
         """Bytes of an entry at most, as far as that is said."""
-        if self._ask:
-            client = next((v for v in vars(self._cache).values() if hasattr(v, "stats")), None)
-            size = client and client.stats("settings").get(b"item_size_max")
-            self._limit, self._ask = size if isinstance(size, int) else self._limit, False
-        return math.inf if self._limit is None else self._limit - OVERHEAD
+        names = (kind.__name__ for kind in type(self._cache).__mro__)
+        limit: float = next((LIMITS[name] for name in names if name in LIMITS), math.inf)
+        for client in vars(self._cache).values() if self._is_atomic else ():
+            if hasattr(client, "stats"):
+                size = client.stats("settings").get(b"item_size_max")
+                limit = size if isinstance(size, int) else limit
+        return limit - OVERHEAD
 
     def get(self, name: str) -> bytes | None:
         data = self._cache.get(self._key(name))
@@ -126,59 +129,97 @@ class Entries:
             raise TooLarge(f"{len(data)} bytes are more than the {self.limit} that the cache takes")
         # Some caches answer None or False instead of raising.
         if not self._cache.set(self._key(name), _MAGIC + data, seconds):
-            small = self._cache.set(self._key("probe"), _MAGIC, BRIEF)
-            if len(data) > SMALL and small:
+            if len(data) > SMALL and self._cache.set(self._key("probe"), _MAGIC, BRIEF):
                 raise TooLarge(f"the cache takes entries, but not one of {len(data)} bytes")
             raise StoreError(f"{type(self._cache).__name__} does not take an entry")
-
-    def add(self, name: str, data: bytes) -> bool:
-        return bool(self._cache.add(self._key(name), _MAGIC + data, BRIEF))
 
     def delete(self, name: str) -> None:
         self._cache.delete(self._key(name))
 
-    def page(self, name: str) -> Record | None:
-        return unframe(self.get(f"page:{name}"), name)
-
-    def read(self, name: str, length: int) -> list[t.Any] | None:
-        """A list of so many items, unless the entry is something else."""
+    def read(self, name: str, make: Callable[..., T]) -> T | None:
+        """What `write` left, made again from its parts; ``None`` for anything else."""
         try:
-            value = json.loads(self.get(name) or b"null")
-        except ValueError:
+            return make(*json.loads(self.get(name) or b"0"))
+        except (ValueError, TypeError):
             return None
-        return value if isinstance(value, list) and len(value) == length else None
 
-    def write(self, name: str, value: Sequence[t.Any], seconds: int = RETENTION) -> None:
-        self.set(name, json.dumps(value).encode(), seconds)
-
-    def is_dead(self, name: str, entry: object, seconds: float) -> bool:
-        """Whether an entry has been the same for so long."""
-        now = time.monotonic()
-        with self._lock:
-            seen = self._seen.pop(name, None)
-            if seen is None or seen[0] != entry:
-                seen = entry, now
-            self._seen[name] = seen
-            if len(self._seen) > MAX_SEEN:
-                del self._seen[next(iter(self._seen))]
-            return now - seen[1] > seconds
+    def write(self, name: str, value: Iterable[t.Any], seconds: int = RETENTION) -> None:
+        """
+        :raises TooLarge: for a value over `MAX_VALUE` bytes, too.
+        """
+        data = json.dumps([*value]).encode()
+        if len(data) > MAX_VALUE:
+            raise TooLarge(f"{name} has {len(data)} bytes")
+        self.set(name, data, seconds)
 
     @contextlib.contextmanager
     def exclusive(self, name: str) -> Iterator[None]:
         """A lock over processes. A process that stops for longer than `LOCK` may lose it."""
-        key, token = f"lock:{name}", secrets.token_hex(8).encode()
-        deadline, pause = time.monotonic() + LOCK_TIMEOUT, 0.001
-        # Where `add` is not atomic, the last of two writers has it. A client may have tried twice.
-        while not (self.add(key, token) and self._is_atomic) and (owner := self.get(key)) != token:
-            # FileSystemCache refuses to add where an expired entry lies.
-            if not self._is_atomic if owner is None else self.is_dead(key, owner, LOCK):
-                self.delete(key)
-            if time.monotonic() > deadline:
+        lock, token = f"lock:{name}", secrets.token_hex(8).encode()
+        last: bytes | None = b""
+        began = changed = time.monotonic()
+        refusals = 0
+        while (
+            not (self._cache.add(self._key(lock), _MAGIC + token, LOCK) and self._is_atomic)
+            and (owner := self.get(lock)) != token
+        ):
+            # Where `add` is not atomic, the last of two writers has it. A client may have tried
+            # twice. And FileSystemCache refuses to add where an expired entry lies.
+            refusals = 0 if owner else refusals + 1
+            if refusals > MAX_REFUSALS:
+                self.delete(lock)
+            now = time.monotonic()
+            if owner != last:
+                last, changed = owner, now
+            if now - changed > PATIENCE or now - began > LONGEST:
                 raise StoreError("another process has the lock, or the cache takes no entry")
-            time.sleep(pause)
-            pause = min(2 * pause, 0.02)
+            time.sleep(random.uniform(*PAUSE))
         try:
             yield
         finally:
-            if self.get(key) == token:
-                self.delete(key)
+            if self.get(lock) == token:
+                self.delete(lock)
+
+
+class MemoryEntries(Entries):
+    """Values in the memory of one process: they are kept as they are, and all locks are one.
+
+    :param before: those of the process that forked this one, which go on but for the brief ones.
+    """
+
+    def __init__(self, before: MemoryEntries | None) -> None:
+        super().__init__(NullCache(), "")
+        self._lasting: dict[str, t.Any] = {} if before is None else dict(before._lasting)
+        #: With the times at which they end.
+        self._brief: dict[str, tuple[t.Any, float]] = {}
+        self._mutex = threading.RLock()
+
+    def get(self, name: str) -> t.Any:
+        value, end = self._brief.get(name, (None, 0))
+        return value if end > time.monotonic() else self._lasting.get(name)
+
+    def read(self, name: str, make: Callable[..., T]) -> T | None:
+        return t.cast("T | None", self.get(name))
+
+    def set(self, name: str, data: t.Any, seconds: int = RETENTION) -> None:
+        if seconds == RETENTION:
+            self._lasting[name] = data
+            return
+        with self._mutex:
+            self._brief[name] = data, time.monotonic() + seconds
+            if len(self._brief) > MAX_BRIEF:
+                del self._brief[next(iter(self._brief))]
+
+    write = set  # type: ignore[assignment]
+
+    def delete(self, name: str) -> None:
+        self._brief.pop(name, None)
+
+    def names(self, kind: str) -> list[str]:
+        """The names of brief values of a kind."""
+        return [name.removeprefix(kind) for name in list(self._brief) if name.startswith(kind)]
+
+    @contextlib.contextmanager
+    def exclusive(self, name: str) -> Iterator[None]:
+        with self._mutex:
+            yield

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import typing as t
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from urllib.parse import unquote_to_bytes
 
 from ..page import Invalidated
 from ..rules import compile_pattern
-from .protocol import Invalidation, Number
+from .protocol import MAX_LABELS, Invalidation, Number
 
 _PATTERN = "pattern:"
 #: Patterns with the same literal beginning that are matched one by one.
@@ -62,42 +62,65 @@ class Last(t.NamedTuple):
 
 
 class Epochs:
-    """The last invalidation of each label and pattern, in one lineage."""
+    """The last invalidation of each label and pattern, in one lineage.
 
-    def __init__(self, lineage: str) -> None:
-        self.lineage = lineage
-        #: The number of the last invalidation.
-        self.changed = 0
-        #: Pages with a number from before it count as stale: labels up to it were forgotten.
-        self.floor = 0
+    :param changed: the number of the last invalidation.
+    :param floor: pages with a number from before it count as stale: labels up to it were forgotten.
+    """
+
+    def __init__(
+        self,
+        lineage: str,
+        changed: int = 0,
+        floor: int = 0,
+        invalidations: Iterable[tuple[str, int, bool]] = (),
+    ) -> None:
+        self.lineage, self.changed, self.floor = lineage, changed, floor
         #: The latest at the end, but for patterns that replaced others.
         self.labels: dict[str, Last] = {}
         #: Patterns by their literal beginning.
         self._patterns: dict[str, dict[str, re.Pattern[str]]] = {}
+        for invalidation in invalidations:
+            self.apply(Invalidation(*invalidation))
+
+    def __iter__(self) -> Iterator[t.Any]:
+        """What it can be made of again."""
+        yield from (self.lineage, self.changed, self.floor, self.since(0))
 
     def apply(self, invalidation: Invalidation) -> None:
         label, sequence, expire = invalidation
+        self._note(label, Last(sequence, sequence if expire else 0))
+        self.changed = max(self.changed, sequence)
+        if len(self.labels) > MAX_LABELS:
+            # A tenth at a time, for it takes a while.
+            self.forget_oldest(MAX_LABELS * 9 // 10)
+
+    def _note(self, label: str, last: Last) -> None:
         pattern = label.removeprefix(_PATTERN)
         if pattern != label and label not in self.labels:
+            compiled = compile_pattern(pattern)
             group = self._patterns.setdefault(prefix_of(pattern), {})
-            group[label] = compile_pattern(pattern)
+            group[label] = compiled
             if len(group) > MAX_ALIKE:
-                self._merge(group)
-        new = Last(sequence, sequence if expire else 0)
-        self.labels[label] = self.labels.pop(label, new).later(new)
-        self.changed = max(self.changed, sequence)
+                # Patterns that cover the oldest replace them.
+                oldest = {old: self._forget(old) for old in list(group)[: MAX_ALIKE // 2]}
+                for old, numbers in oldest.items():
+                    self._note(_PATTERN + pattern_over(old.removeprefix(_PATTERN)), numbers)
+        self.labels[label] = self.labels.pop(label, last).later(last)
 
-    def _merge(self, group: dict[str, re.Pattern[str]]) -> None:
-        """Replace the oldest patterns that begin alike by one that covers them."""
-        covering = _PATTERN + pattern_over(next(iter(group)).removeprefix(_PATTERN))
-        last = Last()
-        for label in list(group)[: MAX_ALIKE // 2]:
-            if label != covering:
-                last = last.later(self.labels[label])
-                self._forget(label)
-        self.apply(Invalidation(covering, last.any, False))
-        if last.expire:
-            self.apply(Invalidation(covering, last.expire, True))
+    def _forget(self, label: str) -> Last:
+        prefix = prefix_of(label.removeprefix(_PATTERN))
+        if label.startswith(_PATTERN) and (group := self._patterns.get(prefix)) is not None:
+            group.pop(label, None)
+            if not group:
+                del self._patterns[prefix]
+        return self.labels.pop(label)
+
+    def forget_oldest(self, keep: int) -> None:
+        """Forget all but the latest labels: pages from before those count as stale."""
+        ordered = sorted(self.labels, key=lambda label: self.labels[label].any)
+        for label in ordered[: max(0, len(ordered) - keep)]:
+            self.floor = max(self.floor, self._forget(label).any)
 
     def validity(self, labels: Sequence[str], path: str, number: Number) -> Invalidated:
         """What invalidations since its render began have made of a page."""
@@ -113,9 +136,7 @@ class Epochs:
         return last
 
     def _matching(self, path: str) -> Iterator[str]:
-        if not self._patterns:
-            return
-        for end in range(len(path) + 1):
+        for end in range(len(path) + 1) if self._patterns else ():
             for label, pattern in list(self._patterns.get(path[:end], {}).items()):
                 if pattern.fullmatch(path):
                     yield label
@@ -131,18 +152,3 @@ class Epochs:
             if last.any <= sequence and not label.endswith("/**"):
                 break
         return tuple(sorted(found, key=lambda item: item.sequence))
-
-    def forget_oldest(self, keep: int) -> None:
-        """Forget all but the latest labels: pages from before those count as stale."""
-        ordered = sorted(self.labels.items(), key=lambda item: item[1].any)
-        for label, last in ordered[: max(0, len(ordered) - keep)]:
-            self.floor = max(self.floor, last.any)
-            self._forget(label)
-
-    def _forget(self, label: str) -> None:
-        del self.labels[label]
-        prefix = prefix_of(label.removeprefix(_PATTERN))
-        if label.startswith(_PATTERN) and (group := self._patterns.get(prefix)) is not None:
-            group.pop(label, None)
-            if not group:
-                del self._patterns[prefix]

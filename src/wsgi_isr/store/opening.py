@@ -24,8 +24,7 @@ import cachelib
 
 from . import clients
 from .cachelib import KIND as CACHELIB
-from .cachelib import MEMCACHED, CachelibStore
-from .local import LOCAL, MEMORY, LocalStore
+from .cachelib import LOCAL, MEMCACHED, MEMORY, CachelibStore
 from .protocol import Kind, Store, StoreError
 from .redis import RedisStore
 from .sqlite import SQLiteStore
@@ -54,7 +53,7 @@ AWAY = Kind("away", "network", True, True, True, True, True)
 #: Errors of a folder that nobody writes to, whatever happens.
 _HOPELESS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 #: Two middlewares over one cache and prefix of this process share one store.
-_local: weakref.WeakKeyDictionary[cachelib.BaseCache, dict[str, LocalStore]] = (
+_local: weakref.WeakKeyDictionary[cachelib.BaseCache, dict[str, tuple[int, CachelibStore]]] = (
     weakref.WeakKeyDictionary()
 )
 #: Kinds whose limits this process has logged.
@@ -163,7 +162,7 @@ def open_default(folder: str, prefix: str) -> Store:
                 folder,
                 error.strerror,
             )
-            return LocalStore()
+            return _open_memory()
     return SQLiteStore(own)
 
 
@@ -192,7 +191,7 @@ def _of_url(url: str, prefix: str) -> tuple[Kind, Opener]:
     if scheme == "memory":
         if url != "memory://":
             raise ValueError(f"memory:// takes no path and no options, as {url[:100]!r} has them")
-        return MEMORY, _open_local
+        return MEMORY, _open_memory
     if scheme == "file":
         return SQLiteStore.kind, _of_folder(url, prefix)
     if scheme.startswith(("redis", "valkey")):
@@ -236,21 +235,25 @@ def _of_cache(cache: cachelib.BaseCache, prefix: str) -> tuple[Kind, Opener]:
             f"not {shared!r}"
         )
     if shared == "process":
-        return LOCAL, lambda parent: _open_local(parent, cache, prefix)
+        return LOCAL, lambda parent: _open_local(cache, prefix)
     # uWSGI's cache ends with its master.
     kind = CACHELIB._replace(durable=not isinstance(cache, cachelib.UWSGICache))
     return kind, lambda parent: CachelibStore(cache, prefix, kind)
 
 
-def _open_local(
-    parent: Store | None, cache: cachelib.BaseCache | None = None, prefix: str = ""
-) -> LocalStore:
-    if cache is not None:
-        stores = _local.setdefault(cache, {})
-        store = stores.setdefault(prefix, LocalStore(cache, prefix))
-    else:
-        store = parent if isinstance(parent, LocalStore) else LocalStore()
-    store.after_fork()
+def _open_memory(parent: Store | None = None) -> Store:
+    before = parent if isinstance(parent, CachelibStore) else None
+    return CachelibStore(cachelib.NullCache(), "", MEMORY, before)
+
+
+def _open_local(cache: cachelib.BaseCache, prefix: str) -> Store:
+    stores = _local.setdefault(cache, {})
+    pid, store = stores.get(prefix, (0, None))
+    if store is None or pid != os.getpid():
+        # After a fork another cache, because the parent's may have locks that nobody gives back.
+        pages = cache if store is None else cachelib.SimpleCache()
+        store = CachelibStore(pages, prefix, LOCAL, store)
+        stores[prefix] = os.getpid(), store
     return store
 
 
