@@ -113,8 +113,8 @@ def visitors(isr: ISRMiddleware, count: int, path: str = "/") -> list[Future[t.A
     joined = threading.Semaphore(0)
     join = renders._join
 
-    def counted(key: t.Any) -> t.Any:
-        flight = join(key)
+    def counted(*args: t.Any) -> t.Any:
+        flight = join(*args)
         joined.release()
         return flight
 

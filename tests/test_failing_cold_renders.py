@@ -93,7 +93,8 @@ class TestAllWhoWait:
         first = start(visit, one)
         steps.wait(1)
         waiting = visitors(other, 6)
-        wait_until(lambda: other.stats()["waiting"])
+        # The one among them that asks the store, too.
+        wait_until(lambda: len(other._here().renders.waiting) == 6)
         steps.release(1)
         return [first, *waiting]
 

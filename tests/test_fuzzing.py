@@ -295,16 +295,19 @@ class TestRecords:
 
     @given(st.binary(max_size=80))
     @example(b"[" * 100_000)
-    @example(b'{"kind": "failed", "detail": "", "status": "500 \\r\\nX: y", "headers": []}')
-    @example(b'{"kind": "failed", "detail": "", "status": "500 x", "headers": [["A", "b\\nc"]]}')
-    @example(b'{"kind": "failed", "detail": "x\\r\\ny"}')
-    @example(b'{"kind": "stored", "detail": ["x"]}')
+    @example(b'["failed", "", "error", "500 \\r\\nX: y", []]')
+    @example(b'["failed", "", "error", "500 x", [["A", "b\\nc"]]]')
+    @example(b'["failed", "", "error", "100 x", []]')
+    @example(b'["failed", "x\\r\\ny", "error"]')
+    @example(b'["failed", ["x"], "error"]')
+    @example(b'["stored", "", "error"]')
+    @example(b'["failed", "", "error", "500 x"]')
     @fuzz
     def test_that_are_none_are_no_outcome(self, data: bytes) -> None:
         assert Outcome.from_record(data) is None
 
     def test_that_are_ones_are_read(self) -> None:
-        head = b'{"kind": "failed", "detail": "status", "status": "500 x", "headers": [["A", "b"]]}'
+        head = b'["failed", "status", "error", "500 x", [["A", "b"]]]'
         outcome = Outcome.from_record(head + b"\nbody")
         assert outcome is not None and outcome.response is not None
         assert (outcome.response.status, outcome.response.body) == ("500 x", b"body")

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from .attempt import refusal_name
 from .key import Origin, Origins, PageKey, is_ambiguous
 from .listing import Inspection, call_row, info_of, millis, moment, span
 from .metadata import REDIRECTS
+from .outcome import refusal_name
 from .page import Invalidated, Page, Render, state_of
 from .process import Process
 from .refusals import remedy_of
@@ -156,8 +156,8 @@ class Lookup(Inspection):
             named = named._replace(place=Origin(*named.stored[0].page.key[:3]))
         environ, key, rule, excluded = self._find(named, headers)
         entry = None if excluded else pages.find(key, self._clock())
-        failure = pages.guard.ask("failure", lambda: pages.store.failure(key.name))
-        refused = pages.guard.ask("failure", lambda: pages.store.failure(refusal_name(key.name)))
+        failures = self._process.failures
+        failure, refused = failures.find(key.name), failures.find(refusal_name(key.name))
         if entry is not None and refused is not None and refused.retry_at < entry.page.generated_at:
             refused = None
         refusal = self._process.not_pages.get(key) if refused is None else refused.error

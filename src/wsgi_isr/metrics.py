@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
 import collections
 import typing as t
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
 
 if t.TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -12,71 +14,41 @@ if t.TYPE_CHECKING:
 
 #: Upper bounds of the histogram of render seconds; the last one is open.
 BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-#: What is counted.
-COUNTERS = (
-    "hits",
-    "stale_hits",
-    "misses",
-    "passed",
-    "bypassed",
-    "renders",
-    "failures",
-    "rejections",
-    "store_errors",
-    "invalidations",
-)
 
 
+@dataclass(slots=True)
 class Counters:
     """Attributes that are added to without a lock, so that a hit pays for nothing else."""
 
-    __slots__ = (*COUNTERS, "_added", "_buckets", "seconds")
-
-    hits: int
-    stale_hits: int
-    misses: int
-    passed: int
-    bypassed: int
-    renders: int
-    failures: int
-    rejections: int
-    store_errors: int
-    invalidations: int
-
-    def __init__(self) -> None:
-        for name in COUNTERS:
-            setattr(self, name, 0)
-        #: Seconds spent in renders.
-        self.seconds = 0.0
-        self._buckets = [0] * (len(BUCKETS) + 1)
-        self._added: dict[str, float] = {}
+    hits: int = 0
+    stale_hits: int = 0
+    misses: int = 0
+    passed: int = 0
+    bypassed: int = 0
+    renders: int = 0
+    failures: int = 0
+    rejections: int = 0
+    store_errors: int = 0
+    invalidations: int = 0
+    #: Spent in renders.
+    seconds: float = 0.0
+    _buckets: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS) + 1))
 
     def rendered(self, seconds: float) -> None:
         """Count a render that took so long."""
         self.renders += 1
         self.seconds += seconds
-        self._buckets[sum(seconds > bound for bound in BUCKETS)] += 1
+        self._buckets[bisect.bisect_left(BUCKETS, seconds)] += 1
 
     def as_dict(self) -> dict[str, float]:
         """All that was counted, under the names that the store adds it to."""
-        found: dict[str, float] = {name: getattr(self, name) for name in COUNTERS}
-        found["seconds"] = self.seconds
+        found: dict[str, float] = {name: getattr(self, name) for name in (*COUNTERS, "seconds")}
         found |= {f"bucket:{index}": count for index, count in enumerate(self._buckets) if count}
         return found
 
-    def take(self) -> dict[str, float]:
-        """What was counted since the last call that was not given back."""
-        now = self.as_dict()
-        new = {name: n - self._added.get(name, 0) for name, n in now.items()}
-        self._added = now
-        return {name: count for name, count in new.items() if count}
 
-    def give_back(self, counts: Mapping[str, float]) -> None:
-        """Count these again: the store did not get them."""
-        for name, count in counts.items():
-            self._added[name] = self._added.get(name, 0) - count
-
-
+#: The names of what is counted.
+COUNTERS = tuple(counter.name for counter in fields(Counters) if counter.default == 0)[:-1]
 #: What is counted of requests that have to do with pages.
 SERVED = ("hits", "stale_hits", "misses")
 #: What the totals are remembered for: as the store, the day (UTC) and the build began.

@@ -20,7 +20,6 @@ from .ondemand import OnDemand, Result, check_workers
 from .page import Codec
 from .passing import Passing, make_pass_through
 from .process import Process
-from .regenerator import regenerate
 from .render import ERROR, current_origin
 from .request import Request
 from .rules import Resolver, RuleLike, Rules, check_query, digest_of, make_rules
@@ -433,7 +432,7 @@ class ISRMiddleware:
         :param workers: renders at a time; ``None``: two.
         :raises NotImplementedError: on a store that cannot hand pages over.
         """
-        regenerate(self._here(), stop, check_workers(workers))
+        self._here().regenerate(stop, check_workers(workers))
 
     def prune(
         self,

@@ -222,8 +222,6 @@ class OnDemand(Lookup):
                 path, pages = key.full_path or "/", self._pages
                 pages.guard.ask("paths", lambda: pages.store.list_path(path), write=True)
         status, outcome, why = found.status, "failed", None
-        if status is None and found.response is not None:
-            status = found.response.code
         is_refused = found.kind is not Kind.FAILED and found.detail != "store-error"
         if found.stored:
             is_skipped = after is None and found.kind is Kind.FOUND

@@ -1,19 +1,64 @@
-"""What comes of an attempt at a page, for the one who made it and for all who waited."""
+"""One render, what comes of it, and what is remembered of pages that fail or are refused."""
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import json
+import logging
 import re
+import sys
+import threading
+import time
 import typing as t
+from collections.abc import Callable
 
-from .metadata import is_sound
+from . import signals
+from .config import Config
+from .key import PageKey
+from .metadata import InvalidMetadata, is_sound
+from .metrics import Counters
+from .refusals import Refusal, Unsound
 from .render import RenderError, Response
+from .rules import Rule
+from .signals import fields
 from .store.memory import Entry
+from .store.pages import Pages
+from .store.protocol import Failure, Number
+
+logger = logging.getLogger("wsgi_isr")
 
 #: Bytes of an error page that all who wait for one render share.
 MAX_SHARED_ERROR = 2**20
+#: Longest pause between attempts at a failing page, in seconds.
+MAX_BACK_OFF = 30.0
+#: Seconds between two log lines about one page and reason.
+QUIET = 60.0
+#: Log lines of the last minute, and failing pages, that a process remembers.
+MAX_LOGGED = 1000
 _DETAIL = re.compile(r"[a-z-]*")
+
+
+class Flight:
+    """One render of a page in this process."""
+
+    def __init__(
+        self, key: PageKey, rule: Rule | None, reason: str, after: Flight | None = None
+    ) -> None:
+        self.key = key
+        self.rule = rule
+        self.reason = reason
+        #: Whether it was begun because another flight was outdated. One such flight waits for
+        #: the one before it, so that many calls lead to two renders at a time.
+        self.is_successor = after is not None
+        self.follows = after if after is not None and after.is_successor else None
+        #: When it began; 0.0 while it waits for a thread.
+        self.began = 0.0
+        self.number: Number | None = None
+        #: The span of the request that caused it.
+        self.cause = _current_span()
+        self.outcome: Outcome | None = None
+        self.done = threading.Event()
 
 
 class Kind(enum.Enum):
@@ -27,12 +72,16 @@ class Kind(enum.Enum):
     FAILED = "failed"
 
 
+#: Of these nothing is stored, so they are left for those who wait in other processes.
+_LEFT = (Kind.NOT_A_PAGE, Kind.FAILED)
+
+
 class Outcome(t.NamedTuple):
-    """What came of an attempt.
+    """What came of a render.
 
     :param detail: the reason of a refusal, in the words of ``Cache-Status``.
     :param response: the app's error page, or an answer that was not collected to its end.
-    :param collapsed: whether the attempt was another request's.
+    :param collapsed: whether the render was another request's.
     :param withdrawn: whether a stored page was removed.
     """
 
@@ -43,11 +92,17 @@ class Outcome(t.NamedTuple):
     error: Exception | None = None
     collapsed: bool = False
     withdrawn: bool = False
-    status: int | None = None
 
     @property
     def stored(self) -> bool:
         return self.kind in (Kind.STORED, Kind.FOUND)
+
+    @property
+    def status(self) -> int | None:
+        """What the app answered."""
+        if self.entry is not None:
+            return self.entry.page.code
+        return None if self.response is None else self.response.code
 
     def discard(self) -> None:
         """Close an answer that was not collected to its end, where no visitor waits for it."""
@@ -71,39 +126,214 @@ class Outcome(t.NamedTuple):
         return self._replace(response=None, error=error)
 
     def record(self) -> bytes | None:
-        """What those need who waited in other processes, of an outcome without a page."""
-        if self.kind not in (Kind.NOT_A_PAGE, Kind.FAILED):
+        """What those need who waited in other processes."""
+        if self.kind not in _LEFT or self.collapsed:
             return None
-        head: dict[str, t.Any] = {"kind": self.kind.value, "detail": self.detail}
-        body = b""
-        response = self.shared().response
-        if self.kind is Kind.FAILED and response is not None:
-            head |= {"status": response.status, "headers": response.headers}
-            body = response.body
-        elif self.error is not None:
-            head["error"] = f"{type(self.error).__name__}: {self.error}"
-        return json.dumps(head).encode() + b"\n" + body
+        response = self.shared().response if self.kind is Kind.FAILED else None
+        answer = () if response is None else (response.status, response.headers)
+        error = f"{type(self.error).__name__}: {self.error}"
+        head = json.dumps([self.kind.value, self.detail, error, *answer])
+        return head.encode() + b"\n" + (b"" if response is None else response.body)
 
     @classmethod
     def from_record(cls, data: bytes) -> Outcome | None:
+        """As with a page, nobody who can write to the store splits a response."""
         text, _, body = data.partition(b"\n")
-        try:
-            head = json.loads(text)
-            kind, detail, response, error = Kind(head["kind"]), head["detail"], None, None
-            if "status" in head:
-                headers = [(str(name), str(value)) for name, value in head["headers"]]
-                response = Response(str(head["status"]), headers, body)
-                # As with a page: nobody who can write to the store splits a response.
-                if not all(is_sound(*item) for item in (*headers, ("Status", response.status))):
+        with contextlib.suppress(ValueError, TypeError, RecursionError):
+            kind, detail, error, *answer = json.loads(text)
+            response = None
+            if answer:
+                status, lines = answer
+                headers = [(name, value) for name, value in lines]
+                response = Response(status, headers, body)
+                if not all(is_sound(*line) for line in (*headers, ("Status", status))):
                     return None
-            elif "error" in head:
-                error = RenderError(f"the render failed in another process: {head['error']}")
-            if not _DETAIL.fullmatch(detail):
-                return None
-        except (ValueError, TypeError, KeyError, RecursionError):
-            return None
-        if kind is Kind.FAILED and error is None and (response is None or response.code < 200):
-            return None
-        if kind not in (Kind.NOT_A_PAGE, Kind.FAILED):
-            return None
-        return cls(kind, None, detail, response, error, collapsed=True)
+                if response.code < 200:
+                    return None
+            if Kind(kind) in _LEFT and _DETAIL.fullmatch(detail):
+                raised = RenderError(f"the render failed in another process: {error}")
+                return cls(Kind(kind), None, detail, response, raised, collapsed=True)
+        return None
+
+
+def _current_span() -> t.Any:
+    """What names the current span; ``None`` where the app has not imported OpenTelemetry."""
+    if "opentelemetry.trace" not in sys.modules:
+        return None
+    from opentelemetry import trace
+
+    return trace.get_current_span().get_span_context()
+
+
+def traced(flight: Flight, work: Callable[[], Outcome]) -> Outcome:
+    """Render in a span of OpenTelemetry, linked to the span of the request that caused it.
+
+    It is no child of that span: nothing that a visitor sends gets into a page, their trace neither.
+    """
+    if flight.cause is None:
+        return work()
+    from opentelemetry import context, trace
+
+    with trace.get_tracer("wsgi_isr").start_as_current_span(
+        "isr.render",
+        context.Context(),
+        attributes={"url.full": flight.key.url, "isr.reason": flight.reason},
+        links=[trace.Link(flight.cause)] if flight.cause.is_valid else [],
+    ) as span:
+        outcome = work()
+        span.set_attribute("isr.outcome", outcome.kind.value)
+        if outcome.status is not None:
+            span.set_attribute("http.response.status_code", outcome.status)
+        if outcome.error is not None:
+            span.record_exception(outcome.error)
+            span.set_status(trace.Status(trace.StatusCode.ERROR, str(outcome.error)))
+        return outcome
+
+
+class Failures:
+    """Renders that give no page: what is remembered, signalled and logged of them."""
+
+    def __init__(
+        self, config: Config, pages: Pages, counters: Counters, clock: Callable[[], float]
+    ) -> None:
+        self._sender = config.middleware
+        self._pages = pages
+        self.counters = counters
+        self._clock = clock
+        self._logged: dict[str, float] = {}
+        #: Names of pages whose renders have failed here.
+        self._failed: set[str] = set()
+
+    def find(self, name: str) -> Failure | None:
+        """What is remembered of a page, or under a `refusal_name`."""
+        return self._pages.guard.ask("failure", lambda: self._pages.store.failure(name))
+
+    def _set(self, name: str, failure: Failure | None) -> None:
+        store = self._pages.store
+        self._pages.guard.ask("failure", lambda: store.set_failure(name, failure), write=True)
+
+    def failed(
+        self,
+        flight: Flight,
+        previous: Entry | None,
+        raised: BaseException,
+        response: Response | None,
+    ) -> Outcome:
+        """A render failed: the old page stays, and the next visitor tries again."""
+        error, detail = _as_failure(raised, flight.reason), ""
+        if response is not None:
+            if isinstance(error, InvalidMetadata | Unsound):
+                detail = "metadata" if isinstance(error, InvalidMetadata) else "header"
+                self.reject(flight.key, Refusal(detail, str(error)))
+            elif isinstance(error, RenderError):
+                detail = response.detail or "status"
+            if detail:
+                # For all who wait: its cookies would be one session for all of them.
+                lines = response.headers
+                response.headers = [line for line in lines if line[0].lower() != "set-cookie"]
+            else:
+                # What cannot be judged is no page.
+                response.discard()
+                response = None
+        self._remember(flight, previous, error)
+        return Outcome(Kind.FAILED, None, detail, response, error)
+
+    def _remember(self, flight: Flight, previous: Entry | None, error: Exception) -> None:
+        self.counters.failures += 1
+        key, kind, last = flight.key, type(error).__name__, self.find(flight.key.name)
+        count = 1 if last is None else last.times + 1
+        retry_at = self._clock()
+        if previous is not None:
+            # Where nothing is stored, each visitor is a new attempt. Otherwise the next one tries
+            # again at once; from the second failure on after 1, 2, 4 ... seconds.
+            retry_at += 0.0 if count == 1 else min(2.0 ** min(count - 2, 10), MAX_BACK_OFF)
+            previous.retry_at = retry_at
+        text = (str(error) or kind)[:500]
+        self._set(key.name, Failure(count, retry_at, text, key.url, key.build))
+        if len(self._failed) < MAX_LOGGED:
+            self._failed.add(key.name)
+        signals.send(
+            signals.regeneration_failed, self._sender, url=key.url, error=error, failures=count
+        )
+        # What a cold render raises reaches the server, which logs it.
+        is_ours = previous is not None or flight.reason in ("stale", "prerender")
+        if is_ours and self._is_new("failed", key.name, kind):
+            stays = "" if previous is None else "; the last good page stays"
+            facts = {"url": key.url, "reason": flight.reason, "failures": count}
+            extra = fields("failed", **facts, error=str(error))
+            logger.error("render of %s failed%s", key.url, stays, exc_info=error, extra=extra)
+
+    def forget(self, name: str, previous: Entry | None) -> None:
+        """The render of a page was a good one."""
+        if name in self._failed or (previous is not None and previous.retry_at):
+            self._failed.discard(name)
+            self._set(name, None)
+
+    def refused(
+        self, flight: Flight, previous: Entry | None, response: Response, refusal: Refusal
+    ) -> Outcome:
+        """The app has decided that its answer is no page: what is stored is withdrawn."""
+        key, detail = flight.key, refusal.detail
+        self.reject(key, refusal)
+        # The app has answered, so its last render did not fail, whichever process saw it do so.
+        self._failed.discard(key.name)
+        self._set(key.name, None)
+        if previous is not None or flight.reason == "revalidate":
+            self._pages.withdraw(key)
+        if previous is not None:
+            text, extra = "%s is withdrawn: its app no longer offers it (%s)", {"detail": detail}
+            logger.warning(text, key.url, refusal, extra=fields("withdrawn", url=key.url, **extra))
+            signals.send(signals.page_withdrawn, self._sender, url=key.url, reason=detail)
+        kind = Kind.UNSTORED if detail == "too-large" else Kind.NOT_A_PAGE
+        if kind is Kind.NOT_A_PAGE:
+            # The visitor's own request goes to the app instead.
+            response.discard()
+        error = RenderError(f"{response.status}: not stored ({refusal})")
+        return Outcome(kind, None, detail, response, error, withdrawn=previous is not None)
+
+    def reject(self, key: PageKey, refusal: Refusal) -> None:
+        """Count a refusal; one line for each page and reason, once a minute, and for `explain`."""
+        self.counters.rejections += 1
+        signals.send(signals.page_rejected, self._sender, url=key.url, reason=refusal.detail)
+        if self._is_new("refused", key.name, refusal.detail):
+            extra = fields("refused", url=key.url, detail=refusal.detail, culprit=refusal.culprit)
+            text = "%s is not stored (%s): %s"
+            logger.warning(text, key.url, refusal, refusal.remedy, extra=extra)
+            why = Failure(0, self._clock(), str(refusal)[:500], key.url, key.build)
+            self._set(refusal_name(key.name), why)
+
+    def _is_new(self, *what: str) -> bool:
+        """Whether nobody on the site has logged that in the last minute."""
+        name, now = ":".join(what), time.monotonic()
+        if now < self._logged.get(name, 0.0):
+            return False
+        if len(self._logged) >= MAX_LOGGED:
+            self._logged.clear()
+        self._logged[name] = now + QUIET
+        store = self._pages.store
+        asked = self._pages.guard.ask("once", lambda: store.once(name, QUIET), write=True)
+        return asked is not False
+
+
+def refusal_name(name: str) -> str:
+    """The name under which a store remembers why a page was refused last, as a `Failure`.
+
+    It has no times: nobody waits before they try again.
+    """
+    return f"refused:{name}"
+
+
+def _as_failure(raised: BaseException, reason: str) -> Exception:
+    """What a render raised, where an app that exits ends its render and nothing else.
+
+    :raises BaseException: on the main thread, for what may come from a signal that ends the
+        process: Ctrl-C, and `SystemExit` while a visitor is served.
+    """
+    if isinstance(raised, Exception):
+        return raised
+    if threading.current_thread() is threading.main_thread():
+        if isinstance(raised, KeyboardInterrupt) or reason in ("miss", "stale"):
+            raise raised
+    error = RenderError(f"the app raised {raised!r}")
+    error.__cause__ = raised
+    return error

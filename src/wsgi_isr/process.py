@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -22,18 +23,17 @@ from collections.abc import Callable, Mapping
 
 from . import signals
 from .answer import Answer
-from .attempt import Attempts
 from .config import Config
 from .key import PageKey
 from .metrics import PERIODS, SERVED, Counters, beginning
-from .page import Codec
-from .render import Renderer
+from .outcome import Failures
+from .page import Codec, parse_key
 from .renders import Renders
 from .rules import Rule
 from .store.memory import Fingerprint, is_long
 from .store.opening import Opener
 from .store.pages import Pages
-from .store.protocol import MAX_JOURNAL, Changes
+from .store.protocol import MAX_JOURNAL, Wanted
 from .threads import Background, ExecutorLike, start
 
 logger = logging.getLogger("wsgi_isr")
@@ -42,13 +42,17 @@ logger = logging.getLogger("wsgi_isr")
 POLL = 0.5
 #: Seconds between two reports of a process, and the longest before its counts reach the store.
 REPORT = 2.0
-#: Seconds from an on-demand call until the journal gets it, and what is called meanwhile.
-SETTLING = 0.02
 #: Seconds: a smaller difference between two clocks may come from the way to the server.
 MIN_OFFSET = 0.1
 DAY = 86_400
 #: URLs remembered as no pages.
 MAX_NOT_PAGES = 10_000
+#: Seconds for which a page that was handed over is this process's to render; said again meanwhile.
+CLAIM = 8.0
+#: Longest wait for such a page, or for a thread: for so long nobody asks whether to stop.
+WAIT = 0.25
+#: Seconds for renders that have begun when it is to stop.
+FINISHING = 10.0
 
 
 class Process:
@@ -67,60 +71,43 @@ class Process:
     ) -> None:
         self.pid = os.getpid()
         self.config = config
-        self.unseal = codec.unseal
+        self._codec = codec
         self.counters = Counters()
         self.began = time.time()
-        self._offset = 0.0
+        #: What the clock of the store is ahead of this process's.
+        self.offset = 0.0
         store = open_store(None if before is None else before.pages.store)
-        self.pages: Pages = Pages(
-            store,
-            config.memory_size,
-            codec,
-            config.build_id,
-            self._store_failed,
-            self._changed,
-            config.previous_builds,
-        )
+        memory, build, earlier = config.memory_size, config.build_id, config.previous_builds
+        pages = Pages(store, memory, codec, build, self._store_failed, earlier)
+        self.pages: Pages = pages
         self.background = Background(config.workers or 1, config.render_timeout, open_executor())
-        render = Renderer(
-            config.app, config.middleware, config.max_body_size, config.render_timeout
-        )
-        self.attempts = Attempts(
-            config, render, self.pages, self.counters, self.background.submit, self.clock
-        )
+        self.not_pages = NotPages(config, pages)
+        self.failures = Failures(config, pages, self.counters, self.clock)
         self.renders = Renders(
-            config,
-            self.pages,
-            self.attempts,
-            self.background,
-            self.clock,
-            codec.seal,
-            codec.unseal,
-            self.add_no_page,
+            config, pages, codec, self.failures, self.background, self.clock, self.not_pages.add
         )
-        self.not_pages = NotPages(self.pages, self.local_clock)
         self._renewing = threading.Lock()
         self._adding = threading.Lock()
+        #: What was added to the totals.
+        self._added: dict[str, float] = {}
         #: On-demand calls that the journal does not have yet.
         self._calls: deque[Mapping[str, t.Any]] = deque(maxlen=MAX_JOURNAL)
-        self.wake = threading.Event()
         self._upkept_at = time.monotonic()
+        self._has_reported = False
         self._day = -1
         self.is_closed = False
-        self.pages.follow()
-        if self.pages.guard.is_well:
+        pages.follow()
+        if pages.guard.is_well:
             self._set_clock()
         if before is not None and store.kind.shared == "process":
             # Only memory has these pages.
-            self.pages.memory.take_over(before.pages.memory)
-        thread = threading.Thread(
-            target=_upkeep, args=[weakref.ref(self)], name="wsgi-isr-upkeep", daemon=True
-        )
-        self._has_thread = start(thread)
-        _processes.add(self)
-        # Anew, so that it runs before what the store does at exit.
-        atexit.unregister(_at_exit)
-        atexit.register(_at_exit)
+            pages.memory.take_over(before.pages.memory)
+        # Weak, because a middleware may go without `close`.
+        me = weakref.ref(self)
+        name = "wsgi-isr-upkeep"
+        self._has_thread = start(threading.Thread(target=_work, args=[me], name=name, daemon=True))
+        # Now, so that it runs before what the store does at exit.
+        atexit.register(_at_exit, me)
         if config.workers == 0 and not store.kind.wants:
             logger.warning(
                 "workers=0 leaves renders to other processes, but this store cannot hand pages "
@@ -132,32 +119,19 @@ class Process:
         """Whether this process may use it: it was neither closed nor made before a fork."""
         return self.pid == os.getpid() and not self.is_closed
 
-    def local_clock(self) -> float:
-        return self.config.clock()
-
     def clock(self) -> float:
         """Seconds since 1970 by the clock that all who share the store agree on."""
-        return self.local_clock() + self._offset
+        return self.config.clock() + self.offset
 
-    @property
-    def offset(self) -> float:
-        """What the clock of the store is ahead of this process's."""
-        return self._offset
+    def _set_clock(self) -> None:
+        with contextlib.suppress(Exception):
+            if self.pages.store.kind.shared == "network":
+                offset = self.pages.store.time() - time.time()
+                self.offset = offset if abs(offset) > MIN_OFFSET else 0.0
 
     def _store_failed(self, operation: str, error: Exception) -> None:
         self.counters.store_errors += 1
         signals.send(signals.store_failed, self.config.middleware, operation=operation, error=error)
-
-    def _changed(self, changes: Changes) -> None:
-        self.renders.invalidated(changes)
-
-    def add_no_page(self, key: PageKey, rule: Rule | None, detail: str) -> bool:
-        """Remember that a URL is no page, unless it may be so for one visitor alone."""
-        if not self.config.rules.by_url and self.config.rule_of(key) != rule:
-            # What one visitor's headers made of the rules says nothing of others.
-            return False
-        self.not_pages.add(key, detail)
-        return True
 
     # What a visitor's thread does once a second for a page.
 
@@ -176,7 +150,7 @@ class Process:
         """The same without following."""
         # Two threads at once could mix their fields, and one may not know yet what has happened.
         with self._renewing:
-            return hit.renew(now, self._offset)
+            return hit.renew(now, self.offset)
 
     def poll(self) -> None:
         """Follow what others do, if there is something to follow or some time has passed."""
@@ -190,6 +164,24 @@ class Process:
 
     # What its thread does.
 
+    def work(self) -> None:
+        """Wait a moment, or for what others do, and let the store have what is new here."""
+        pages = self.pages
+        if pages.is_local:
+            time.sleep(POLL)
+        else:
+            try:
+                if pages.store.listen(POLL) or time.monotonic() - pages.followed_at >= POLL:
+                    pages.follow()
+            except Exception as error:
+                pages.guard.failed("listen", error)
+                time.sleep(POLL)
+        self.write_journal()
+        # The first report comes soon: a command line asks which processes serve.
+        is_new = not self._has_reported and self.report() is not None
+        if is_new or time.monotonic() - self._upkept_at >= REPORT:
+            self.upkeep()
+
     def upkeep(self) -> None:
         """Let the store have what this process counted, and say what it has now."""
         self._upkept_at = time.monotonic()
@@ -197,39 +189,27 @@ class Process:
         self.write_journal()
         if not self.pages.guard.is_well:
             return
-        # Not through the guard: these are extras, and nothing else depends on them. Under a lock,
-        # so that all that was counted is there when this returns, whichever thread took it.
-        with self._adding:
-            counts = self.counters.take()
-            try:
-                if counts:
-                    self._begin_periods()
-                    self.pages.store.add(counts)
-            except Exception:
-                self.counters.give_back(counts)
-                return
-        self._set_clock()
+        # Not through the guard: nothing else depends on these.
         with contextlib.suppress(Exception):
+            self._add()
+            self._set_clock()
             self.pages.catch_up()
             report = self.report()
             if report is not None:
                 self.pages.store.report(report)
+                self._has_reported = True
                 self.pages.earlier_builds()
 
-    def log(self, call: Mapping[str, t.Any]) -> None:
-        """Have the journal get an on-demand call soon: its caller does not wait for that."""
-        self._calls.append(call)
-        self.wake.set()
-        if not self._has_thread:
-            self.write_journal()
-
-    def write_journal(self) -> None:
-        """Let the journal have the calls that it does not have yet."""
+    def _add(self) -> None:
+        """Add to the totals what was counted since; after an error that is counted later."""
+        # Under a lock, so that all of it is there when this returns, whichever thread took it.
         with self._adding:
-            calls = [self._calls.popleft() for _ in range(len(self._calls))]
-            if entries := [json.dumps(call).encode() for call in calls]:
-                store = self.pages.store
-                self.pages.guard.ask("log", lambda: store.log(*entries), write=True)
+            now = self.counters.as_dict()
+            new = {name: count - self._added.get(name, 0) for name, count in now.items()}
+            if new := {name: count for name, count in new.items() if count}:
+                self._begin_periods()
+                self.pages.store.add(new)
+                self._added = now
 
     def _begin_periods(self) -> None:
         """Let the store remember the totals with which the store, a day or a build begins."""
@@ -245,17 +225,26 @@ class Process:
                 store.add(beginning(period, identity, self.clock(), sums))
         self._day = day
 
-    def _set_clock(self) -> None:
-        with contextlib.suppress(Exception):
-            if self.pages.store.kind.shared == "network":
-                offset = self.pages.store.time() - time.time()
-                self._offset = offset if abs(offset) > MIN_OFFSET else 0.0
+    def log(self, call: Mapping[str, t.Any]) -> None:
+        """Have the journal get an on-demand call soon: its caller does not wait for that."""
+        self._calls.append(call)
+        if not self._has_thread:
+            self.write_journal()
+
+    def write_journal(self) -> None:
+        """Let the journal have the calls that it does not have yet."""
+        with self._adding:
+            calls = [self._calls.popleft() for _ in range(len(self._calls))]
+            if entries := [json.dumps(call).encode() for call in calls]:
+                store = self.pages.store
+                self.pages.guard.ask("log", lambda: store.log(*entries), write=True)
 
     def report(self) -> dict[str, t.Any] | None:
         """What this process has now; ``None`` for one that neither serves nor renders."""
         counted = self.counters.as_dict()
         served = any(counted[name] for name in (*SERVED, "renders", "passed", "bypassed"))
-        if not (served or self.renders.waiting or self.renders.running):
+        running, waiting = self.renders.running, len(self.renders.waiting)
+        if not (served or waiting or running):
             return None
         return {
             "pid": self.pid,
@@ -264,8 +253,8 @@ class Process:
             "began": round(self.began, 3),
             "memory_bytes": self.pages.memory.size,
             "memory_pages": len(self.pages.memory),
-            "rendering": [key.url for key in self.renders.running[:20]],
-            "waiting": self.renders.waiting,
+            "rendering": [key.url for key in running[:20]],
+            "waiting": waiting,
             "store": self.pages.guard.state,
             "since": round(self.pages.guard.since, 3),
             # The last invalidation that it has taken in: who have the same serve the same.
@@ -273,23 +262,13 @@ class Process:
             **{name: int(counted[name]) for name in (*SERVED, "renders", "failures")},
         }
 
-    def listen(self) -> None:
-        """Wait for what others do, and follow it; for a store on a network."""
-        try:
-            changed = self.pages.store.listen(POLL)
-        except Exception as error:
-            self.pages.guard.failed("listen", error)
-            time.sleep(POLL)
-            return
-        if changed or time.monotonic() - self.pages.followed_at >= POLL:
-            self.pages.follow()
+    # The end.
 
     def close(self, timeout: float) -> None:
         """Wait for running regenerations, and give back all that this process holds."""
         self.background.wait(timeout)
         self.sign_off()
         self.is_closed = True
-        self.wake.set()
         self.pages.guard.close()
 
     def sign_off(self) -> None:
@@ -302,69 +281,95 @@ class Process:
             if self.pages.guard.is_well:
                 self.pages.store.report(None)
 
+    # Renders that cost no visitor of a web worker the processor.
 
-def _upkeep(reference: weakref.ref[Process]) -> None:
-    reported = time.monotonic() - REPORT
-    is_announced = False
-    while True:
-        process = reference()
-        if process is None or process.is_closed:
-            return
-        wake = process.wake
-        wake.clear()
-        if not process.pages.is_local:
-            process.listen()
-        process.write_journal()
-        # The first report comes soon: a command line asks which processes serve.
-        is_new = not is_announced and process.report() is not None
-        if is_new or time.monotonic() - reported >= REPORT:
-            process.upkeep()
-            reported, is_announced = time.monotonic(), is_announced or is_new
-        is_local = process.pages.is_local
+    def regenerate(self, stop: threading.Event, workers: int) -> None:
+        """Render the pages that web workers hand over, until ``stop`` is set.
+
+        :raises NotImplementedError: on a store that cannot hand pages over.
+        """
+        pages, build = self.pages, self.config.build_id
+        store, guard = pages.store, pages.guard
+        if not store.kind.wants:
+            raise NotImplementedError("this store cannot hand pages over: use file:// or Redis")
+        background = Background(workers, self.config.render_timeout)
+        while not stop.is_set():
+            self.poll()
+            if not background.has_room(WAIT):
+                continue
+            wanted = guard.ask("take", lambda: store.take(build, CLAIM), write=True)
+            if wanted is not None:
+                background.submit(functools.partial(self._render, wanted))
+            elif not (pages.is_local and guard.is_well) or not guard.ask(
+                "listen", lambda: store.listen(WAIT)
+            ):
+                stop.wait(WAIT / 5)
+        background.wait(FINISHING)
+
+    def _render(self, wanted: Wanted) -> None:
+        store, build = self.pages.store, self.config.build_id
+        try:
+            payload = self._codec.unseal(wanted.data)
+            key = None if payload is None else parse_key(json.loads(payload))
+            # Anybody who can write to the store can ask for anything.
+            if key is not None and self.config.is_canonical(key):
+                rule = self.config.rule_of(key)
+                self.renders.get(key, rule, "stale", only_fresh=True).discard()
+        except (ValueError, TypeError, RecursionError):
+            pass
+        finally:
+            self.pages.guard.ask("done", lambda: store.done(build, wanted.name), write=True)
+
+
+def _work(reference: weakref.ref[Process]) -> None:
+    while (process := reference()) is not None and not process.is_closed:
+        process.work()
+        # It may be the last reference.
         del process
-        if is_local:
-            if wake.wait(POLL if is_announced else POLL / 5):
-                # Those who call once mostly call again: all of it is written in one step.
-                time.sleep(SETTLING)
 
 
-#: Those of this interpreter that have not been collected.
-_processes: weakref.WeakSet[Process] = weakref.WeakSet()
-
-
-def _at_exit() -> None:
-    for process in list(_processes):
-        if process.is_open:
-            process.sign_off()
+def _at_exit(reference: weakref.ref[Process]) -> None:
+    process = reference()
+    if process is not None and process.is_open:
+        process.sign_off()
 
 
 class NotPages:
     """URLs whose answers are no pages, for a minute or until something is invalidated."""
 
-    def __init__(self, pages: Pages, clock: Callable[[], float]) -> None:
+    def __init__(self, config: Config, pages: Pages) -> None:
+        self._config = config
         self._pages = pages
-        self._clock = clock
         self._urls: dict[PageKey, Answer] = {}
         #: The fingerprints in the hit table that are for these URLs.
-        self._fingerprints: dict[Fingerprint, None] = {}
+        self._fingerprints: set[Fingerprint] = set()
 
     def get(self, key: PageKey) -> str | None:
         """Why a URL is no page; ``""`` where its answer has no metadata."""
         found = self._urls.get(key)
         if found is None:
             return None
-        generation = self._pages.signal[0]
-        if not found.since <= self._clock() < found.until or found.generation != generation:
+        is_recent = found.since <= self._config.clock() < found.until
+        if not is_recent or found.generation != self._pages.signal[0]:
             self.discard(key)
             return None
         return found.detail
 
-    def add(self, key: PageKey, detail: str = "") -> None:
+    def add(self, key: PageKey, rule: Rule | None, detail: str) -> bool:
+        """Remember a URL, unless it may be no page for one visitor alone.
+
+        :param rule: by which it is none.
+        """
+        if not self._config.rules.by_url and self._config.rule_of(key) != rule:
+            # What one visitor's headers made of the rules says nothing of others.
+            return False
         # A new object each time, so that no fingerprint holds longer, or for another reason.
         self.discard(key)
         if len(self._urls) >= MAX_NOT_PAGES:
-            _drop_first(self._urls)
-        self._urls[key] = Answer.of_no_page(key, detail, self._clock(), self._pages.signal[0])
+            self._urls.clear()
+        now, generation = self._config.clock(), self._pages.signal[0]
+        self._urls[key] = Answer.of_no_page(key, detail, now, generation)
+        return True
 
     def add_fingerprint(self, fingerprint: Fingerprint, key: PageKey) -> None:
         """Let a request pass without being parsed, as long as its URL is no page."""
@@ -372,9 +377,12 @@ class NotPages:
         if found is None or is_long(fingerprint):
             return
         hits = self._pages.memory.hits
-        if fingerprint not in self._fingerprints and len(self._fingerprints) >= MAX_NOT_PAGES:
-            hits.pop(_drop_first(self._fingerprints), None)
-        self._fingerprints[fingerprint] = None
+        if len(self._fingerprints) >= MAX_NOT_PAGES:
+            with contextlib.suppress(KeyError):
+                # Another thread may be doing the same.
+                while self._fingerprints:
+                    hits.pop(self._fingerprints.pop(), None)
+        self._fingerprints.add(fingerprint)
         hits[fingerprint] = found
 
     def discard(self, key: PageKey) -> None:
@@ -382,11 +390,3 @@ class NotPages:
         found = self._urls.pop(key, None)
         if found is not None:
             found.until = 0.0
-
-
-def _drop_first(table: dict[t.Any, t.Any]) -> t.Any:
-    with contextlib.suppress(StopIteration, KeyError, RuntimeError):
-        # Another thread may be doing the same.
-        first = next(iter(table))
-        del table[first]
-        return first

@@ -1,12 +1,29 @@
-"""Why an answer is no page, what in it is the reason, and what to do about it."""
+"""What an app's answer is: a page, or why it is none, and what to do about it."""
 
 from __future__ import annotations
 
 import re
 import typing as t
 from collections.abc import Iterable, Sequence
+from urllib.parse import parse_qsl, unquote, urljoin, urlsplit
 
-from .metadata import STORABLE, STORABLE_IF_DECLARED, vary_fields
+from .config import Config
+from .key import PageKey, canonical_query, normalize_host
+from .metadata import (
+    GONE,
+    NO_DEFAULTS,
+    NOT_NOW,
+    REDIRECTS,
+    STORABLE,
+    STORABLE_IF_DECLARED,
+    end_to_end,
+    is_sound,
+    read_metadata,
+    vary_fields,
+)
+from .page import Page
+from .render import RenderError, RenderTimeout, Response
+from .rules import Rule
 
 
 class Refusal(t.NamedTuple):
@@ -39,6 +56,60 @@ def remedy_of(reason: str) -> str | None:
     return Refusal(detail, culprit).remedy if detail in REMEDIES else None
 
 
+class Unsound(RenderError):
+    """An answer that cannot go over the wire as it is."""
+
+
+def judge(
+    config: Config, key: PageKey, rule: Rule | None, previous: Page | None, response: Response
+) -> Page | Refusal:
+    """The page that a response makes, or why the app has decided that it is none.
+
+    :param previous: what is stored.
+    :raises RenderError: where the render has failed: the answer is no whole one, or says "not now".
+    :raises Unsound: for headers that HTTP does not allow.
+    :raises InvalidMetadata: for ISR headers that do not parse.
+    """
+    code, headers = response.code, response.headers
+    if response.detail == "too-slow":
+        raise RenderTimeout("the app still sent blocks after render_timeout")
+    if code >= 500 or code < 200 or code in NOT_NOW:
+        if isinstance(error := response.error, Exception):
+            raise RenderError(f"{response.status}: {type(error).__name__}: {error}") from error
+        raise RenderError(f"the app answered {response.status}")
+    for name, value in (*headers, ("Status", response.status)):
+        if not is_sound(name, value):
+            raise Unsound(f"HTTP does not allow {name[:80]!r}: {value[:80]!r}")
+    if response.detail == "stream":
+        return Refusal("stream")
+    if code in REDIRECTS and _leads_to(key, headers, config.parameters(rule)):
+        return Refusal("redirect", _location(headers))
+    variants = dict(rule.variants) if rule is not None else {}
+    ignored = rule.ignored if rule is not None else frozenset()
+    metadata = read_metadata(headers, NO_DEFAULTS if rule is None else rule.defaults)
+    if metadata is None:
+        if previous is None or code not in GONE:
+            return Refusal("no-metadata", answered(code, headers))
+        # The content is gone, and the app's 404 does not know whose it was.
+        metadata = previous.metadata
+    if refused := refusal(code, headers, variants, ignored) or _login(key, code, headers):
+        return refused
+    if ignored and (token := form_token(response.body)) is not None:
+        return Refusal("form-token", token)
+    if response.detail == "too-large":
+        response.headers = [item for item in headers if item[0].lower() not in ignored]
+        return Refusal("too-large")
+    return Page(
+        key=key,
+        status=response.status,
+        headers=end_to_end(headers, ignored),
+        bodies={"identity": response.body},
+        metadata=metadata,
+        generated_at=0.0,
+        vary=tuple(name.title() for name in variants),
+    )
+
+
 def refusal(
     status: int,
     headers: Sequence[tuple[str, str]],
@@ -53,9 +124,8 @@ def refusal(
     values: dict[str, list[str]] = {}
     for name, value in headers:
         values.setdefault(name.lower(), []).append(value)
-    fields = vary_fields(headers)
     if status in STORABLE_IF_DECLARED and "isr-revalidate" in values:
-        if "cookie" in fields:
+        if "cookie" in vary_fields(headers):
             return Refusal("login", f"{answered(status, headers)} with Vary: Cookie")
     elif status not in STORABLE:
         return Refusal("status", answered(status, headers))
@@ -68,17 +138,55 @@ def refusal(
         words = re.findall(r"[\w-]+", control.lower())
         if forbidding := sorted({"no-store", "private", "no-cache"}.intersection(words)):
             return Refusal("cache-control", ", ".join(forbidding))
+    return None if "vary" in ignored else undeclared_vary(headers, variants)
+
+
+def undeclared_vary(
+    headers: Iterable[tuple[str, str]], variants: Iterable[str] = ()
+) -> Refusal | None:
+    """The refusal of an answer that depends on other request headers than these."""
     # The canonical request has neither cookies nor credentials, so they cannot matter.
-    unknown = fields - {"accept-encoding", "cookie", "authorization", *variants}
-    if unknown and "vary" not in ignored:
-        return Refusal("vary", ", ".join(sorted(unknown)))
-    return None
+    unknown = vary_fields(headers) - {"accept-encoding", "cookie", "authorization", *variants}
+    return Refusal("vary", ", ".join(sorted(unknown))) if unknown else None
 
 
 def answered(status: int, headers: Iterable[tuple[str, str]]) -> str:
     """An answer in a few words: its status, and where it leads."""
-    location = next((value for name, value in headers if name.lower() == "location"), "")
+    location = _location(headers)
     return f"{status} to {location}" if location else str(status)
+
+
+def _location(headers: Iterable[tuple[str, str]]) -> str:
+    return next((value for name, value in headers if name.lower() == "location"), "")
+
+
+def _login(key: PageKey, code: int, headers: Iterable[tuple[str, str]]) -> Refusal | None:
+    """A temporary redirect that carries the page's own URL leads to a login."""
+    if code in STORABLE_IF_DECLARED:
+        location = _location(headers)
+        pairs = parse_qsl(location.partition("?")[2], encoding="latin-1")
+        if any(value.partition("?")[0].endswith(key.full_path or "/") for _, value in pairs):
+            return Refusal("login", location)
+    return None
+
+
+def _leads_to(key: PageKey, headers: Iterable[tuple[str, str]], declared: tuple[str, ...]) -> bool:
+    """Whether a redirect leads to the page itself, under whatever scheme.
+
+    It does where the app behind ProxyFix takes the canonical request for a plain-text one.
+    """
+    location = next((value for name, value in headers if name.lower() == "location"), None)
+    if location is None:
+        return False
+    try:
+        there = urlsplit(urljoin(key.url, location))
+    except ValueError:
+        return False
+    return (
+        normalize_host(there.netloc, there.scheme) == key.host
+        and unquote(there.path or "/", "latin-1") == (key.full_path or "/")
+        and canonical_query(there.query, declared) == key.query
+    )
 
 
 #: Answers to those who are not logged in.

@@ -12,24 +12,27 @@ later join that one.
 from __future__ import annotations
 
 import json
-import math
+import logging
 import threading
 import time
 import typing as t
 from collections.abc import Callable
 
-from . import tracing
-from .attempt import MAX_BACK_OFF, Attempts
+from . import codings, signals
 from .config import Config
 from .key import PageKey
-from .outcome import Kind, Outcome
-from .page import Invalidated, State, state_of
-from .render import RenderError, RenderTimeout, rendering
-from .rules import Rule, compile_pattern
+from .outcome import MAX_BACK_OFF, Failures, Flight, Kind, Outcome, traced
+from .page import Codec, Invalidated, Page, State, state_of
+from .refusals import Refusal, judge
+from .render import RenderError, RenderTimeout, render, rendering
+from .rules import Rule
+from .signals import fields
 from .store.memory import Entry
 from .store.pages import Pages
-from .store.protocol import Busy, Changes, Lease, Number, Wanted
+from .store.protocol import Busy, Lease, Number, Wanted
 from .threads import Background
+
+logger = logging.getLogger("wsgi_isr")
 
 #: Seconds before a page whose lease another process has is tried again.
 ELSEWHERE = 0.05
@@ -38,35 +41,11 @@ ASKED = 1.0
 #: Seconds between two reads while another process renders, at first and at most: on one machine,
 #: and over a network.
 PAUSES = {True: (0.001, 0.005), False: (0.005, 0.05)}
+#: Bytes of a body that is compressed while a visitor waits: a millisecond or two.
+COMPRESSED_AT_ONCE = 32 * 1024
 
 #: Whether a page is what the caller of a render needs.
 Accept: t.TypeAlias = "Callable[[Entry], bool]"
-
-
-class Flight:
-    """One render of a page in this process."""
-
-    def __init__(self, after: Flight | None = None) -> None:
-        #: Whether it was begun because another flight was outdated. One such flight waits for
-        #: the one before it, so that many calls lead to two renders at a time.
-        self.is_successor = after is not None
-        self.follows = after if after is not None and after.is_successor else None
-        #: When it began; 0.0 while it waits for a thread.
-        self.began = 0.0
-        #: Whether it has taken a number, or is about to.
-        self.is_numbered = False
-        self.number: Number | None = None
-        #: The span of the request that caused it.
-        self.cause = tracing.current()
-        #: The sequence of the last invalidation that may be about its page.
-        self.invalidated = 0.0
-        self.outcome: Outcome | None = None
-        self.done = threading.Event()
-
-    @property
-    def is_outdated(self) -> bool:
-        """Whether something was invalidated since it began that may be about its page."""
-        return self.invalidated > (0 if self.number is None else self.number.sequence)
 
 
 class Renders:
@@ -76,37 +55,30 @@ class Renders:
         self,
         config: Config,
         pages: Pages,
-        attempts: Attempts,
+        codec: Codec,
+        failures: Failures,
         background: Background,
         clock: Callable[[], float],
-        seal: Callable[[bytes], bytes],
-        unseal: Callable[[bytes | None], bytes | None],
         on_no_page: Callable[[PageKey, Rule | None, str], object],
     ) -> None:
         self._config = config
         self._pages = pages
-        self._attempt = attempts
+        self._codec = codec
+        self._failures = failures
         self._background = background
         self._clock = clock
-        self._seal, self._unseal = seal, unseal
         self._on_no_page = on_no_page
         self._timeout = config.render_timeout
         self._flights: dict[PageKey, Flight] = {}
-        #: Requests that wait for a render.
-        self.waiting = 0
+        #: The pages that requests wait for now, one for each request.
+        self.waiting: list[PageKey] = []
         # Guards the table. Nothing is rendered, read or written under it.
         self._lock = threading.Lock()
 
     @property
     def running(self) -> list[PageKey]:
         """The pages that this process renders now."""
-        return [key for key, flight in list(self._flights.items()) if flight.is_numbered]
-
-    def invalidated(self, changes: Changes) -> None:
-        """Let flights know that something was invalidated."""
-        for key, flight in list(self._flights.items()):
-            if flight.is_numbered:
-                flight.invalidated = max(flight.invalidated, _last_about(changes, key))
+        return [key for key, flight in list(self._flights.items()) if flight.number is not None]
 
     # Somebody waits.
 
@@ -127,72 +99,73 @@ class Renders:
         """
         if key in rendering.get():
             raise RenderError("a page cannot wait for its own render")
-        wanted = (State.FRESH,) if only_fresh else (State.FRESH, State.STALE)
-
-        def accept(entry: Entry) -> bool:
-            if after is not None:
-                return _is_after(entry.number, after)
-            return self._state(entry) in wanted
-
+        accept = self._accept(only_fresh) if after is None else lambda e: _is_after(e.number, after)
         deadline = time.monotonic() + 2 * self._timeout
         collapsed = False
         while True:
-            flight, leads = self._join(key)
+            flight, leads = self._join(key, rule, reason)
             if leads:
-                self._await_turn(flight)
-                outcome = self._fly(key, flight, rule, reason, accept, after is not None)
+                if (before := flight.follows) is not None:
+                    before.done.wait(self._remaining(before))
+                    flight.began = time.monotonic()
+                outcome = self._fly(flight, accept, after is not None)
                 assert outcome is not None
                 return outcome._replace(collapsed=outcome.collapsed or collapsed)
             collapsed = True
-            self.waiting += 1
-            try:
-                flight.done.wait(self._remaining(flight))
-            finally:
-                self.waiting -= 1
+            self._wait(flight, self._remaining(flight))
             found = flight.outcome
-            if found is not None and self._serves(found, flight, after):
+            if found is not None and self._serves(found, flight, accept, after):
                 return found.shared()._replace(collapsed=True)
             if found is not None and found.kind is Kind.UNSTORED and after is None:
-                # It sends its answer to another visitor, block by block. So will the next: nobody
-                # waits for that.
-                return self._attempt(key, reason, rule, None, self._pages.number())
+                return self.alone(key, rule, reason)
             if time.monotonic() > deadline:
                 error = RenderTimeout(f"no render within render_timeout ({self._timeout} seconds)")
                 return Outcome(Kind.FAILED, error=error)
 
-    def _serves(self, found: Outcome, flight: Flight, after: Number | None) -> bool:
-        """Whether what a flight came to is of use to a request that has waited for it."""
-        if found.kind is Kind.UNSTORED and found.entry is None:
-            # It sends its answer to another visitor, block by block.
-            return False
-        if after is None:
-            # What was rendered while they waited is good, however short it lasts.
-            if found.kind is not Kind.FOUND or found.collapsed or found.entry is None:
-                return True
-            return self._state(found.entry) is not State.EXPIRED
-        if found.entry is not None:
-            return _is_after(found.entry.number, after)
-        return flight.number is not None and _is_after(flight.number, after)
+    def alone(self, key: PageKey, rule: Rule | None, reason: str) -> Outcome:
+        """A render for one visitor, to whom the answer is sent block by block: nobody waits."""
+        flight = Flight(key, rule, reason)
+        flight.number = self._pages.number()
+        return traced(flight, lambda: self._attempt(flight, None))
 
-    def _join(self, key: PageKey) -> tuple[Flight, bool]:
+    def _serves(self, found: Outcome, flight: Flight, accept: Accept, after: Number | None) -> bool:
+        """Whether what a flight came to is of use to a request that has waited for it."""
+        if found.entry is not None:
+            # What was rendered while they waited is good, however short it lasts.
+            is_new = after is None and (found.kind is not Kind.FOUND or found.collapsed)
+            return is_new or accept(found.entry)
+        if found.kind is Kind.UNSTORED:
+            return False
+        return after is None or (flight.number is not None and _is_after(flight.number, after))
+
+    def _accept(self, only_fresh: bool) -> Accept:
+        states = (State.FRESH,) if only_fresh else (State.FRESH, State.STALE)
+        return lambda entry: state_of(entry.page, entry.invalidated, self._clock()) in states
+
+    def _wait(self, flight: Flight, seconds: float) -> None:
+        self.waiting.append(flight.key)
+        try:
+            flight.done.wait(seconds)
+        finally:
+            self.waiting.remove(flight.key)
+
+    def _join(self, key: PageKey, rule: Rule | None, reason: str) -> tuple[Flight, bool]:
         """The flight that a request takes part in, and whether it leads it."""
         with self._lock:
             flight = self._flights.get(key)
-            if flight is None or self._is_overdue(flight):
-                flight = self._flights[key] = Flight()
-            elif flight.began and not flight.is_outdated:
+            if flight is not None and (not flight.began or self._is_overdue(flight)):
+                # One that has not begun waits for a thread, and this one is here.
+                flight = None
+            if flight is not None and not self._is_outdated(flight):
                 return flight, False
-            elif flight.began:
-                flight = self._flights[key] = Flight(after=flight)
-            # Otherwise it waits for a thread, and this one is here.
-            flight.began = time.monotonic()
-            return flight, True
+            new = self._flights[key] = Flight(key, rule, reason, after=flight)
+            new.began = time.monotonic()
+            return new, True
 
-    def _await_turn(self, flight: Flight) -> None:
-        before = flight.follows
-        if before is not None:
-            before.done.wait(self._remaining(before))
-            flight.began = time.monotonic()
+    def _is_outdated(self, flight: Flight) -> bool:
+        """Whether something was invalidated since it began that may be about its page."""
+        number = flight.number
+        return number is not None and self._pages.memory.is_outdated(flight.key, number)
 
     def _is_overdue(self, flight: Flight) -> bool:
         return bool(flight.began) and time.monotonic() - flight.began > self._timeout
@@ -201,213 +174,185 @@ class Renders:
         return max(0.0, flight.began + self._timeout - time.monotonic())
 
     def _fly(
-        self,
-        key: PageKey,
-        flight: Flight,
-        rule: Rule | None,
-        reason: str,
-        accept: Accept,
-        demanded: bool = False,
-        waits: bool = True,
+        self, flight: Flight, accept: Accept, demanded: bool = False, waits: bool = True
     ) -> Outcome | None:
         """Render a page, unless another process has done so; ``None`` if another does so now."""
-        outcome = lease = None
+        outcome: Outcome | None = None
+        lease = None
         try:
-            lease, outcome = self._lease(key, accept, demanded, waits)
-            if outcome is None and not isinstance(lease, Busy):
-                # Another process may have stored it before the lease was ours.
-                previous = self._pages.newest(key)
-                if previous is not None and accept(previous):
-                    outcome = Outcome(Kind.FOUND, previous, status=previous.page.code)
-                else:
-                    # First: what is invalidated from now on has a later number.
-                    flight.is_numbered = True
-                    flight.number = number = self._pages.number()
-                    with tracing.span(flight.cause, key.url, reason) as note:
-                        outcome = self._attempt(key, reason, rule, previous, number)
-                        note(outcome.kind.value, outcome.status, outcome.error)
+            lease, entry, outcome = self._lease(flight, accept, demanded, waits)
+            if outcome is None and (waits or not isinstance(lease, Busy)):
+                # First: what is invalidated from now on has a later number.
+                flight.number = self._pages.number()
+                outcome = traced(flight, lambda: self._attempt(flight, entry))
             return outcome
         finally:
             # Even a SystemExit lets the others go on.
-            with self._lock:
-                if self._flights.get(key) is flight:
-                    del self._flights[key]
-            flight.outcome = outcome
             if lease is not None and not isinstance(lease, Busy):
                 record = None if outcome is None else outcome.record()
-                lease.release(None if record is None else self._seal(record))
-            flight.done.set()
+                lease.release(None if record is None else self._codec.seal(record))
+            self._land(flight, outcome)
+
+    def _land(self, flight: Flight, outcome: Outcome | None) -> None:
+        with self._lock:
+            if self._flights.get(flight.key) is flight:
+                del self._flights[flight.key]
+        flight.outcome = outcome
+        flight.done.set()
 
     def _lease(
-        self, key: PageKey, accept: Accept, demanded: bool, waits: bool
-    ) -> tuple[Lease | Busy | None, Outcome | None]:
-        """The lease of a page, or what came of the render that had it.
+        self, flight: Flight, accept: Accept, demanded: bool, waits: bool
+    ) -> tuple[Lease | Busy | None, Entry | None, Outcome | None]:
+        """The lease of a page, what is stored of it, and what came of a render elsewhere.
 
-        Neither where there is no agreement to be had: each process is then on its own.
+        No lease where there is no agreement to be had: each process is then on its own.
         """
-        store, guard, name = self._pages.store, self._pages.guard, key.name
+        store, guard, key = self._pages.store, self._pages.guard, flight.key
         deadline = time.monotonic() + self._timeout
         pause, longest = PAUSES[self._pages.is_local]
         token = before = None
         while True:
             lease = guard.ask(
-                "lease", lambda: store.lease(name, self._timeout, demanded), write=True
+                "lease", lambda: store.lease(key.name, self._timeout, demanded), write=True
             )
-            if token is not None:
-                outcome = self._outcome_elsewhere(key, accept, token, demanded, before)
-                if outcome is not None:
-                    if lease is not None and not isinstance(lease, Busy):
-                        lease.release()
-                    return None, outcome
-            if not isinstance(lease, Busy) or not waits:
-                return lease, None
+            # Another process may have stored it before the lease was ours.
+            entry = self._pages.find(key, self._clock())
+            if entry is not None:
+                # A render that takes longer than its page lasts is good for those who waited.
+                is_new = entry.number != before and entry.invalidated is not Invalidated.EXPIRED
+                if accept(entry) or (token is not None and is_new and not demanded):
+                    return lease, entry, Outcome(Kind.FOUND, entry, collapsed=token is not None)
+            # On demand, that render may have begun too early.
+            left: Outcome | None = None if token is None or demanded else self._left(token)
+            if left is not None or not isinstance(lease, Busy) or not waits:
+                return lease, entry, left
             if token is None:
-                entry = self._pages.find(key, self._clock())
                 before = None if entry is None else entry.number
             elif time.monotonic() > deadline:
-                return None, None
+                return None, entry, None
             token = lease.token
-            self.waiting += 1
-            time.sleep(pause)
-            self.waiting -= 1
+            self._wait(flight, pause)
             pause = min(1.5 * pause, longest)
 
-    def _outcome_elsewhere(
-        self, key: PageKey, accept: Accept, token: str, demanded: bool, before: Number | None
-    ) -> Outcome | None:
-        """What came of the render of another process that this request has waited for."""
-        entry = self._pages.find(key, self._clock())
-        if entry is not None:
-            # A render that takes longer than its page lasts is good for those who waited.
-            rendered = entry.number != before and entry.invalidated is not Invalidated.EXPIRED
-            if accept(entry) or (rendered and not demanded):
-                return Outcome(Kind.FOUND, entry, collapsed=True, status=entry.page.code)
-        if demanded:
-            # That render may have begun too early.
-            return None
+    def _left(self, token: str) -> Outcome | None:
+        """What came of a render of another process that stored nothing."""
         pages = self._pages
-        left = self._unseal(pages.guard.ask("outcome", lambda: pages.store.outcome(token)))
-        return None if left is None else Outcome.from_record(left)
-
-    def _state(self, entry: Entry) -> State:
-        return state_of(entry.page, entry.invalidated, self._clock())
+        left = pages.guard.ask("outcome", lambda: pages.store.outcome(token))
+        payload = self._codec.unseal(left)
+        return None if payload is None else Outcome.from_record(payload)
 
     # Nobody waits.
 
-    def start(self, key: PageKey, rule: Rule | None, entry: Entry | None) -> bool:
+    def start(self, key: PageKey, rule: Rule | None, entry: Entry | None) -> None:
         """Have a page rendered after the answer, unless that is under way or was just tried.
 
         :param entry: the stale page; ``None`` for a page that is not stored.
-        :returns: false where too much waits to be rendered.
         """
         if entry is not None and self._is_pausing(entry):
-            return True
+            return
         with self._lock:
             flight = self._flights.get(key)
             if flight is not None and not self._is_overdue(flight):
                 if not flight.began:
                     # The threads may hang by now, and did not when it was submitted.
                     self._background.stand_in()
-                return True
-            flight = self._flights[key] = Flight()
-        if self._background.submit(lambda: self._run(key, flight, rule, entry)):
-            return True
-        with self._lock:
-            if self._flights.get(key) is flight and not flight.began:
-                del self._flights[key]
-        return False
-
-    def _run(self, key: PageKey, flight: Flight, rule: Rule | None, entry: Entry | None) -> None:
-        with self._lock:
-            if flight.began:
-                # A visitor who came meanwhile renders it.
                 return
-            flight.began = time.monotonic()
-        if entry is not None and self._is_done_elsewhere(key, entry):
+            flight = self._flights[key] = Flight(key, rule, "miss" if entry is None else "stale")
+        if not self._background.submit(lambda: self._run(flight, entry)):
+            # Too much waits; the next visitor asks again.
             with self._lock:
                 if self._flights.get(key) is flight:
                     del self._flights[key]
-            flight.done.set()
+
+    def _run(self, flight: Flight, entry: Entry | None) -> None:
+        with self._lock:
+            if self._flights.get(flight.key) is not flight:
+                # A visitor who came meanwhile renders it.
+                return
+            flight.began = time.monotonic()
+        if entry is not None and self._is_done_elsewhere(flight.key, entry):
+            self._land(flight, None)
             return
-        self._refresh(key, flight, rule, entry)
-
-    def _is_done_elsewhere(self, key: PageKey, entry: Entry) -> bool:
-        """Whether another process renders a stale page, or has just failed to."""
-        pages = self._pages
-        failure = pages.guard.ask("failure", lambda: pages.store.failure(key.name))
-        if failure is not None:
-            entry.retry_at = failure.retry_at
-            if self._is_pausing(entry):
-                return True
-        if self._config.workers == 0 and self.hand_over(key):
-            entry.retry_at = self._clock() + ASKED
-            return True
-        return False
-
-    def hand_over(self, key: PageKey) -> bool:
-        """Have a page rendered by a process of ``regenerate``; false if that will not be."""
-        if not self._pages.store.kind.wants or not self._config.is_canonical(key):
-            return False
-        data = self._seal(json.dumps(key).encode())
-        wanted = Wanted(key.name, data)
-        pages = self._pages
-        return bool(
-            pages.guard.ask("want", lambda: pages.store.want(key.build, wanted), write=True)
-        )
-
-    def _refresh(
-        self, key: PageKey, flight: Flight, rule: Rule | None, entry: Entry | None
-    ) -> None:
-        stale = entry is not None
-        wanted = (State.FRESH,) if stale else (State.FRESH, State.STALE)
-        outcome = self._fly(
-            key,
-            flight,
-            rule,
-            "stale" if stale else "miss",
-            lambda found: self._state(found) in wanted,
-            waits=False,
-        )
+        outcome = self._fly(flight, self._accept(entry is not None), waits=False)
         if outcome is not None:
             outcome.discard()
             if outcome.kind is Kind.NOT_A_PAGE or outcome.detail == "too-large":
                 # Otherwise a visitor who gets a shell would get it again and again.
-                self._on_no_page(key, rule, outcome.detail)
+                self._on_no_page(flight.key, flight.rule, outcome.detail)
         elif entry is not None:
             entry.retry_at = self._clock() + ELSEWHERE
 
-    def regenerate(self, key: PageKey) -> None:
-        """Render a page that another process has handed over, if it is still stale."""
+    def _is_done_elsewhere(self, key: PageKey, entry: Entry) -> bool:
+        """Whether a process of ``regenerate`` renders a page, or its render has just failed."""
+        failure = self._failures.find(key.name)
+        if failure is not None:
+            entry.retry_at = failure.retry_at
+            if self._is_pausing(entry):
+                return True
         pages = self._pages
-        entry = pages.newest(key)
-        flight, leads = self._join(key)
-        if leads:
-            self._refresh(key, flight, self._config.rule_of(key), entry)
+        if self._config.workers or not pages.store.kind.wants or not self._config.is_canonical(key):
+            return False
+        wanted = Wanted(key.name, self._codec.seal(json.dumps(key).encode()))
+        if pages.guard.ask("want", lambda: pages.store.want(key.build, wanted), write=True):
+            entry.retry_at = self._clock() + ASKED
+            return True
+        return False
 
     def _is_pausing(self, entry: Entry) -> bool:
         # A time beyond the longest pause comes from a clock that was set back.
         return 0 < entry.retry_at - self._clock() <= MAX_BACK_OFF
 
+    # The render itself.
+
+    def _attempt(self, flight: Flight, previous: Entry | None) -> Outcome:
+        """Render a page, judge the app's answer, and store it or say why not.
+
+        :param previous: what is stored. It stays unless a good render replaces it, or the app
+            withdraws it.
+        """
+        key, reason, number = flight.key, flight.reason, flight.number
+        before = None if previous is None else previous.page
+        began, started = self._clock(), time.perf_counter()
+        response = None
+        try:
+            try:
+                response = render(self._config, key, reason)
+            finally:
+                seconds = time.perf_counter() - started
+                self._failures.counters.rendered(seconds)
+            extra = fields(
+                "rendered", url=key.url, status=response.code, seconds=seconds, reason=reason
+            )
+            text, millis = "rendered %s %s in %.0f ms (%s)", 1000 * seconds
+            logger.debug(text, key.url, response.code, millis, reason, extra=extra)
+            made = judge(self._config, key, flight.rule, before, response)
+        except BaseException as raised:
+            return self._failures.failed(flight, previous, raised, response)
+        if isinstance(made, Refusal):
+            return self._failures.refused(flight, previous, response, made)
+        assert number is not None
+        made.rendered(began, seconds, reason, before)
+        made.sequence, made.lineage = number.sequence, number.lineage
+        return self._store(made, reason, previous)
+
+    def _store(self, page: Page, reason: str, previous: Entry | None) -> Outcome:
+        awaited = reason in ("miss", "stale") and len(page.bodies["identity"]) > COMPRESSED_AT_ONCE
+        if not awaited:
+            page = codings.compress(page)
+        entry, detail = self._pages.put(page)
+        if awaited and codings.is_compressible(page):
+            # The visitor who waits gets it as it is.
+            self._background.submit(lambda: self._pages.recode(codings.compress(page)))
+        self._failures.forget(page.name, previous)
+        if detail is not None:
+            if detail != "store-error":
+                self._failures.reject(page.key, Refusal(detail))
+            return Outcome(Kind.UNSTORED, entry, detail)
+        sender, url = self._config.middleware, page.key.url
+        signals.send(signals.page_stored, sender, url=url, status=page.code, reason=reason)
+        return Outcome(Kind.STORED, entry)
+
 
 def _is_after(number: Number, after: Number) -> bool:
     """Whether a render began after an invalidation."""
     return number.lineage == after.lineage and number.sequence > after.sequence
-
-
-def _last_about(changes: Changes, key: PageKey) -> float:
-    """The sequence of the last invalidation that may be about a page; 0 for none.
-
-    A page that is being rendered: its tags are in its answer, which is not there yet.
-    """
-    if not changes.complete:
-        return math.inf
-    path = key.full_path or "/"
-    own = (key.path_label, key.host_label, f"page:{key.name}")
-    last = 0
-    for label, sequence, _ in changes.invalidations:
-        kind, _, name = label.partition(":")
-        if kind == "tag" or label in own:
-            last = max(last, sequence)
-        elif kind == "pattern" and compile_pattern(name).fullmatch(path):
-            last = max(last, sequence)
-    return last

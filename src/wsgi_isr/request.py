@@ -25,7 +25,7 @@ from .passing import (
     refreshing,
 )
 from .process import Process
-from .refusals import Refusal, refusal
+from .refusals import Refusal, undeclared_vary
 from .render import Response, rendering
 from .rules import Rule, has_undeclared
 from .store.memory import Entry, Fingerprint
@@ -144,8 +144,7 @@ class Request:
                 return not_found(self._environ, self._start_response)
         elif fallback != "blocking" and not is_crawler(self._environ):
             # A visitor who gets a shell again and again never learns that the render fails.
-            name = self._key.name
-            if pages.guard.ask("failure", lambda: pages.store.failure(name)) is None:
+            if process.failures.find(self._key.name) is None:
                 process.counters.misses += 1
                 process.renders.start(self._key, self.rule, None)
                 self.has_asked = True
@@ -177,7 +176,7 @@ class Request:
             return send(self._environ, self._start_response, answer)
         entry.referenced = True
         process.poll()
-        process.pages.used(entry, process.local_clock())
+        process.pages.used(entry, self._config.clock())
         answer = self._answer(entry)
         if answer.is_expired:
             # Just now, or another thread has seen that it was invalidated.
@@ -204,7 +203,7 @@ class Request:
             # They refer to each other, so a page that is not kept would linger.
             if process.pages.memory.get(self._key) is entry:
                 entry.hits += (answer,)
-        now, generation = process.local_clock(), process.pages.memory.generation
+        now, generation = self._config.clock(), process.pages.memory.generation
         if answer.generation != generation or not answer.since <= now < answer.until:
             process.make_anew(answer, now)
         return answer
@@ -264,15 +263,13 @@ class Request:
         if detail == "too-large" and self.rule is not None:
             # The app sees only canonical requests for a declared URL, and nobody waits here.
             self.has_asked = True
-            number = process.pages.number()
-            outcome = process.attempts(self._key, "miss", self.rule, None, number)
-            return self._serve_outcome(outcome)
+            return self._serve_outcome(process.renders.alone(self._key, self.rule, "miss"))
         process.counters.misses += 1
         return self._pass(miss(detail), always=self.rule is not None)
 
     def _remember_no_page(self, detail: str) -> None:
         rule, process = self.rule, self._process
-        if not process.add_no_page(self._key, rule, detail):
+        if not process.not_pages.add(self._key, rule, detail):
             return
         if not detail and self._fingerprint is not None and self._config.rules.by_url:
             if rule is None or rule.undeclared != "pass":
@@ -313,7 +310,7 @@ class Request:
         """The visitor's own answer is no page."""
         self._process.counters.passed += 1
         if detail:
-            self._process.attempts.reject(self._key, Refusal(detail))
+            self._process.failures.reject(self._key, Refusal(detail))
         # Of an error's URL nobody can say whether it has one.
         if detail or 200 <= code < 400 or code == 404:
             self._remember_no_page(detail)
@@ -324,7 +321,7 @@ class Request:
         if first.code < 500 and first.code not in NOT_NOW:
             refused = _refusal_of(first)
             if refused is not None:
-                process.attempts.reject(self._key, refused)
+                process.failures.reject(self._key, refused)
                 detail = refused.detail
             else:
                 outcome = process.renders.get(self._key, None, "miss")
@@ -345,5 +342,4 @@ def _refusal_of(first: Response) -> Refusal | None:
         read_metadata(first.headers)
     except InvalidMetadata as error:
         return Refusal("metadata", str(error))
-    # Their cookies may well be their own.
-    return refusal(200, [item for item in first.headers if item[0].lower() == "vary"])
+    return undeclared_vary(first.headers)

@@ -88,17 +88,15 @@ class Background:
 
     def _provide(self) -> None:
         """Make sure that something runs the jobs."""
-        executor = self._executor
-        if executor is not None:
+        if (executor := self._executor) is not None:
             try:
                 # It takes the job that is first by then: a visitor's thread may have run some.
                 future = executor.submit(self.run_one)
                 if (add := getattr(future, "add_done_callback", None)) is not None:
                     add(self._check)
-                return
             except Exception as error:
                 self._give_up(error)
-                return
+            return
         with self._changed:
             idle = self._threads - len(self._running)
             if idle >= len(self._jobs) or self._threads >= self._limit():
@@ -115,13 +113,11 @@ class Background:
                 )
 
     def _check(self, future: t.Any) -> None:
-        """Find out whether the executor ran what it was given."""
+        """Find out whether the executor ran what it was given; some cancel or pickle it."""
         try:
-            error = future.exception()
-        except BaseException as cancelled:
-            error = cancelled
-        if error is not None:
-            # Not an error of a job: an executor that cancels or pickles what it gets.
+            # Errors of jobs never get here.
+            future.result()
+        except BaseException as error:
             self._give_up(error)
 
     def _give_up(self, error: BaseException) -> None:
@@ -131,10 +127,12 @@ class Background:
         for _ in range(len(self._jobs)):
             self._provide()
 
-    def _limit(self) -> int:
+    def _hung(self) -> int:
         now = time.monotonic()
-        hung = sum(now - began > self._patience for began in self._running.values())
-        return self._workers + min(hung, REPLACEMENTS * self._workers)
+        return sum(now - began > self._patience for began in self._running.values())
+
+    def _limit(self) -> int:
+        return self._workers + min(self._hung(), REPLACEMENTS * self._workers)
 
     def _work(self) -> None:
         while True:
@@ -180,11 +178,9 @@ class Background:
             return False
         if self._executor is None and not self._threads:
             return True
-        now = time.monotonic()
         with self._changed:
-            if any(now - began < self._patience for began in self._running.values()):
-                return False
-        return now - self._waiting_since > STALLED
+            is_idle = self._hung() == len(self._running)
+        return is_idle and time.monotonic() - self._waiting_since > STALLED
 
     def has_room(self, timeout: float) -> bool:
         """Whether a job would begin at once; waits for that, at most so many seconds."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from ..key import PageKey
 from ..metadata import intern
-from ..page import Invalidated, Page
+from ..page import Invalidated, Page, page_label
 from .epochs import Epochs, replaces
 from .protocol import MAX_HISTORY, Changes, Invalidation, Number
 
@@ -177,6 +177,19 @@ class MemoryLevel:
         if made is not Invalidated.EXPIRED and self._recent.lineage:
             made = max(made, self._recent.validity(page.labels, page.key.full_path, entry.number))
         return made
+
+    def is_outdated(self, key: PageKey, number: Number) -> bool:
+        """Whether something was invalidated since a render began that may be about its page.
+
+        Its tags are in its answer, which is not there yet: each may be one of them.
+        """
+        labels = (key.path_label, key.host_label, page_label(key.name))
+        with self._lock:
+            recent = self._recent
+            if number.sequence < self._base or recent.validity(labels, key.full_path, number):
+                return True
+            tags = (last for label, last in recent.labels.items() if label.startswith("tag:"))
+            return any(last.any > number.sequence for last in tags)
 
     # Pages.
 

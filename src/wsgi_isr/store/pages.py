@@ -51,7 +51,6 @@ class Pages:
     is an error for its caller.
 
     :param on_error: called with the operation and the error of a store that failed.
-    :param on_changes: called with what was invalidated, by whatever process.
     :param previous_builds: builds before this one whose pages are served, as stale ones, until
         this one has its own.
     """
@@ -63,7 +62,6 @@ class Pages:
         codec: Codec,
         build_id: str,
         on_error: Callable[[str, Exception], None],
-        on_changes: Callable[[Changes], None],
         previous_builds: int = 0,
     ) -> None:
         self.store = store
@@ -71,7 +69,6 @@ class Pages:
         self.memory = MemoryLevel(memory_size)
         self._codec = codec
         self._build_id = build_id
-        self._on_changes = on_changes
         self._previous_builds = previous_builds
         self._earlier: list[str] | None = None
         #: Whether another process's invalidation shows in `Store.signal` at once.
@@ -112,7 +109,6 @@ class Pages:
     def _take_in(self, changes: Changes) -> None:
         self.memory.apply(changes)
         self._note(changes.at)
-        self._on_changes(changes)
         if not self.is_local:
             self.signal[0] += 1
             self.memory.generation = self.signal[0]
