@@ -42,18 +42,6 @@ class TestCacheStatus:
         clock.advance(age)
         assert status_of(client.get("/x")) == expected
 
-    def test_the_time_left_runs_down_from_hit_to_hit(
-        self, site: t.Any, browse: t.Any, clock: t.Any
-    ) -> None:
-        site.page("/x", revalidate=3)
-        client = browse()
-        client.get("/x")
-        seen = []
-        for _ in range(6):
-            clock.advance(0.5)
-            seen.append(status_of(client.get("/x")).partition("ttl=")[2])
-        assert seen == ["3", "2", "2", "1", "1", "0"]
-
     @pytest.mark.parametrize("revalidate", [60, False])
     def test_a_page_that_was_invalidated(
         self, site: t.Any, browse: t.Any, revalidate: t.Any
@@ -68,14 +56,6 @@ class TestCacheStatus:
         client.isr.close()
         client.isr.invalidate("/x", expire=True)
         assert status_of(client.get("/x")) == "isr; fwd=stale; stored"
-
-    def test_a_page_that_has_expired(self, site: t.Any, browse: t.Any, clock: t.Any) -> None:
-        site.page("/x", revalidate=60, expire=90)
-        client = browse()
-        client.get("/x")
-        clock.advance(90)
-        assert status_of(client.get("/x")) == "isr; fwd=stale; stored"
-        assert status_of(client.get("/x")) == "isr; hit; ttl=60"
 
     @BOTH
     def test_a_library_that_is_switched_off(self, site: t.Any, browse: t.Any, rules: t.Any) -> None:
