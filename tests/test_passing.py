@@ -103,6 +103,25 @@ class TestAnswersThatAreNoPages:
         site.answers["/x"] = app_of([b"hello"], *own[1:])
         assert list(browse().get("/x").headers) == own
 
+    @pytest.mark.parametrize("late", [True, False])
+    def test_count_once_also_where_they_become_pages(self, late: bool) -> None:
+        own: list[tuple[str, str]] = []
+
+        def app(environ: dict[str, t.Any], start_response: t.Any) -> Iterator[bytes]:
+            start_response("200 OK", [PLAIN, *own])
+            yield b"a"
+
+        isr = ISRMiddleware(app if late else lambda *args: list(app(*args)), "memory://")
+        for passed in (1, 2, 3):
+            Server(isr).read()
+            assert isr.stats()["passed"] == passed
+        # It still counts as no page.
+        assert len(isr._hits) == 1
+        own.extend(page_headers(60))
+        Server(isr).read()
+        stats = isr.stats()
+        assert (stats["passed"], stats["misses"]) == (3, 1)
+
 
 class TestOtherMethods:
     def test_reach_the_app_with_body_and_query(self, site: t.Any, browse: t.Any) -> None:
@@ -316,12 +335,19 @@ class TestExcInfo:
         assert (server.read(), server.sent[-1][0]) == (b"replaced", "403 Forbidden")
         assert list(client.isr.pages()) == []
 
-    def test_tells_nobody_that_it_is_a_page(self) -> None:
-        isr = ISRMiddleware(self.app(self.ERROR, *page_headers(60)), "memory://")
+    @pytest.mark.parametrize("at_once", [True, False])
+    def test_tells_nobody_that_it_is_a_page(self, at_once: bool) -> None:
+        late = self.app(self.ERROR, *page_headers(60))
+
+        def app(*args: t.Any) -> t.Any:
+            return list(late(*args)) if at_once else late(*args)
+
+        isr = ISRMiddleware(app, "memory://")
         for _ in range(3):
             # At first nobody has heard of it; later it is remembered as no page.
             server = Server(isr)
             server.read()
+            assert [status for status, _ in server.sent] == ["200 OK", self.ERROR]
             names = [name for _, headers in server.sent for name, _ in headers]
             assert names == ["Content-Type", "Content-Type", "Cache-Control", "Cache-Status"]
 

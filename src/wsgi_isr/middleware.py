@@ -207,9 +207,8 @@ class ISRMiddleware:
                         return send(environ, start_response, hit)
                 elif method == "GET" or method == "HEAD":
                     if hit.entry is None:
-                        self._counters.passed += 1
                         pass_through = self._pass_through
-                        return pass_through(environ, start_response, hit)
+                        return pass_through(environ, start_response, hit, self._counters)
                     return self._serve(environ, start_response, fingerprint, hit)
         return self._serve(environ, start_response, fingerprint)
 

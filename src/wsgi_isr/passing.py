@@ -25,6 +25,7 @@ from .metadata import (
     status_code,
     without_isr,
 )
+from .metrics import Counters
 from .render import Capture, Response, close, current_origin, is_endless
 
 if t.TYPE_CHECKING:
@@ -100,7 +101,7 @@ class Passing:
         self._private = private
         self._always = always
         self._discovery = discovery
-        self._started = False
+        self.has_started = False
         self._capture: Capture | None = None
         self._iterable: Iterable[bytes] = ()
 
@@ -110,14 +111,14 @@ class Passing:
         if self._capture is not None:
             return self._capture.start_response(status, headers, exc_info)
         has_metadata = declares_page(headers)
-        if self._discovery is not None and not self._started:
+        if self._discovery is not None and not self.has_started:
             if has_metadata and not is_endless(headers):
                 self._capture = Capture(self._discovery.limit)
                 return self._capture.start_response(status, headers)
             if has_metadata:
                 self._member = "isr; fwd=uri-miss; detail=stream"
             self._discovery.no_page("stream" if has_metadata else "", status_code(status))
-        self._started = True
+        self.has_started = True
         if has_metadata or self._always:
             headers = with_status(headers, self._member, self._private)
         if exc_info is None:
@@ -135,7 +136,7 @@ class Passing:
 
     def finish(self, iterable: Iterable[bytes]) -> Iterable[bytes]:
         """What goes to the server in place of an iterable of the app."""
-        if self._started:
+        if self.has_started:
             return iterable
         if self._capture is not None:
             return self._replace(self._capture, iterable)
@@ -178,14 +179,17 @@ def make_pass_through(
     app: WSGIApplication,
     middleware: object,
     become_page: Callable[[WSGIEnvironment, StartResponse, Answer], Passing],
-) -> Callable[[WSGIEnvironment, StartResponse, Answer], Iterable[bytes]]:
+) -> Callable[[WSGIEnvironment, StartResponse, Answer, Counters], Iterable[bytes]]:
     """The way of requests to URLs that are remembered as no pages.
 
     :param become_page: how an answer goes on that has metadata after all.
     """
 
     def pass_through(
-        environ: WSGIEnvironment, start_response: StartResponse, no_page: Answer
+        environ: WSGIEnvironment,
+        start_response: StartResponse,
+        no_page: Answer,
+        counters: Counters,
     ) -> Iterable[bytes]:
         # Written out, because a loop takes longer than all of it.
         if (
@@ -203,7 +207,10 @@ def make_pass_through(
             iterable = app(environ, MethodType(_watch, request))
         finally:
             _leave(token)
-        return iterable if request[1] is True else _passing_of(request).finish(iterable)
+        if request[1] is True:
+            counters.passed += 1
+            return iterable
+        return _passing_of(request).finish(iterable)
 
     return pass_through
 
@@ -228,7 +235,9 @@ def _watch(
 def _passing_of(request: _Request) -> Passing:
     start_response, passing, become_page, environ, no_page = request
     if not isinstance(passing, Passing):
+        has_started = passing is True
         passing = become_page(environ, start_response, no_page)
+        passing.has_started = has_started
         request[:2] = passing.start_response, passing
     return t.cast(Passing, passing)
 

@@ -294,21 +294,21 @@ class Request:
         """An undeclared URL: the answer shows whether it has a page."""
         if self._key in rendering.get():
             return self._pass()
-        return self._pass(miss("status"), discovery=self._discovery())
-
-    def _discovery(self) -> Discovery:
-        return Discovery(self._config.max_body_size, self._discovered, self._no_page)
+        discovery = Discovery(self._config.max_body_size, self._discovered, self._no_page)
+        return self._pass(miss("status"), discovery=discovery)
 
     def passing_of(self, no_page: Answer) -> Passing:
         """How the answer of a URL that was remembered as no page goes on, should it be one."""
         self._key, self.origin = no_page.key, no_page.origin
-        return Passing(
-            self._start_response, self.origin, miss("status"), discovery=self._discovery()
-        )
+        discovery = Discovery(self._config.max_body_size, self._discovered, self._passed)
+        return Passing(self._start_response, self.origin, miss("status"), discovery=discovery)
+
+    def _passed(self, detail: str, code: int) -> None:
+        self._process.counters.passed += 1
 
     def _no_page(self, detail: str, code: int) -> None:
         """The visitor's own answer is no page."""
-        self._process.counters.passed += 1
+        self._passed(detail, code)
         if detail:
             self._process.failures.reject(self._key, Refusal(detail))
         # Of an error's URL nobody can say whether it has one.
