@@ -5,6 +5,7 @@ Pure functions over statuses and headers; nothing here does I/O.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import re
@@ -48,9 +49,9 @@ NOT_NOW = frozenset({408, 425, 429})
 #: Bodies without an end, which are never collected.
 ENDLESS = ("text/event-stream", "multipart/x-mixed-replace")
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_BAD_TAG = re.compile(r"[\x00-\x1f,\x7f-\x9f\ud800-\udfff]")
 _WHOLE = re.compile(r"[0-9]{1,15}")
-_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _BAD_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 # Fastly and Varnish; Cache-Tag and its like are lists with commas.
 _SPACE_SEPARATED = frozenset({"surrogate-key", "xkey", "x-xkey"})
@@ -130,14 +131,13 @@ def check_tags(tags: Iterable[str], limit: int | None = MAX_TAGS) -> tuple[str, 
     check_list("tags", tags, "posts")
     tags = tuple(tags)
     for tag in tags:
-        if not isinstance(tag, str) or not tag or tag != tag.strip() or "," in tag:
-            raise ValueError(f"a tag is a name without commas or outer spaces, not {tag!r}")
-        if len(tag) > MAX_TAG_LENGTH or _CONTROL.search(tag):
+        if not isinstance(tag, str) or not tag or tag != tag.strip() or _BAD_TAG.search(tag):
             raise ValueError(
-                f"a tag has at most {MAX_TAG_LENGTH} characters and no control character: {tag!r}"
+                "a tag is a text that UTF-8 can encode, without commas, control characters and "
+                f"outer spaces, not {tag!r}"
             )
-        if any("\ud800" <= char <= "\udfff" for char in tag):
-            raise ValueError(f"a tag is a string that UTF-8 can encode, not {tag!r}")
+        if len(tag) > MAX_TAG_LENGTH:
+            raise ValueError(f"a tag has at most {MAX_TAG_LENGTH} characters: {tag!r}")
     unique = tuple(dict.fromkeys(tags))
     if limit is not None and len(unique) > limit:
         raise ValueError(f"a page may have at most {limit} tags, not {len(unique)}")
@@ -222,15 +222,9 @@ def without_isr(headers: Iterable[tuple[str, str]]) -> Headers:
     return [item for item in headers if item[0].lower() not in ISR_HEADERS]
 
 
-class Defaults(t.NamedTuple):
-    """What a rule says of pages whose answers say nothing."""
-
-    revalidate: int | t.Literal[False] | None = None
-    expire: int | None = None
-    tags: tuple[str, ...] = ()
-
-
-NO_DEFAULTS = Defaults()
+#: What a rule says of pages whose answers say nothing: ``revalidate``, ``expire``, ``tags``.
+Defaults: t.TypeAlias = "tuple[int | t.Literal[False] | None, int | None, tuple[str, ...]]"
+NO_DEFAULTS: Defaults = (None, None, ())
 
 
 def read_metadata(
@@ -240,24 +234,31 @@ def read_metadata(
 
     :raises InvalidMetadata: for a value that does not parse.
     """
-    own: dict[str, list[str]] = {}
+    found: dict[str, list[str]] = {}
     for name, value in headers:
         if name.lower() in ISR_HEADERS:
-            own.setdefault(name.lower(), []).append(value.strip(" \t"))
+            found.setdefault(name.lower(), []).append(value.strip(" \t"))
+    own = {name: ", ".join(values) for name, values in found.items()}
     revalidate, expire, tags = defaults
-    if "isr-revalidate" in own:
-        revalidate = _read_revalidate(", ".join(own["isr-revalidate"]))
-    if revalidate is None:
-        if own:
-            raise InvalidMetadata(f"{', '.join(sorted(own))} without ISR-Revalidate")
-        return None
-    if "isr-expire" in own:
-        expire = _read_expire(", ".join(own["isr-expire"]), revalidate)
-    elif expire is not None and (revalidate is False or expire < revalidate):
-        # The response's own window wins over its rule, whose expiry was made for another window.
-        expire = None if revalidate is False else revalidate
-    if "isr-tags" in own:
-        tags = _read_tags(", ".join(own["isr-tags"]))
+    try:
+        if "isr-revalidate" in own:
+            revalidate = _number(own["isr-revalidate"])
+            check_revalidate(revalidate)
+        if revalidate is None:
+            if own:
+                raise ValueError(f"{', '.join(sorted(own))} without ISR-Revalidate")
+            return None
+        if "isr-expire" in own:
+            expire = _number(own["isr-expire"])
+            check_expire(expire, revalidate)
+        elif expire is not None and (revalidate is False or expire < revalidate):
+            # The response's own window wins over its rule, whose expiry is for another window.
+            expire = None if revalidate is False else revalidate
+        if "isr-tags" in own:
+            tags = _read_tags(own["isr-tags"])
+    except ValueError as error:
+        said = "; ".join(f"{name}: {value[:100]!r}" for name, value in own.items())
+        raise InvalidMetadata(f"{said} ({error})") from None
     return lifetime(None if revalidate is False else revalidate, expire, tags)
 
 
@@ -266,39 +267,21 @@ def lifetime(revalidate: int | None, expire: int | None, tags: tuple[str, ...]) 
     return metadata if tags else intern(metadata)
 
 
-def _read_revalidate(value: str) -> int | t.Literal[False]:
+def _number(value: str) -> t.Any:
+    """A number or ``False``; a text that is neither, for checks to refuse."""
     if value.lower() == "false":
         return False
-    if not _WHOLE.fullmatch(value) or int(value) < 1:
-        raise InvalidMetadata(
-            f"ISR-Revalidate: {value!r} (whole seconds, 1 or more, or false; one value)"
-        )
-    return int(value)
-
-
-def _read_expire(value: str, revalidate: int | t.Literal[False]) -> int:
-    if not _WHOLE.fullmatch(value):
-        raise InvalidMetadata(f"ISR-Expire: {value!r} (whole seconds; one value)")
-    try:
-        check_expire(int(value), revalidate)
-    except ValueError as error:
-        raise InvalidMetadata(f"ISR-Expire: {value!r} ({error})") from None
-    return int(value)
+    return int(value) if _WHOLE.fullmatch(value) else value
 
 
 def _read_tags(value: str) -> tuple[str, ...]:
-    try:
+    with contextlib.suppress(UnicodeError):
         value = value.encode("latin-1").decode()
-    except UnicodeError:
-        pass
-    try:
-        return check_tags(tag.strip(" \t") for tag in value.split(",") if tag.strip(" \t"))
-    except ValueError as error:
-        raise InvalidMetadata(f"ISR-Tags: {error}") from None
+    return check_tags(tag.strip(" \t") for tag in value.split(",") if tag.strip(" \t"))
 
 
 def check_tags_header(name: object) -> None:
-    if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name):
+    if not isinstance(name, str) or not HEADER_NAME.fullmatch(name):
         raise ValueError(
             f"tags_header takes the name of a header, as in 'Surrogate-Key', not {name!r}"
         )
@@ -322,18 +305,19 @@ def status_code(status: str) -> int:
     return int(code) if len(code) == 3 and code.isdecimal() else 0
 
 
-def vary_fields(headers: Iterable[tuple[str, str]]) -> set[str]:
+def vary_fields(headers: Iterable[Header]) -> set[str]:
     """All fields of all ``Vary`` headers, in lower case."""
-    fields: set[str] = set()
-    for name, value in headers:
-        if name.lower() == "vary":
-            fields.update(item.lower() for item in parse_set_header(value))
-    return fields
+    return _listed(headers, "vary")
+
+
+def _listed(headers: Iterable[Header], listing: str) -> set[str]:
+    values = (value for name, value in headers if name.lower() == listing)
+    return {item.lower() for value in values for item in parse_set_header(value)}
 
 
 def is_sound(name: str, value: str) -> bool:
     """Whether a header can go over the wire as it is (RFC 9110 section 5.5)."""
-    if not _HEADER_NAME.fullmatch(name) or _BAD_VALUE.search(value):
+    if not HEADER_NAME.fullmatch(name) or _BAD_VALUE.search(value):
         return False
     return value.isascii() or all(char <= "\xff" for char in value)
 
@@ -342,16 +326,11 @@ def end_to_end(
     headers: Sequence[Header], ignored: frozenset[str] = frozenset()
 ) -> tuple[Header, ...]:
     """The headers of a response that are stored with the page (RFC 9110 section 7.6.1)."""
-    named = set(ignored)
-    for name, value in headers:
-        if name.lower() == "connection":
-            named.update(item.lower() for item in parse_set_header(value))
+    dropped = _NOT_STORED | ignored | _listed(headers, "connection")
     return shared_headers(
         (name, value)
         for name, value in headers
-        if name.lower() not in _NOT_STORED
-        and name.lower() not in named
-        and not is_hop_by_hop_header(name)
+        if name.lower() not in dropped and not is_hop_by_hop_header(name)
     )
 
 

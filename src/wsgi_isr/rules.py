@@ -20,7 +20,7 @@ from werkzeug.http import parse_accept_header
 
 from .key import is_ambiguous
 from .metadata import (
-    ISR_HEADERS,
+    HEADER_NAME,
     Defaults,
     check_expire,
     check_list,
@@ -33,7 +33,6 @@ if t.TYPE_CHECKING:
 
 logger = logging.getLogger("wsgi_isr")
 
-_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _ACCEPT_CLASSES: dict[str, type[Accept]] = {
     "accept": MIMEAccept,
     "accept-charset": CharsetAccept,
@@ -44,20 +43,9 @@ QUIET = 60.0
 # A longer value is as good as none: parsing 64 KB takes a tenth of a second.
 _MAX_LENGTH = 1024
 # A page that depends on one of these is not one page for all: the canonical request has none.
-_NEVER_VARY = ISR_HEADERS | {
-    "accept-encoding",
-    "authorization",
-    "content-length",
-    "content-type",
-    "cookie",
-    "host",
-    "if-match",
-    "if-modified-since",
-    "if-none-match",
-    "if-range",
-    "if-unmodified-since",
-    "range",
-}
+_NEVER_VARY = re.compile(
+    r"isr-.*|if-.*|accept-encoding|authorization|content-(?:length|type)|cookie|host|range"
+)
 
 
 @dataclass(frozen=True)
@@ -97,8 +85,6 @@ class Rule:
     fallback: t.Any = "blocking"
     ignore: Sequence[str] = ()
     undeclared: t.Literal["ignore", "pass"] = "ignore"
-    # What these come to.
-    defaults: Defaults = field(init=False, default=Defaults(), repr=False)
     #: Query parameters in WSGI's spelling.
     parameters: tuple[str, ...] = field(init=False, default=(), repr=False)
     #: ``vary`` with names in lower case, sorted.
@@ -111,7 +97,6 @@ class Rule:
         if self.revalidate is not None:
             check_revalidate(self.revalidate)
         check_expire(self.expire, self.revalidate)
-        tags = check_tags(self.tags)
         # A 0 equals False.
         if self.fallback != "blocking" and not (self.fallback is False or callable(self.fallback)):
             raise ValueError(
@@ -126,13 +111,16 @@ class Rule:
                 f"ignore takes 'Set-Cookie', 'Cache-Control' and 'Vary', not {sorted(unknown)[0]!r}"
             )
         for name, value in {
-            "tags": tags,
-            "defaults": Defaults(self.revalidate, self.expire, tags),
+            "tags": check_tags(self.tags),
             "parameters": check_query(self.query),
             "variants": _check_vary(self.vary or {}),
             "ignored": ignored,
         }.items():
             object.__setattr__(self, name, value)
+
+    @property
+    def defaults(self) -> Defaults:
+        return self.revalidate, self.expire, tuple(self.tags)
 
     def vary_of(self, environ: WSGIEnvironment) -> tuple[tuple[str, str | None], ...]:
         """The declared request headers of a visitor, each reduced to one of its listed values."""
@@ -198,9 +186,9 @@ def _check_vary(
         raise TypeError('vary takes a mapping, as in {"Accept-Language": ["en", "de"]}')
     normal: list[tuple[str, tuple[str | None, ...]]] = []
     for name, values in vary.items():
-        if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name):
+        if not isinstance(name, str) or not HEADER_NAME.fullmatch(name):
             raise ValueError(f"vary takes names of request headers, not {name!r}")
-        if name.lower() in _NEVER_VARY:
+        if _NEVER_VARY.fullmatch(name.lower()):
             raise ValueError(f"a page cannot vary by {name}, because it is the same for everybody")
         if name.lower() in dict(normal):
             raise ValueError(f"vary has {name!r} twice")
@@ -237,20 +225,19 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
     if len(pattern) > 1024 or _UNPRINTABLE.search(pattern):
         raise ValueError(f"a pattern has at most 1024 printable characters: {pattern!r}")
     # The runs of segments between the **; runs of ** mean what one means.
-    first: list[str] = []
-    others: list[list[str]] = []
+    runs = [""]
     for segment in pattern.split("/")[1:]:
         if segment == "**":
-            others.append([])
+            runs.append("")
         else:
-            (others[-1] if others else first).append(_segment(segment))
-    expression = "".join(first)
+            runs[-1] += _segment(segment)
+    expression, *others = runs
     if others:
         *between, last = others
         for run in filter(None, between):
             # The first place that fits is as good as any later one, since a ** follows.
-            expression += f"(?>{_ANY_SEGMENTS}?{''.join(run)}{_END})"
-        expression += _ANY_SEGMENTS + "".join(last)
+            expression += f"(?>{_ANY_SEGMENTS}?{run}{_END})"
+        expression += _ANY_SEGMENTS + last
     return re.compile(expression, re.DOTALL)
 
 
@@ -351,9 +338,9 @@ def _words_of(rule: RuleLike) -> object:
     """What a rule says, with a ``repr`` that is the same in every process: no set, no callable."""
     if not isinstance(rule, Rule):
         return rule
-    names = map(sorted, (rule.defaults.tags, rule.parameters, rule.ignored))
+    names = map(sorted, (rule.tags, rule.parameters, rule.ignored))
     fallback = rule.fallback is False
-    return *rule.defaults[:2], *names, rule.variants, fallback, rule.undeclared
+    return rule.revalidate, rule.expire, *names, rule.variants, fallback, rule.undeclared
 
 
 class _PatternRules(Rules):
