@@ -130,29 +130,19 @@ class PageKey(t.NamedTuple):
 
 @functools.lru_cache(1024)
 def _name(key: PageKey) -> str:
-    whole = hashlib.sha256(json.dumps(key).encode()).hexdigest()
-    return f"{path_digest(key.full_path)}.{whole}"
-
-
-def path_digest(full_path: str) -> str:
-    return hashlib.sha256(full_path.encode("latin-1")).hexdigest()[:24]
-
-
-def _has_port(host: str) -> bool:
-    return ":" in host and not host.endswith("]")
+    path = hashlib.sha256(key.full_path.encode("latin-1")).hexdigest()
+    return f"{path[:24]}.{hashlib.sha256(json.dumps(key).encode()).hexdigest()}"
 
 
 def is_ambiguous(path: str, mount: str = "") -> bool:
     """Whether a path is one that is never stored (RFC 3986 section 6, cache deception)."""
     full = mount + path
-    if not full.startswith("/") or len(full) > MAX_KEY_LENGTH or _AMBIGUOUS.search(full):
+    if len(full) > MAX_KEY_LENGTH or _AMBIGUOUS.search(full):
         return True
-    if path and not path.startswith("/"):
+    if not full.startswith("/") or path and not path.startswith("/"):
         return True
-    if full.isascii():
-        return False
     try:
-        full.encode("latin-1").decode("utf-8")
+        full.encode("latin-1").decode()
     except UnicodeError:
         return True
     return False
@@ -260,8 +250,8 @@ class Origins:
 
 
 def _split_port(host: str) -> tuple[str, str]:
-    name, _, port = host.rpartition(":") if _has_port(host) else (host, "", "")
-    return name, port
+    name, colon, port = host.rpartition(":")
+    return (name, port) if colon and not port.endswith("]") else (host, "")
 
 
 def _parse_trusted(host: object) -> tuple[str, str]:
@@ -282,10 +272,8 @@ def _parse_trusted(host: object) -> tuple[str, str]:
 
 def _parse_base_url(base_url: str) -> Origin:
     try:
-        parts = urlsplit(base_url)
-    except (ValueError, AttributeError, TypeError):
-        parts = urlsplit("")
-    if not isinstance(parts.netloc, str):
+        parts = urlsplit(str(base_url))
+    except ValueError:
         parts = urlsplit("")
     host = normalize_host(parts.netloc, parts.scheme) if parts.scheme in DEFAULT_PORTS else None
     mount = unquote_to_bytes(parts.path.rstrip("/")).decode("latin-1")

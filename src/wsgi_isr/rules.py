@@ -48,6 +48,10 @@ _NEVER_VARY = re.compile(
 )
 
 
+#: Names of request headers, each with the values that make a difference.
+Variants: t.TypeAlias = "tuple[tuple[str, tuple[str | None, ...]], ...]"
+
+
 @dataclass(frozen=True)
 class Rule:
     """What you say of a URL before the app is asked.
@@ -88,9 +92,7 @@ class Rule:
     #: Query parameters in WSGI's spelling.
     parameters: tuple[str, ...] = field(init=False, default=(), repr=False)
     #: ``vary`` with names in lower case, sorted.
-    variants: tuple[tuple[str, tuple[str | None, ...]], ...] = field(
-        init=False, default=(), repr=False
-    )
+    variants: Variants = field(init=False, default=(), repr=False)
     ignored: frozenset[str] = field(init=False, default=frozenset(), repr=False)
 
     def __post_init__(self) -> None:
@@ -154,19 +156,18 @@ def has_undeclared(query_string: str, parameters: Iterable[str]) -> bool:
 
 def _reduce(name: str, value: str | None, allowed: tuple[str | None, ...]) -> str | None:
     texts = [item for item in allowed if item is not None]
-    if value is None or len(value) > _MAX_LENGTH:
-        return None if None in allowed else allowed[0]
     other = None if None in allowed else allowed[0]
-    accept = _ACCEPT_CLASSES.get(name)
-    if accept is not None:
-        try:
-            best = parse_accept_header(value, accept).best_match(texts)
-        except ValueError:
-            # Werkzeug refuses some values; a value that says nothing is as good as none.
-            best = None
-        return other if best is None else best
-    value = value.strip().lower()
-    return next((item for item in texts if item.lower() == value), other)
+    if value is None or len(value) > _MAX_LENGTH:
+        return other
+    if (accept := _ACCEPT_CLASSES.get(name)) is None:
+        value = value.strip().lower()
+        return next((item for item in texts if item.lower() == value), other)
+    try:
+        best = parse_accept_header(value, accept).best_match(texts)
+    except ValueError:
+        # Werkzeug refuses some values; a value that says nothing is as good as none.
+        best = None
+    return other if best is None else best
 
 
 def check_query(names: Sequence[str]) -> tuple[str, ...]:
@@ -179,30 +180,26 @@ def check_query(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(name.encode().decode("latin-1") for name in names)
 
 
-def _check_vary(
-    vary: Mapping[str, Sequence[str | None]],
-) -> tuple[tuple[str, tuple[str | None, ...]], ...]:
+def _check_vary(vary: Mapping[str, Sequence[str | None]]) -> Variants:
     if not isinstance(vary, Mapping):
         raise TypeError('vary takes a mapping, as in {"Accept-Language": ["en", "de"]}')
-    normal: list[tuple[str, tuple[str | None, ...]]] = []
+    found: dict[str, tuple[str | None, ...]] = {}
     for name, values in vary.items():
         if not isinstance(name, str) or not HEADER_NAME.fullmatch(name):
             raise ValueError(f"vary takes names of request headers, not {name!r}")
         if _NEVER_VARY.fullmatch(name.lower()):
             raise ValueError(f"a page cannot vary by {name}, because it is the same for everybody")
-        if name.lower() in dict(normal):
+        if name.lower() in found:
             raise ValueError(f"vary has {name!r} twice")
         # Not a set: the first value is the default.
         if isinstance(values, str) or not isinstance(values, Sequence) or not values:
             raise ValueError(f"vary[{name!r}] takes a list of the values that make a difference")
         for value in values:
-            if value is None:
-                continue
-            if not isinstance(value, str) or not value.isascii() or not value.isprintable():
+            is_plain = isinstance(value, str) and value.isascii() and value.isprintable()
+            if value is not None and not is_plain:
                 raise ValueError(f"vary[{name!r}] takes plain values, not {value!r}")
-        normal.append((name.lower(), tuple(dict.fromkeys(values))))
-    normal.sort(key=lambda item: item[0])
-    return tuple(normal)
+        found[name.lower()] = tuple(dict.fromkeys(values))
+    return tuple(sorted(found.items()))
 
 
 _ROUTE = re.compile(r"<[^>]*>|\[[^\]]*\]")
@@ -345,42 +342,41 @@ def _words_of(rule: RuleLike) -> object:
 
 class _PatternRules(Rules):
     def __init__(self, rules: Mapping[str, RuleLike]) -> None:
-        self._rules = [(check_pattern(key), _as_rule(key, rule)) for key, rule in rules.items()]
-        self._patterns = list(rules)
-        for later, name in enumerate(rules):
-            paths = _paths_of(name)
-            for earlier, first in itertools.islice(enumerate(rules), later):
-                if all(map(self._rules[earlier][0].fullmatch, paths)):
+        self._rules = [
+            (key, check_pattern(key), _as_rule(key, rule)) for key, rule in rules.items()
+        ]
+        for place, (later, _, _) in enumerate(self._rules):
+            paths = list(_paths_of(later))
+            for first, pattern, _ in self._rules[:place]:
+                if all(map(pattern.fullmatch, paths)):
                     logger.warning(
                         "rules[%r] has no effect, because %r stands before it and matches all of "
                         "its paths: put it first",
-                        name,
+                        later,
                         first,
                     )
                     break
 
     def resolve(self, environ: WSGIEnvironment) -> Rule | Excluded | None:
         path = environ.get("PATH_INFO") or "/"
-        return next((rule for pattern, rule in self._rules if pattern.fullmatch(path)), None)
+        return next((rule for _, pattern, rule in self._rules if pattern.fullmatch(path)), None)
 
     def consider(self, environ: WSGIEnvironment) -> list[str]:
-        path, said, found = environ.get("PATH_INFO") or "/", [], False
-        for pattern, (compiled, _) in zip(self._patterns, self._rules, strict=True):
-            matches = compiled.fullmatch(path) is not None
-            which = "matches, but stands behind the one that counts" if found else "matches"
-            said.append(f"{pattern!r} {which if matches else 'does not match'}")
-            found = found or matches
+        path, said, matches = environ.get("PATH_INFO") or "/", [], "matches"
+        for name, pattern, _ in self._rules:
+            if pattern.fullmatch(path):
+                said.append(f"{name!r} {matches}")
+                matches = "matches, but stands behind the one that counts"
+            else:
+                said.append(f"{name!r} does not match")
         return said
 
 
-def _paths_of(pattern: str) -> list[str]:
+def _paths_of(pattern: str) -> Iterator[str]:
     """Paths of a pattern that only wildcards match where it has wildcards."""
-    segments = pattern.split("/")[1:]
-    found = []
     for some in ("", "/", "/\1", "/\1/\2"):
-        parts = (some if it == "**" else "/" + it.replace("*", "\1") for it in segments)
-        found.append(to_wsgi("".join(parts)) or "/")
-    return found
+        path = re.sub(r"/\*\*(?=/|\Z)", some, pattern)
+        yield to_wsgi(path.replace("*", "\1")) or "/"
 
 
 def _as_rule(pattern: str, rule: RuleLike) -> Rule | Excluded:
