@@ -24,8 +24,9 @@ def measure(quick: bool) -> Table:
             answer = Response(isr, request())
         assert answer.headers["Cache-Status"].startswith("isr; hit; ttl=")
         pages = isr._here().pages
-        (listed,) = pages.listed()
-        key, name = listed.page.key, listed.page.name
+        ((name, listed),) = pages.listed()
+        assert listed is not None
+        key = listed.page.key
         entry = pages.newest(key)
         assert entry is not None
         page = entry.page

@@ -108,7 +108,7 @@ class Lookup(Inspection):
         """What is stored of a full path, of whatever build, by URL."""
         pages, found = self._pages, None
         with contextlib.suppress(NotImplementedError):
-            found = pages.guard.ask("list", lambda: list(pages.listed(path)))
+            found = pages.guard.ask("list", lambda: [it for _, it in pages.listed(path=path) if it])
         if found is None:
             entries = pages.memory.of_path(path)
             found = [Listed(entry.page, (), entry.invalidated) for entry in entries]

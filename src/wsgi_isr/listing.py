@@ -78,24 +78,24 @@ class Inspection:
 
         :raises NotImplementedError: on a store that cannot list.
         """
+        return (page for _, page in self.matching() if page is not None)
+
+    def matching(
+        self,
+        matches: Callable[[Record], object] = lambda record: True,
+        after: str = "",
+        path: str | None = None,
+    ) -> Iterator[tuple[str, PageInfo | None]]:
+        """The same with the names of pages; ``None`` for one that does not match.
+
+        :param after: begin behind the page of this name.
+        :param path: the full path of all of them; ``None`` for any.
+        """
         failures: dict[str, Failure] = {}
         with contextlib.suppress(NotImplementedError):
             failures = self._failures()
-        for listed in self._pages.listed():
-            yield info_of(listed, self._clock(), failures.pop(listed.page.name, None))
-        yield from _never_well(failures.values())
-
-    def matching(
-        self, after: str, matches: Callable[[Record], bool], path: str | None = None
-    ) -> Iterator[tuple[str, PageInfo | None]]:
-        """The same after the page of a name, by name; ``None`` for one that does not match.
-
-        :param path: the full path of all of them; ``None`` for any.
-        :raises NotImplementedError: on a store that cannot list.
-        """
-        self._pages.catch_up()
-        failures = self._failures()
-        for name, listed in self._pages.matching(after, matches, path):
+        build = self._config.build_id
+        for name, listed in self._pages.listed(build, path, after, matches):
             failure = failures.pop(name, None)
             yield name, listed and info_of(listed, self._clock(), failure)
         if not after and path is None:

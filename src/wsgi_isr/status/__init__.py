@@ -34,6 +34,7 @@ from ..metrics import CONTENT_TYPE, bearer, exposition
 from ..ondemand import RevalidationError, called_by
 from . import views
 from .assets import CSS, JS
+from .parts import Context, login, refused
 
 if t.TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -69,7 +70,7 @@ HEADERS = {
 }
 #: Where a login may lead.
 _NEXT = re.compile(r"/(?:pages|page|invalidations)?(?:\?[!-~]*)?")
-_VIEWS: dict[str, Callable[[views.Context, t.Mapping[str, str]], str]] = {
+_VIEWS: dict[str, Callable[[Context, t.Mapping[str, str]], str]] = {
     "/": views.overview,
     "/pages": views.page_list,
     "/page": views.one_page,
@@ -130,9 +131,9 @@ class Status:
             response = error.get_response(environ)
         except Exception:
             logger.exception("the status page cannot be shown")
-            context = views.Context(self.middleware, _root(request), "")
+            context = Context(self.middleware, _root(request), "")
             why = "This cannot be shown now: perhaps the store is away. The log says more."
-            response = _html(views.refused(context, why), 503)
+            response = _html(refused(context, why), 503)
         response.headers.extend(HEADERS)
         return response(environ, start_response)
 
@@ -142,7 +143,7 @@ class Status:
         if not path:
             return Response(status=308, headers={"Location": f"{root}/"})
         session = self._session(request)
-        context = views.Context(self.middleware, root, self._sign("form", session))
+        context = Context(self.middleware, root, self._sign("form", session))
         if path == "/login" and request.method == "POST":
             return self._login(request, context)
         if path == "/metrics" and (session is not None or self._has_token(request.environ)):
@@ -204,7 +205,7 @@ class Status:
         """Whether a program sends the secret as its bearer token."""
         return hmac.compare_digest(self._sign("secret", bearer(environ)), self._secret)
 
-    def _login(self, request: Request, context: views.Context) -> Response:
+    def _login(self, request: Request, context: Context) -> Response:
         wanted = request.form.get("next", "/")
         if not self._may_try(request.remote_addr or ""):
             return self._refused(context, 429, "Too many attempts. Wait a minute.", wanted)
@@ -229,8 +230,8 @@ class Status:
         except Exception:
             return len(recent) < ATTEMPTS
 
-    def _refused(self, context: views.Context, status: int, why: str, wanted: str) -> Response:
-        response = _html(views.login(context, why, wanted), status)
+    def _refused(self, context: Context, status: int, why: str, wanted: str) -> Response:
+        response = _html(login(context, why, wanted), status)
         if status == 401:
             response.headers["WWW-Authenticate"] = 'Bearer realm="wsgi-isr"'
         else:
@@ -239,13 +240,13 @@ class Status:
 
     # What they may do.
 
-    def _change(self, request: Request, context: views.Context, path: str) -> Response:
+    def _change(self, request: Request, context: Context, path: str) -> Response:
         if request.method != "POST":
             raise MethodNotAllowed(["POST"])
         given = request.form.get("csrf_token", "")
         if not hmac.compare_digest(given.encode(), context.token.encode()):
             problem = "This form is too old, or comes from elsewhere. Nothing was changed."
-            return _html(views.refused(context, problem), 403)
+            return _html(refused(context, problem), 403)
         if path == "/logout":
             response = _moved(f"{context.root}/")
             self._set_cookie(request, response, "")

@@ -222,45 +222,41 @@ class Pages:
 
     # Listing.
 
-    def matching(
-        self, after: str, matches: Callable[[Record], bool], path: str | None
+    def listed(
+        self,
+        build: str | None = None,
+        path: str | None = None,
+        after: str = "",
+        matches: Callable[[Record], object] = lambda record: True,
     ) -> Iterator[tuple[str, Listed | None]]:
-        """Pages of this build after the one of a name; ``None`` for one that does not match.
+        """Pages without their bodies, by their names; ``None`` for one that does not match.
+
+        First those of the store, then those that only memory has, in the order of names each.
 
         :param path: the full path of all of them; ``None`` for any.
-        :raises NotImplementedError: where pages cannot be listed.
-        """
-        if self.store.kind.shared == "process":
-            found = sorted(self.listed(path), key=lambda listed: listed.page.name)
-            for one in (listed for listed in found if listed.page.name > after):
-                yield one.page.name, one if matches(_record(one.page)) else None
-            return
-        for stored in self.store.records(build=self._build_id, path=path, after=after):
-            yield stored.record.name, self._listed(stored) if matches(stored.record) else None
-
-    def listed(self, path: str | None = None) -> Iterator[Listed]:
-        """Pages without their bodies: all of this build, or all of a full path and any build.
-
+        :param after: begin behind the page of this name.
         :raises NotImplementedError: where pages cannot be listed.
         :raises Exception: what the store raises.
         """
         self.catch_up()
-        seen = set()
-        build = self._build_id if path is None else None
-        kind = self.store.kind
+        seen, kind = set(), self.store.kind
         # Of a process alone, memory lists what it has.
         alone = kind.shared == "process" and not kind.lists
-        for stored in () if alone else self.store.records(build=build, path=path):
-            if (listed := self._listed(stored)) is not None:
-                seen.add(listed.page.name)
-                yield listed
-        for entry in self.memory if path is None else self.memory.of_path(path):
-            page = entry.page
-            # What was in the store and is not listed was removed since.
-            if page.name not in seen and (alone or not entry.in_store):
+        records = () if alone else self.store.records(build=build, path=path, after=after)
+        for stored in records:
+            name = stored.record.name
+            seen.add(name)
+            yield name, self._listed(stored) if matches(stored.record) else None
+        entries = self.memory if path is None else self.memory.of_path(path)
+        # What was in the store and is not listed was removed since.
+        left = {e.page.name: e for e in entries if alone or not e.in_store}
+        for name in sorted(left.keys() - seen):
+            entry, page = left[name], left[name].page
+            if name > after:
                 self.memory.confirm(entry)
                 sizes = tuple((coding, len(body)) for coding, body in page.bodies.items())
-                yield Listed(page, sizes, entry.invalidated, entry.used_at)
+                listed = Listed(page, sizes, entry.invalidated, entry.used_at)
+                yield name, listed if matches(_record(page)) else None
 
     def _listed(self, stored: Stored) -> Listed | None:
         head = self._codec.decode_head(stored.record.head)
