@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from wsgi_isr.store import sqlite_cache
+from wsgi_isr.store import notes
+from wsgi_isr.store.notes import SQLiteCache
 from wsgi_isr.store.protocol import Record
 from wsgi_isr.store.sqlite import SQLiteStore
-from wsgi_isr.store.sqlite_cache import SQLiteCache
 
 
 class Clock:
@@ -29,7 +29,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(sqlite_cache, "time", clock)
+    monkeypatch.setattr(notes, "time", clock)
     return clock
 
 
@@ -142,7 +142,7 @@ class TestSQLiteCache:
 
     def test_processes_add_up(self, cache: SQLiteCache) -> None:
         code = (
-            "import sys; from wsgi_isr.store.sqlite_cache import SQLiteCache\n"
+            "import sys; from wsgi_isr.store.notes import SQLiteCache\n"
             "cache = SQLiteCache(sys.argv[1])\n"
             "for _ in range(100): cache.inc('n')"
         )

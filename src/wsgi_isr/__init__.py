@@ -7,7 +7,7 @@ from .middleware import ISRMiddleware as ISRMiddleware
 from .ondemand import Result as Result
 from .ondemand import RevalidationError as RevalidationError
 from .rules import Rule as Rule
-from .store.sqlite_cache import SQLiteCache as SQLiteCache
+from .store.notes import SQLiteCache as SQLiteCache
 
 __all__ = [
     "Explanation",

@@ -143,8 +143,7 @@ class Database:
             return opened
         if opened is not None and opened.writer is not None:
             self._left = opened.lineage
-        with self._reading:
-            self._drop()
+        self._drop()
         opened = self._open()
         if opened.writer is not None and opened.lineage == self._left:
             # Somebody put another copy in place while we run: what is later is not as it was.
@@ -160,9 +159,10 @@ class Database:
         return opened
 
     def _drop(self) -> None:
-        opened, self._opened = self._opened, None
-        if opened is not None:
-            _close(*opened[:2])
+        with self._reading:
+            opened, self._opened = self._opened, None
+            if opened is not None:
+                _close(*opened[:2])
 
     def _open(self) -> Opened:
         reason = unwritable(self.folder)
@@ -186,24 +186,22 @@ class Database:
         :param before: what was at the path: another file may be there now, which then shows.
         :raises Damage: for a file that is not ours.
         """
-        has_log, writer = os.path.exists(f"{self.path}-wal"), None
+        has_log, reader, writer = os.path.exists(f"{self.path}-wal"), None, None
         mode = "rw" if writes else "ro" if has_log else "ro&immutable=1"
         try:
-            with contextlib.ExitStack() as stack:
-                reader = _connect(self.path, mode, LOCK_TIMEOUT / 2)
-                stack.callback(reader.close)
-                state = _validate(reader)
-                if writes:
-                    reader.execute("PRAGMA query_only = ON")
-                    writer = _connect(self.path, mode, LOCK_TIMEOUT)
-                    stack.callback(writer.close)
-                    writer.executescript(
-                        "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;"
-                        f"PRAGMA journal_size_limit = {4 * 2**20}"
-                    )
-                stack.pop_all()
-        except FAULTS as error:
-            raise translate(error) from error
+            reader = _connect(self.path, mode, LOCK_TIMEOUT / 2)
+            state = _validate(reader)
+            if writes:
+                writer = _connect(self.path, mode, LOCK_TIMEOUT)
+                writer.executescript(
+                    "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;"
+                    f"PRAGMA journal_size_limit = {4 * 2**20}"
+                )
+        except BaseException as error:
+            _close(reader, writer)
+            if isinstance(error, FAULTS):
+                raise translate(error) from error
+            raise
         # Should nobody close it. Not at exit: a forked child has other descriptors.
         weakref.finalize(self, _close, reader, writer).atexit = False
         return Opened(reader, writer, [before, self._see(writes)[1]], state.lineage)
@@ -237,7 +235,7 @@ class Database:
         fault = translate(error)
         is_damage = isinstance(fault, Damage)
         if is_damage or code_of(error) in ("IOERR", "CANTOPEN", "READONLY"):
-            with self.lock if is_damage else self.lock.threads, self._reading:
+            with self.lock if is_damage else self.lock.threads:
                 if self._opened is opened:
                     is_same = self._is_there()
                     # Opened again by the next call.
@@ -253,13 +251,11 @@ class Database:
         """Give back what this process has. It never raises."""
         with contextlib.suppress(Exception):
             self.presence.leave()
-        with self.lock.threads, contextlib.ExitStack() as stack:
-            with contextlib.suppress(Exception):
-                # The last one to close removes the log: not while another process begins anew.
-                stack.enter_context(self.lock)
-            with self._reading:
+        with self.lock.threads:
+            # The last one to close removes the log: not while another process begins anew.
+            with contextlib.suppress(Exception), self.lock:
                 self._drop()
-            stack.close()
+            self._drop()
             self.lock.close()
 
     def before_fork(self) -> None:

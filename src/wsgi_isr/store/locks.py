@@ -141,15 +141,19 @@ class Lock(LockedFile):
     def __enter__(self) -> None:
         if not self.threads.acquire(timeout=LOCK_TIMEOUT):
             raise StoreError("another thread has the lock of the cache folder")
+        deadline, pause = time.monotonic() + LOCK_TIMEOUT, 0.0001
         try:
-            if not self._depth:
-                self._wait()
-            self._depth += 1
+            while not (self._depth or self.lock()):
+                if time.monotonic() > deadline:
+                    raise StoreError("another process has the lock of the cache folder")
+                time.sleep(pause)
+                pause = min(2 * pause, 0.002)
         except BaseException as error:
             self.threads.release()
             if isinstance(error, OSError):
                 raise translate(error) from error
             raise
+        self._depth += 1
 
     def __exit__(self, *_: object) -> None:
         self._depth -= 1
@@ -157,14 +161,6 @@ class Lock(LockedFile):
             # Closing is not enough: a child forked meanwhile has the descriptor too.
             fcntl.flock(self.descriptor, fcntl.LOCK_UN)
         self.threads.release()
-
-    def _wait(self) -> None:
-        deadline, pause = time.monotonic() + LOCK_TIMEOUT, 0.0001
-        while not self.lock():
-            if time.monotonic() > deadline:
-                raise StoreError("another process has the lock of the cache folder")
-            time.sleep(pause)
-            pause = min(2 * pause, 0.002)
 
 
 class Presence(LockedFile):
@@ -178,13 +174,11 @@ class Presence(LockedFile):
         super().__init__("")
         self.after_fork()
 
-    def ensure(self) -> None:
-        """Let other processes see this one. Call it under the lock of all writers.
-
-        :raises OSError: if that is not possible.
-        """
+    def ensure(self) -> str:
+        """Let other processes see this one; for one who has the lock of all writers."""
         while not self.lock():
             pass
+        return self.token
 
     def alive(self, token: str) -> bool:
         """Whether a process still runs."""

@@ -25,10 +25,10 @@ import cachelib
 from . import clients
 from .cachelib import KIND as CACHELIB
 from .cachelib import LOCAL, MEMCACHED, MEMORY, CachelibStore
+from .notes import SQLiteCache
 from .protocol import Kind, Store, StoreError
 from .redis import RedisStore
 from .sqlite import SQLiteStore
-from .sqlite_cache import SQLiteCache
 
 logger = logging.getLogger("wsgi_isr")
 

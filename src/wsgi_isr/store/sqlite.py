@@ -141,27 +141,25 @@ class SQLiteStore(Notes):
         return self.database.write(_number)
 
     def invalidate(self, labels: Sequence[str], expire: bool) -> Number:
-        number, floor = self.database.write(tables.note, labels, expire, bump=0)
-        if floor:
+        number, is_full = self.database.write(tables.note, labels, expire, bump=0)
+        if is_full:
             # The invalidation holds by now, whatever becomes of the bounds.
             with contextlib.suppress(StoreError):
-                self._forget(floor)
+                self._forget()
         return number
 
-    def _forget(self, floor: int) -> None:
-        """Forget labels up to a number, after applying them to the pages that have them."""
-        write, name = self.database.write, ""
-        lease = self.lease("labels", FORGETTING, True)
+    def _forget(self) -> None:
+        """Forget old labels, after applying all to the pages that have them."""
+        lease, name = self.lease("labels", FORGETTING, True), ""
         if isinstance(lease, Busy):
             return
         try:
-            write(tables.raise_floor, floor)
             while (found := self.database.read(tables.concerned, name))[0]:
-                name, concerned = found
-                if concerned:
-                    write(tables.mark, concerned)
+                name, pages = found
+                if pages:
+                    self.database.write(tables.mark, pages)
             for first in range(0, tables.ROWS, tables.BATCH):
-                write(tables.forget, floor, first)
+                self.database.write(tables.forget, first)
         finally:
             lease.release()
 

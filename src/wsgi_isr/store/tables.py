@@ -71,21 +71,22 @@ class Damage(StoreError):
 FAULTS = (Damage, sqlite3.Error, OSError, UnicodeDecodeError)
 
 
+_KINDS: dict[str, type[StoreError]] = {
+    **dict.fromkeys(("CORRUPT", "NOTADB", "CONSTRAINT", "FORMAT", "MISMATCH"), Damage),
+    **dict.fromkeys(("FULL", "READONLY"), ReadOnly),
+    "TOOBIG": TooLarge,
+}
+
+
 def translate(error: Exception) -> StoreError:
     """What a fault of the engine or of the operating system means to who asked."""
     if isinstance(error, StoreError):
         return error
-    code, kind = code_of(error), StoreError
-    if code in ("CORRUPT", "NOTADB", "CONSTRAINT", "FORMAT", "MISMATCH") or "no such" in str(error):
+    kind = _KINDS.get(code_of(error), StoreError)
+    if isinstance(error, UnicodeDecodeError) or "no such" in str(error):
         kind = Damage
-    elif isinstance(error, UnicodeDecodeError):
-        kind = Damage
-    elif code in ("FULL", "READONLY"):
-        kind = ReadOnly
     elif getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
         kind = ReadOnly
-    elif code == "TOOBIG":
-        kind = TooLarge
     return kind(str(error))
 
 
@@ -109,11 +110,14 @@ def unpack(data: t.Any, salt: int = 0) -> bytes | None:
     return data[4:]
 
 
-_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+# Bytes become text, which `unseal` does not turn back.
+_JSON = json.JSONEncoder(
+    separators=(",", ":"), ensure_ascii=False, default=lambda data: data.decode("latin-1")
+)
 
 
 def dump(value: t.Any) -> bytes:
-    return _encode(value).encode("utf-8", "surrogatepass")
+    return _JSON.encode(value).encode("utf-8", "surrogatepass")
 
 
 def seal(value: t.Any, salt: int = 0) -> bytes:
@@ -263,9 +267,9 @@ def last_of(connection: Connection, state: State, page: Page) -> Last:
     return last
 
 
-def note(connection: Connection, labels: Iterable[str], expire: bool) -> tuple[Number, int]:
-    """Invalidate labels; gives the number up to which to forget, because a row is full, or 0."""
-    state, labels, floor = State.read(connection), list(dict.fromkeys(labels)), 0
+def note(connection: Connection, labels: Iterable[str], expire: bool) -> tuple[Number, bool]:
+    """Invalidate labels; gives whether some are to be forgotten, because a row is full."""
+    state, labels, is_full = State.read(connection), list(dict.fromkeys(labels)), False
     number, rows = state.sequence + 1, dict[int, list[tuple[str, str]]]()
     for key, pattern in map(_place_of, labels):
         rows.setdefault(_row_of(key), []).append((key, pattern))
@@ -277,7 +281,7 @@ def note(connection: Connection, labels: Iterable[str], expire: bool) -> tuple[N
         _write(connection, row, entries)
         numbers = sorted(last[0] for place in entries.values() for last in place.values() if last)
         if len(numbers) > MAX_ROW:
-            floor = max(floor, numbers[len(numbers) // 2])
+            is_full, state.floor = True, max(state.floor, numbers[len(numbers) // 2])
     # With the number of the one before: a missing row shows.
     sealed = seal([expire, labels, state.changed], number)
     connection.execute("REPLACE INTO history VALUES (?, ?)", (number, sealed))
@@ -285,7 +289,7 @@ def note(connection: Connection, labels: Iterable[str], expire: bool) -> tuple[N
     connection.execute("DELETE FROM history WHERE id <= ?", (number - 10 * MAX_HISTORY,))
     state.sequence = state.changed = number
     state.write(connection)
-    return state.at, floor
+    return state.at, is_full
 
 
 def changes(connection: Connection, since: Number) -> Changes:
@@ -306,12 +310,6 @@ def changes(connection: Connection, since: Number) -> Changes:
 # Forgetting labels: first they are applied to the pages that have them.
 
 
-def raise_floor(connection: Connection, floor: int) -> None:
-    state = State.read(connection)
-    state.floor = max(state.floor, floor)
-    state.write(connection)
-
-
 def concerned(connection: Connection, after: str) -> tuple[str, list[tuple[bytes, str, bytes]]]:
     """The last name of some pages; what the rows of some of them become, names, what they are."""
     state, name, found = State.read(connection), "", []
@@ -327,8 +325,9 @@ def mark(connection: Connection, some: list[tuple[bytes, str, bytes]]) -> None:
     connection.executemany("UPDATE pages SET meta = ? WHERE name = ? AND meta = ?", some)
 
 
-def forget(connection: Connection, floor: int, first: int) -> None:
-    """Forget labels up to a number, in some rows."""
+def forget(connection: Connection, first: int) -> None:
+    """Forget labels up to the floor, in some rows."""
+    floor = State.read(connection).floor
     for row in range(first, min(first + BATCH, ROWS)):
         before, after = _read(connection, row), Entries()
         for key, place in before.items():
