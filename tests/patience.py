@@ -10,21 +10,19 @@ from redis_server import Memcached, Redis, Server
 from steps import PATIENCE, visit
 
 from wsgi_isr import ISRMiddleware
-from wsgi_isr.store.guard import PROBE
+from wsgi_isr.process import POLL
 
 #: Seconds that a client waits here, longer than a busy machine takes for what needs no wait.
 TIMEOUT = 0.6
 #: Seconds that whoever meets the failure first may wait: for a connection and for an answer.
 #: Nobody after them waits at all.
 FIRST, OTHERS = 2 * TIMEOUT + 2, 0.4
-#: Seconds until all is as before: the longest pause between two probes, and one that fails.
-RECOVERY = PROBE[1] + FIRST + PATIENCE
+#: Seconds until all is as before: a pause between two probes, and one that fails.
+RECOVERY = POLL + FIRST + PATIENCE
 
 
 def be_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wsgi_isr.store.clients.TIMEOUT", TIMEOUT)
-    # Shorter pauses between probes, for shorter tests.
-    monkeypatch.setattr("wsgi_isr.store.guard.PROBE", (PROBE[0], PROBE[1] / 5))
 
 
 def usual(times: list[float]) -> float:

@@ -176,6 +176,7 @@ class Process:
             except Exception as error:
                 pages.guard.failed("listen", error)
                 time.sleep(POLL)
+        pages.guard.probe()
         self.write_journal()
         # The first report comes soon: a command line asks which processes serve.
         is_new = not self._has_reported and self.report() is not None
@@ -269,7 +270,7 @@ class Process:
         self.background.wait(timeout)
         self.sign_off()
         self.is_closed = True
-        self.pages.guard.close()
+        self.pages.store.close()
 
     def sign_off(self) -> None:
         """Let the store have the last of what was counted and called, and count one process less.

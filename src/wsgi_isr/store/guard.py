@@ -11,11 +11,9 @@ import logging
 import threading
 import time
 import typing as t
-import weakref
 from collections.abc import Callable
 
 from ..signals import fields
-from ..threads import start
 from .protocol import ReadOnly, Store, TooLarge
 
 logger = logging.getLogger("wsgi_isr")
@@ -24,9 +22,7 @@ T = t.TypeVar("T")
 
 #: Failures in a row after which the circuit opens.
 THRESHOLD = 2
-#: Seconds between two probes: the first, and the longest.
-PROBE = (0.05, 2.0)
-#: Seconds without a probe after which a caller tries: the thread does not run.
+#: Seconds without a probe after which a caller tries: the thread that probes does not run.
 OVERDUE = 5.0
 #: Seconds between two log lines of one kind.
 QUIET = 60.0
@@ -50,7 +46,7 @@ MESSAGES = {
 
 
 class Guard:
-    """Calls a store.
+    """Calls a store. A thread of the process calls `probe` now and then.
 
     :param on_error: called with the operation and the error.
     """
@@ -61,14 +57,12 @@ class Guard:
         self._circuit = Circuit.CLOSED
         self._failures = 0
         self._try_at = 0.0
-        self._probing = False
         #: Until when the change to a circuit is not logged again.
         self._quiet = dict.fromkeys(Circuit, 0.0)
-        self._announced = False
+        self._is_announced = False
         #: Seconds since 1970 at which its state last changed; 0 before it does.
         self.since = 0.0
         self._lock = threading.Lock()
-        self._closed = False
 
     @property
     def is_well(self) -> bool:
@@ -108,7 +102,8 @@ class Guard:
             self.failed(operation, error)
             raise
         if self._failures and (write or self._circuit is not Circuit.WRITES):
-            self._recovered()
+            self._failures = 0
+            self._become(Circuit.CLOSED)
         return result
 
     def _may_try(self) -> bool:
@@ -129,67 +124,37 @@ class Guard:
                 circuit = max(circuit, Circuit.WRITES)
             elif self._failures >= THRESHOLD:
                 circuit = Circuit.OPEN
-            probe = circuit is not Circuit.CLOSED and not self._probing and not self._closed
-            if probe:
-                self._probing, self._try_at = True, time.monotonic() + OVERDUE
         self._become(circuit, operation, error)
-        if probe:
-            thread = threading.Thread(
-                target=_probe, args=[weakref.ref(self)], name="wsgi-isr-probe", daemon=True
-            )
-            self._probing = start(thread)
         self._on_error(operation, error)
 
-    def _become(self, circuit: Circuit, operation: str, error: Exception | None) -> None:
-        with self._lock:
-            if circuit is self._circuit:
-                return
-            self._circuit, self.since, now = circuit, time.time(), time.monotonic()
-            # An end is announced if its beginning was.
-            announced = (
-                self._announced if circuit is Circuit.CLOSED else now >= self._quiet[circuit]
-            )
-            self._quiet[circuit] = now + QUIET if announced else self._quiet[circuit]
-            self._announced = circuit is not Circuit.CLOSED and (announced or self._announced)
-        if announced:
-            facts = (operation, type(error).__name__, error) if error is not None else ()
-            extra = fields("store", state=self.state, operation=operation, error=str(error or ""))
-            logger.warning(MESSAGES[circuit], *facts, extra=extra)
-
-    def _recovered(self) -> None:
-        self._failures = 0
-        self._become(Circuit.CLOSED, "", None)
-
-    def probe(self) -> bool:
-        """Find out how the store is; true if it is well."""
+    def probe(self) -> None:
+        """Find out how a store is that failed, so that no visitor has to."""
+        if self._circuit is Circuit.CLOSED:
+            return
+        self._try_at = time.monotonic() + OVERDUE
         try:
             self.store.probe()
         except Exception as error:
-            self._try_at = time.monotonic() + PROBE[1] + OVERDUE
             circuit = Circuit.WRITES if isinstance(error, ReadOnly) else Circuit.OPEN
             self._become(circuit, "probe", error)
-            return False
-        self._recovered()
-        return True
+        else:
+            self._failures = 0
+            self._become(Circuit.CLOSED)
 
-    def probe_ends(self) -> bool:
-        """Probe; true where no further probe is needed."""
-        if not self._closed and self._circuit is not Circuit.CLOSED and not self.probe():
-            return False
-        self._probing = False
-        return True
-
-    def close(self) -> None:
-        self._closed = True
-        self.store.close()
-
-
-def _probe(reference: weakref.ref[Guard]) -> None:
-    pause = PROBE[0]
-    while True:
-        time.sleep(pause)
-        guard = reference()
-        if guard is None or guard.probe_ends():
-            return
-        del guard
-        pause = min(2 * pause, PROBE[1])
+    def _become(
+        self, circuit: Circuit, operation: str = "", error: Exception | None = None
+    ) -> None:
+        with self._lock:
+            if circuit is self._circuit:
+                return
+            now = time.monotonic()
+            self._circuit, self.since, self._try_at = circuit, time.time(), now + OVERDUE
+            if circuit is Circuit.CLOSED:
+                # An end is announced if its beginning was.
+                is_new, self._is_announced = self._is_announced, False
+            elif is_new := now >= self._quiet[circuit]:
+                self._quiet[circuit], self._is_announced = now + QUIET, True
+        if is_new:
+            facts = (operation, type(error).__name__, error) if error is not None else ()
+            extra = fields("store", state=self.state, operation=operation, error=str(error or ""))
+            logger.warning(MESSAGES[circuit], *facts, extra=extra)

@@ -163,9 +163,15 @@ class Pages:
         return bool(entry.invalidated) and same and entry.in_store and self.guard.is_well
 
     def _load(self, key: PageKey) -> Entry | None:
-        """The page in the store, or in memory if that is newer."""
-        found = self._read(key)
-        return None if found is None else self._keep(*found, in_store=True)
+        """The page in the store, or in memory if that is newer; ``None`` where only that has it."""
+        found, here = self._read(key), self.memory.get(key)
+        if found is None:
+            return None
+        page, validity = found
+        if here is not None and not here.in_store and here.number == (page.lineage, page.sequence):
+            # It was rendered since, while the store gave no numbers.
+            return None
+        return self._keep(page, validity, in_store=True)
 
     def _read(self, key: PageKey) -> tuple[Page, Validity] | None:
         found = self.guard.ask("get", lambda: self.store.get(key.name))
