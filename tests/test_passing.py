@@ -64,6 +64,7 @@ class Server:
                 self.result.close()
 
     def _start_response(self, status: str, headers: t.Any, exc_info: t.Any = None) -> t.Any:
+        assert exc_info is not None or not self.sent
         if exc_info is not None and self.written:
             raise exc_info[1].with_traceback(exc_info[2])
         self.sent.append((status, headers))
