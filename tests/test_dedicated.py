@@ -235,7 +235,7 @@ class TestWhatIsWanted:
         isr = web_worker(files, content)
         stop = threading.Event()
         running = start(isr.regenerate, stop)
-        data = isr._codec.seal(key)
+        data = isr._here()._codec.seal(key)
         # It says that it is there before it takes anything.
         wait_until(lambda: isr.store.want("a build", Wanted("name", data)))
         isr.store.want("a build", Wanted("other", key))

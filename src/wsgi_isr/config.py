@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import typing as t
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .key import Origin, Origins, PageKey, canonical_query, is_ambiguous
 from .metadata import check_list, check_tags_header
@@ -49,11 +50,12 @@ class Config:
     previous_builds: int
     enabled: bool
     key_prefix: str
-    signing_key: bytes | str | None
+    signing_key: bytes | None
     tags_header: str | None
     cdn_purged: bool
     clock: Callable[[], float]
     bypass: Callable[[WSGIEnvironment], str | None] | None = None
+    made_in: int = field(default_factory=os.getpid)
 
     def __post_init__(self) -> None:
         app, kind, executor = self.app, self.kind, self.executor
@@ -88,7 +90,7 @@ class Config:
                 f"not {self.key_prefix!r}"
             )
         key = self.signing_key
-        if key is not None and not isinstance(key, bytes | str):
+        if key is not None and not isinstance(key, bytes):
             raise TypeError(f"signing_key takes bytes or a string, not {type(key).__name__}")
         if key is not None and len(key) < 16:
             raise ValueError(f"signing_key needs at least 16 bytes, not {len(key)}")

@@ -17,7 +17,6 @@ from .listing import PageInfo
 from .metadata import remove_isr
 from .metrics import Counters
 from .ondemand import OnDemand, Result, check_workers
-from .page import Codec
 from .passing import Passing, make_pass_through
 from .process import Process
 from .render import ERROR, current_origin
@@ -129,7 +128,7 @@ class ISRMiddleware:
             previous_builds=previous_builds,
             enabled=enabled,
             key_prefix=key_prefix,
-            signing_key=signing_key,
+            signing_key=signing_key.encode() if isinstance(signing_key, str) else signing_key,
             tags_header=tags_header,
             cdn_purged=cdn_purged,
             clock=lambda: self._clock(),
@@ -142,9 +141,6 @@ class ISRMiddleware:
         #: Whether renders on demand are of any use now.
         self.is_enabled: Callable[[], bool] = lambda: enabled
         self._open_store = opener(cache, key_prefix, _name_of(app))
-        key = signing_key.encode() if isinstance(signing_key, str) else signing_key
-        self._codec = Codec(key)
-        self._made_in = os.getpid()
         self._process: Process | None = None
         # One for each process: a fork may copy one that another thread has taken.
         self._locks: dict[int, threading.Lock] = {}
@@ -262,33 +258,12 @@ class ISRMiddleware:
             with self._locks.setdefault(os.getpid(), threading.Lock()):
                 process = self._process
                 if process is None or not process.is_open:
-                    process = Process(
-                        self._config, self._open_store, self._codec, self._open_executor, process
-                    )
+                    process = Process(self._config, self._open_store, process)
                     self._hits = process.pages.memory.hits
                     self._counters = process.counters
                     self._process = process
         self._signal = process.pages.signal
         return process
-
-    def _open_executor(self) -> ExecutorLike | None:
-        """The executor of this process; by now a request waits, which an error would not help."""
-        executor = self._config.executor
-        if executor is None:
-            return None
-        try:
-            # A class that has it makes one.
-            if hasattr(executor, "submit") and not isinstance(executor, type):
-                if self._made_in != os.getpid():
-                    raise RuntimeError("it was made before the fork: hand over a callable")
-                return executor
-            made = executor()
-            if not hasattr(made, "submit"):
-                raise TypeError(f"the callable returned {made!r}, which has no submit")
-            return made
-        except Exception as error:
-            logger.warning("executor cannot be used, threads of wsgi-isr replace it: %s", error)
-            return None
 
     def set_bypass(self, bypass: Callable[[WSGIEnvironment], str | None]) -> None:
         """Let a function say why a request never gets a page; for adapters of frameworks.

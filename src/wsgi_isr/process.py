@@ -19,7 +19,7 @@ import typing as t
 import weakref
 import zlib
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from . import signals
 from .answer import Answer
@@ -34,7 +34,7 @@ from .store.memory import Fingerprint, is_long
 from .store.opening import Opener
 from .store.pages import Pages
 from .store.protocol import MAX_JOURNAL, Wanted
-from .threads import Background, ExecutorLike, start
+from .threads import Background, open_executor, start
 
 logger = logging.getLogger("wsgi_isr")
 
@@ -61,17 +61,10 @@ class Process:
     :param before: of the parent, after a fork; or the one before, after `close`.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        open_store: Opener,
-        codec: Codec,
-        open_executor: Callable[[], ExecutorLike | None],
-        before: Process | None,
-    ) -> None:
+    def __init__(self, config: Config, open_store: Opener, before: Process | None) -> None:
         self.pid = os.getpid()
         self.config = config
-        self._codec = codec
+        self._codec = codec = Codec(config.signing_key)
         self.counters = Counters()
         self.began = time.time()
         #: What the clock of the store is ahead of this process's.
@@ -80,7 +73,8 @@ class Process:
         memory, build, earlier = config.memory_size, config.build_id, config.previous_builds
         pages = Pages(store, memory, codec, build, self._store_failed, earlier)
         self.pages: Pages = pages
-        self.background = Background(config.workers or 1, config.render_timeout, open_executor())
+        executor = open_executor(config.executor, config.made_in)
+        self.background = Background(config.workers or 1, config.render_timeout, executor)
         self.not_pages = NotPages(config, pages)
         self.failures = Failures(config, pages, self.counters, self.clock)
         self.renders = Renders(

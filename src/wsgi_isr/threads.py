@@ -7,6 +7,7 @@ job is harmless: the old page stays, and its lease ends with the process.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 import time
@@ -32,6 +33,25 @@ class ExecutorLike(t.Protocol):
     """Anything with the `submit` of a `concurrent.futures.Executor`."""
 
     def submit(self, fn: Callable[[], t.Any], /) -> t.Any: ...
+
+
+def open_executor(executor: t.Any, made_in: int) -> ExecutorLike | None:
+    """The executor of this process; by now a request waits, which an error would not help.
+
+    :param executor: one, or what makes one; ``None`` for none.
+    :param made_in: the process to which one belongs.
+    """
+    try:
+        # A class that has it makes one.
+        if hasattr(executor, "submit") and not isinstance(executor, type):
+            if made_in != os.getpid():
+                raise RuntimeError("it was made before the fork: hand over a callable")
+        elif executor is not None and not hasattr(executor := executor(), "submit"):
+            raise TypeError(f"the callable returned {executor!r}, which has no submit")
+        return t.cast("ExecutorLike | None", executor)
+    except Exception as error:
+        logger.warning("executor cannot be used, threads of wsgi-isr replace it: %s", error)
+        return None
 
 
 def start(thread: threading.Thread) -> bool:
