@@ -89,6 +89,8 @@ class Metadata(t.NamedTuple):
 class InvalidMetadata(ValueError):
     """An ISR header with a value that does not parse; the message names both."""
 
+    detail = "metadata"
+
 
 def check_revalidate(value: object) -> None:
     if value is not False and not _is_whole(value):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import collections
 import typing as t
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 
 if t.TYPE_CHECKING:
@@ -128,53 +128,37 @@ _HELP = {
     "build_processes": "Processes of each build.",
 }
 
-#: The end of a sample's name, its labels and its value; and a metric: its name, its kind, what it
-#: is, and its samples.
-Sample: t.TypeAlias = "tuple[str, dict[str, str], float]"
-Family: t.TypeAlias = "tuple[str, str, str, Iterable[Sample]]"
 
-
-def families(isr: t.Any) -> Iterator[Family]:
+def exposition(isr: t.Any) -> bytes:
     """All metrics of a middleware; without its store no totals, since they never go down."""
     found = isr.on_demand().overview()
     stats, store = found["stats"], found["store"]
+    lines: list[str] = []
+
+    def add(name: str, kind: str, samples: Mapping[str, float]) -> None:
+        """:param samples: by what follows the name of the metric."""
+        whole = f"wsgi_isr_{name}_total" if kind == "counter" else f"wsgi_isr_{name}"
+        lines.extend((f"# HELP {whole} {_HELP[name]}", f"# TYPE {whole} {kind}"))
+        lines.extend(f"{whole}{rest} {value}" for rest, value in samples.items())
+
     times = stats.pop("render_seconds")
-
-    def family(name: str, kind: str, *samples: Sample) -> Family:
-        return f"wsgi_isr_{name}", kind, _HELP[name], samples
-
     for name, value in stats.items():
-        if name not in COUNTERS and name != "evictions":
-            yield family(name, "gauge", ("", {}, value))
-        elif store["has_totals"]:
-            yield family(name, "counter", ("_total", {}, value))
+        is_total = name in COUNTERS or name == "evictions"
+        if store["has_totals"] or not is_total:
+            add(name, "counter" if is_total else "gauge", {"": value})
     if store["has_totals"]:
-        samples: list[Sample] = [("_sum", {}, times["sum"]), ("_count", {}, times["count"])]
-        buckets = (("_bucket", {"le": bound}, n) for bound, n in times["buckets"].items())
-        yield family("render_seconds", "histogram", *buckets, *samples)
+        buckets = {f'_bucket{{le="{bound}"}}': count for bound, count in times["buckets"].items()}
+        rest = {"_sum": times["sum"], "_count": times["count"]}
+        add("render_seconds", "histogram", {**buckets, **rest})
     for name in ("max_pages", "max_bytes"):
         if store[name]:
-            yield family(name, "gauge", ("", {}, store[name]))
-    yield family("store_up", "gauge", ("", {}, int(store["state"] == "ok")))
+            add(name, "gauge", {"": store[name]})
+    add("store_up", "gauge", {"": int(store["state"] == "ok")})
     builds = collections.Counter(str(process.get("build")) for process in found["workers"])
-    of_builds = (("", {"build": build}, count) for build, count in builds.items())
-    yield family("build_processes", "gauge", *of_builds)
-
-
-def exposition(isr: t.Any) -> bytes:
-    """All metrics of a middleware as text."""
-    lines = []
-    for name, kind, text, samples in families(isr):
-        whole = f"{name}_total" if kind == "counter" else name
-        lines += [f"# HELP {whole} {text}", f"# TYPE {whole} {kind}"]
-        for suffix, labels, value in samples:
-            words = ",".join(f'{label}="{_escaped(word)}"' for label, word in labels.items())
-            lines.append(f"{name}{suffix}{f'{{{words}}}' if words else ''} {value}")
+    escaped = {n: n.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n") for n in builds}
+    of_builds = {f'{{build="{escaped[build]}"}}': count for build, count in builds.items()}
+    add("build_processes", "gauge", of_builds)
     return "".join(f"{line}\n" for line in lines).encode()
-
-
-def _escaped(text: str) -> str:
-    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
 
 
 class Collector:
@@ -193,24 +177,20 @@ class Collector:
 
     def __init__(self, isr: t.Any) -> None:
         try:
-            from prometheus_client import Metric
+            from prometheus_client import parser
         except ImportError as error:
             raise ImportError(
                 "Collector needs prometheus-client: pip install 'wsgi-isr[prometheus]'"
             ) from error
         self._isr = isr
-        self._metric = Metric
+        self._parse = parser.text_string_to_metric_families
 
     def describe(self) -> Iterable[Metric]:
         """Nothing: a registry asks it when the app may not be there yet."""
         return ()
 
-    def collect(self) -> Iterator[Metric]:
-        for name, kind, text, samples in families(getattr(self._isr, "middleware", self._isr)):
-            metric = self._metric(name, text, kind)
-            for suffix, labels, value in samples:
-                metric.add_sample(name + suffix, labels, value)
-            yield metric
+    def collect(self) -> Iterable[Metric]:
+        return self._parse(exposition(getattr(self._isr, "middleware", self._isr)).decode())
 
 
 def bearer(environ: WSGIEnvironment) -> bytes:

@@ -219,33 +219,27 @@ class Failures:
         raised: BaseException,
         response: Response | None,
     ) -> Outcome:
-        """A render failed: the old page stays, and the next visitor tries again."""
-        error, detail = _as_failure(raised, flight.reason), ""
+        """A render failed: the old page stays, and the next visitor tries again.
+
+        They do so at once; from the second failure on after 1, 2, 4 ... seconds. Where nothing is
+        stored, each visitor is a new attempt.
+        """
+        key, error, detail = flight.key, _as_failure(raised, flight.reason), ""
         if response is not None:
+            detail = getattr(error, "detail", "")
             if isinstance(error, InvalidMetadata | Unsound):
-                detail = "metadata" if isinstance(error, InvalidMetadata) else "header"
-                self.reject(flight.key, Refusal(detail, str(error)))
-            elif isinstance(error, RenderError):
-                detail = response.detail or "status"
-            if detail:
-                # For all who wait: its cookies would be one session for all of them.
-                lines = response.headers
-                response.headers = [line for line in lines if line[0].lower() != "set-cookie"]
-            else:
+                self.reject(key, Refusal(detail, str(error)))
+            # For all who wait: its cookies would be one session for all of them.
+            lines = response.headers
+            response.headers = [line for line in lines if line[0].lower() != "set-cookie"]
+            if not detail:
                 # What cannot be judged is no page.
                 response.discard()
                 response = None
-        self._remember(flight, previous, error)
-        return Outcome(Kind.FAILED, None, detail, response, error)
-
-    def _remember(self, flight: Flight, previous: Entry | None, error: Exception) -> None:
         self.counters.failures += 1
-        key, kind, last = flight.key, type(error).__name__, self.find(flight.key.name)
-        count = 1 if last is None else last.times + 1
-        retry_at = self._clock()
+        kind, last = type(error).__name__, self.find(key.name)
+        count, retry_at = 1 if last is None else last.times + 1, self._clock()
         if previous is not None:
-            # Where nothing is stored, each visitor is a new attempt. Otherwise the next one tries
-            # again at once; from the second failure on after 1, 2, 4 ... seconds.
             retry_at += 0.0 if count == 1 else min(2.0 ** min(count - 2, 10), MAX_BACK_OFF)
             previous.retry_at = retry_at
         text = (str(error) or kind)[:500]
@@ -262,6 +256,7 @@ class Failures:
             facts = {"url": key.url, "reason": flight.reason, "failures": count}
             extra = fields("failed", **facts, error=str(error))
             logger.error("render of %s failed%s", key.url, stays, exc_info=error, extra=extra)
+        return Outcome(Kind.FAILED, None, detail, response, error)
 
     def forget(self, name: str, previous: Entry | None) -> None:
         """The render of a page was a good one."""

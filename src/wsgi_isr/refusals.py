@@ -59,6 +59,8 @@ def remedy_of(reason: str) -> str | None:
 class Unsound(RenderError):
     """An answer that cannot go over the wire as it is."""
 
+    detail = "header"
+
 
 def judge(
     config: Config, key: PageKey, rule: Rule | None, previous: Page | None, response: Response

@@ -41,9 +41,14 @@ ERROR = "wsgi_isr.error"
 class RenderError(Exception):
     """A render that did not give a whole response; the message says why."""
 
+    #: The same of an answer of the app, in the words of ``Cache-Status``.
+    detail = "status"
+
 
 class RenderTimeout(RenderError):
     """A render that did not end within ``render_timeout``, and was stopped."""
+
+    detail = "too-slow"
 
 
 @dataclass(slots=True)

@@ -255,7 +255,7 @@ class Renders:
             if flight is not None and not self._is_overdue(flight):
                 if not flight.began:
                     # The threads may hang by now, and did not when it was submitted.
-                    self._background.stand_in()
+                    self._background.provide()
                 return
             flight = self._flights[key] = Flight(key, rule, "miss" if entry is None else "stale")
         if not self._background.submit(lambda: self._run(flight, entry)):

@@ -103,34 +103,38 @@ class Background:
                 self._waiting_since = time.monotonic()
             self._jobs.append(job)
             self._changed.notify()
-        self._provide()
+        if self._executor is not None:
+            self._hand_over(self._executor)
+        else:
+            self.provide()
         return True
 
-    def _provide(self) -> None:
-        """Make sure that something runs the jobs."""
-        if (executor := self._executor) is not None:
-            try:
-                # It takes the job that is first by then: a visitor's thread may have run some.
-                future = executor.submit(self.run_one)
-                if (add := getattr(future, "add_done_callback", None)) is not None:
-                    add(self._check)
-            except Exception as error:
-                self._give_up(error)
-            return
+    def _hand_over(self, executor: ExecutorLike) -> None:
+        try:
+            # It takes the job that is first by then: a visitor's thread may have run some.
+            future = executor.submit(self.run_one)
+            if (add := getattr(future, "add_done_callback", None)) is not None:
+                add(self._check)
+        except Exception as error:
+            self._give_up(error)
+
+    def provide(self) -> None:
+        """Start a thread if jobs wait, and no executor takes them: others may hang."""
         with self._changed:
-            idle = self._threads - len(self._running)
-            if idle >= len(self._jobs) or self._threads >= self._limit():
+            is_idle = self._threads - len(self._running) >= len(self._jobs)
+            if is_idle or self._executor is not None or self._threads >= self._limit():
                 return
             self._threads += 1
-        if not start(threading.Thread(target=self._work, name="wsgi-isr", daemon=True)):
-            with self._changed:
-                self._threads -= 1
-                warned, self._warned = self._warned, True
-            if not warned:
-                logger.warning(
-                    "threads do not run here: each visitor's thread renders a stale page after "
-                    "its answer was sent; under uWSGI set --enable-threads"
-                )
+        if start(threading.Thread(target=self._work, name="wsgi-isr", daemon=True)):
+            return
+        with self._changed:
+            self._threads -= 1
+            warned, self._warned = self._warned, True
+        if not warned:
+            logger.warning(
+                "threads do not run here: each visitor's thread renders a stale page after its "
+                "answer was sent; under uWSGI set --enable-threads"
+            )
 
     def _check(self, future: t.Any) -> None:
         """Find out whether the executor ran what it was given; some cancel or pickle it."""
@@ -145,7 +149,7 @@ class Background:
             self._executor = None
             logger.warning("executor runs no jobs, threads of wsgi-isr replace it: %r", error)
         for _ in range(len(self._jobs)):
-            self._provide()
+            self.provide()
 
     def _hung(self) -> int:
         now = time.monotonic()
@@ -181,11 +185,6 @@ class Background:
                 del self._running[token]
                 self._waiting_since = time.monotonic()
                 self._changed.notify_all()
-
-    def stand_in(self) -> None:
-        """Start another thread if jobs wait because others hang."""
-        if self._jobs and self._executor is None:
-            self._provide()
 
     @property
     def is_stalled(self) -> bool:

@@ -184,7 +184,7 @@ class Entries:
 class MemoryEntries(Entries):
     """Values in the memory of one process: they are kept as they are, and all locks are one.
 
-    :param before: those of the process that forked this one, which go on but for the brief ones.
+    :param before: those of the process before, which go on; of the brief ones, failures.
     """
 
     def __init__(self, before: MemoryEntries | None) -> None:
@@ -192,6 +192,9 @@ class MemoryEntries(Entries):
         self._lasting: dict[str, t.Any] = {} if before is None else dict(before._lasting)
         #: With the times at which they end.
         self._brief: dict[str, tuple[t.Any, float]] = {}
+        if before is not None:
+            brief = before._brief.copy().items()
+            self._brief = {name: item for name, item in brief if name.startswith("failure:")}
         self._mutex = threading.RLock()
 
     def get(self, name: str) -> t.Any:
