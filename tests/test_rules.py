@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import typing as t
 
@@ -75,6 +76,11 @@ class TestRule:
             for it in (kind(fields), iter(fields))
         }
         assert len(builds) == 1
+
+    def test_keeps_what_can_be_read_but_once(self) -> None:
+        rule = Rule(tags=iter(["a"]), query=iter(["b"]), ignore=iter(["Vary"]))  # type: ignore[arg-type]
+        for it in (rule, dataclasses.replace(rule, revalidate=60)):
+            assert (it.tags, it.parameters, it.ignore) == (("a",), ("b",), {"vary"})
 
     def test_cannot_be_changed(self) -> None:
         with pytest.raises(AttributeError):

@@ -196,8 +196,7 @@ def make_bypass(enabled: bool, bypass: t.Any) -> Callable[[WSGIEnvironment], str
     if callable(bypass):
         decide: Callable[[WSGIEnvironment], t.Any] = bypass
         return lambda environ: "bypass" if decide(environ) else None
-    check_list("bypass", bypass, "sessionid")
-    names = tuple(bypass)
+    names = check_list("bypass", bypass, "sessionid")
     for name in names:
         if not isinstance(name, str) or not _COOKIE_NAME.fullmatch(name):
             raise TypeError(f"bypass takes names of cookies, as in ['sessionid'], not {name!r}")

@@ -199,8 +199,8 @@ class Origins:
         #: Whether somebody has come by a trusted host, or a warning has said that nobody does.
         self._is_used = False
         if trusted_hosts is not None:
-            check_list("trusted_hosts", trusted_hosts, "www.example.com")
-            self._trusted = [_parse_trusted(host) for host in trusted_hosts]
+            hosts = check_list("trusted_hosts", trusted_hosts, "www.example.com")
+            self._trusted = [_parse_trusted(host) for host in hosts]
             if not self._trusted:
                 raise ValueError("trusted_hosts is empty: name a host, or leave it None for any")
         #: What ``base_url`` says; an empty mount point is the visitor's.

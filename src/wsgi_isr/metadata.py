@@ -10,7 +10,7 @@ import functools
 import logging
 import re
 import typing as t
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from urllib.parse import quote
 
 from werkzeug.http import is_hop_by_hop_header, parse_set_header
@@ -113,13 +113,15 @@ def check_expire(expire: object, revalidate: int | t.Literal[False] | None) -> N
         raise ValueError(f"expire ({expire}) must be at least revalidate ({revalidate})")
 
 
-def check_list(name: str, value: object, example: str) -> None:
-    """
+def check_list(name: str, value: object, example: str) -> tuple[t.Any, ...]:
+    """What is listed.
+
     :raises TypeError: for a string, or for anything else that is not a list, with the remedy.
     """
     if isinstance(value, str | bytes) or not isinstance(value, Iterable):
         shown = value if isinstance(value, str) else example
         raise TypeError(f"{name} takes a list, as in [{shown!r}], not {value!r}")
+    return tuple(value)
 
 
 def check_tags(tags: Iterable[str], limit: int | None = MAX_TAGS) -> tuple[str, ...]:
@@ -130,8 +132,7 @@ def check_tags(tags: Iterable[str], limit: int | None = MAX_TAGS) -> tuple[str, 
     :raises ValueError: for too many, or one that is empty, longer than 256 characters, has a comma
         or control characters, or cannot be encoded as UTF-8.
     """
-    check_list("tags", tags, "posts")
-    tags = tuple(tags)
+    tags = check_list("tags", tags, "posts")
     for tag in tags:
         if not isinstance(tag, str) or not tag or tag != tag.strip() or _BAD_TAG.search(tag):
             raise ValueError(
@@ -224,15 +225,13 @@ def without_isr(headers: Iterable[tuple[str, str]]) -> Headers:
     return [item for item in headers if item[0].lower() not in ISR_HEADERS]
 
 
-#: What a rule says of pages whose answers say nothing: ``revalidate``, ``expire``, ``tags``.
-Defaults: t.TypeAlias = "tuple[int | t.Literal[False] | None, int | None, tuple[str, ...]]"
-NO_DEFAULTS: Defaults = (None, None, ())
-
-
 def read_metadata(
-    headers: Sequence[tuple[str, str]], defaults: Defaults = NO_DEFAULTS
+    headers: Iterable[Header],
+    revalidate: int | t.Literal[False] | None = None,
+    expire: int | None = None,
+    tags: Iterable[str] = (),
 ) -> Metadata | None:
-    """What a response and its rule say of the page, ``None`` where it is none.
+    """What a response says of its page, and else its rule; ``None`` where it is none.
 
     :raises InvalidMetadata: for a value that does not parse.
     """
@@ -241,7 +240,6 @@ def read_metadata(
         if name.lower() in ISR_HEADERS:
             found.setdefault(name.lower(), []).append(value.strip(" \t"))
     own = {name: ", ".join(values) for name, values in found.items()}
-    revalidate, expire, tags = defaults
     try:
         if "isr-revalidate" in own:
             revalidate = _number(own["isr-revalidate"])
@@ -261,7 +259,7 @@ def read_metadata(
     except ValueError as error:
         said = "; ".join(f"{name}: {value[:100]!r}" for name, value in own.items())
         raise InvalidMetadata(f"{said} ({error})") from None
-    return lifetime(None if revalidate is False else revalidate, expire, tags)
+    return lifetime(None if revalidate is False else revalidate, expire, tuple(tags))
 
 
 def lifetime(revalidate: int | None, expire: int | None, tags: tuple[str, ...]) -> Metadata:
@@ -324,11 +322,9 @@ def is_sound(name: str, value: str) -> bool:
     return value.isascii() or all(char <= "\xff" for char in value)
 
 
-def end_to_end(
-    headers: Sequence[Header], ignored: frozenset[str] = frozenset()
-) -> tuple[Header, ...]:
+def end_to_end(headers: Sequence[Header], ignored: Collection[str] = ()) -> tuple[Header, ...]:
     """The headers of a response that are stored with the page (RFC 9110 section 7.6.1)."""
-    dropped = _NOT_STORED | ignored | _listed(headers, "connection")
+    dropped = _NOT_STORED.union(ignored, _listed(headers, "connection"))
     return shared_headers(
         (name, value)
         for name, value in headers

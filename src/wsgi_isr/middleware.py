@@ -117,7 +117,7 @@ class ISRMiddleware:
             middleware=self,
             kind=kind_of(cache),
             rules=make_rules(rules),
-            query=check_query(t.cast("tuple[str, ...]", query)),
+            query=check_query(query),
             origins=Origins(base_url, trusted_hosts),
             memory_size=memory_size,
             max_body_size=max_body_size,

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 import typing as t
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from urllib.parse import parse_qsl, unquote, urljoin, urlsplit
 
 from .config import Config
 from .key import PageKey, canonical_query, normalize_host
 from .metadata import (
     GONE,
-    NO_DEFAULTS,
     NOT_NOW,
     REDIRECTS,
     STORABLE,
@@ -86,9 +85,9 @@ def judge(
         return Refusal("stream")
     if code in REDIRECTS and _leads_to(key, headers, config.parameters(rule)):
         return Refusal("redirect", _location(headers))
-    variants = dict(rule.variants) if rule is not None else {}
-    ignored = rule.ignored if rule is not None else frozenset()
-    metadata = read_metadata(headers, NO_DEFAULTS if rule is None else rule.defaults)
+    said = rule or Rule()
+    variants, ignored = dict(said.variants), said.ignore
+    metadata = read_metadata(headers, said.revalidate, said.expire, said.tags)
     if metadata is None:
         if previous is None or code not in GONE:
             return Refusal("no-metadata", answered(code, headers))
@@ -116,7 +115,7 @@ def refusal(
     status: int,
     headers: Sequence[tuple[str, str]],
     variants: Iterable[str] = (),
-    ignored: frozenset[str] = frozenset(),
+    ignored: Collection[str] = (),
 ) -> Refusal | None:
     """Why a response with metadata is not stored; ``None`` if it is.
 

@@ -11,7 +11,7 @@ import logging
 import re
 import time
 import typing as t
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, unquote_to_bytes
 
@@ -21,7 +21,6 @@ from werkzeug.http import parse_accept_header
 from .key import is_ambiguous
 from .metadata import (
     HEADER_NAME,
-    Defaults,
     check_expire,
     check_list,
     check_revalidate,
@@ -87,13 +86,12 @@ class Rule:
     query: Sequence[str] = ()
     vary: Mapping[str, Sequence[str | None]] | None = None
     fallback: t.Any = "blocking"
-    ignore: Sequence[str] = ()
+    ignore: Collection[str] = ()
     undeclared: t.Literal["ignore", "pass"] = "ignore"
     #: Query parameters in WSGI's spelling.
     parameters: tuple[str, ...] = field(init=False, default=(), repr=False)
     #: ``vary`` with names in lower case, sorted.
     variants: Variants = field(init=False, default=(), repr=False)
-    ignored: frozenset[str] = field(init=False, default=frozenset(), repr=False)
 
     def __post_init__(self) -> None:
         if self.revalidate is not None:
@@ -106,23 +104,20 @@ class Rule:
             )
         if self.undeclared not in ("ignore", "pass"):
             raise ValueError(f"undeclared takes 'ignore' or 'pass', not {self.undeclared!r}")
-        check_list("ignore", self.ignore, "Set-Cookie")
-        ignored = frozenset(str(name).lower() for name in self.ignore)
-        if unknown := ignored - {"set-cookie", "cache-control", "vary"}:
+        ignore = {str(name).lower() for name in check_list("ignore", self.ignore, "Set-Cookie")}
+        if unknown := ignore - {"set-cookie", "cache-control", "vary"}:
             raise ValueError(
                 f"ignore takes 'Set-Cookie', 'Cache-Control' and 'Vary', not {sorted(unknown)[0]!r}"
             )
+        query = check_list("query", self.query, "page")
         for name, value in {
             "tags": check_tags(self.tags),
-            "parameters": check_query(self.query),
+            "query": query,
+            "ignore": frozenset(ignore),
+            "parameters": check_query(query),
             "variants": _check_vary(self.vary or {}),
-            "ignored": ignored,
         }.items():
             object.__setattr__(self, name, value)
-
-    @property
-    def defaults(self) -> Defaults:
-        return self.revalidate, self.expire, tuple(self.tags)
 
     def vary_of(self, environ: WSGIEnvironment) -> tuple[tuple[str, str | None], ...]:
         """The declared request headers of a visitor, each reduced to one of its listed values."""
@@ -170,9 +165,8 @@ def _reduce(name: str, value: str | None, allowed: tuple[str | None, ...]) -> st
     return other if best is None else best
 
 
-def check_query(names: Sequence[str]) -> tuple[str, ...]:
-    check_list("query", names, "page")
-    names = tuple(names)
+def check_query(names: Iterable[str]) -> tuple[str, ...]:
+    names = check_list("query", names, "page")
     for name in names:
         if not isinstance(name, str) or not name:
             raise ValueError(f"query takes names of query parameters, not {name!r}")
@@ -335,7 +329,7 @@ def _words_of(rule: RuleLike) -> object:
     """What a rule says, with a ``repr`` that is the same in every process: no set, no callable."""
     if not isinstance(rule, Rule):
         return rule
-    names = map(sorted, (rule.tags, rule.parameters, rule.ignored))
+    names = map(sorted, (rule.tags, rule.parameters, rule.ignore))
     fallback = rule.fallback is False
     return rule.revalidate, rule.expire, *names, rule.variants, fallback, rule.undeclared
 

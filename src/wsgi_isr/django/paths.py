@@ -66,7 +66,7 @@ def declared(view: object) -> Declaration | None:
 def varies(rule: object) -> bool:
     """Whether a page may depend on the language that a visitor asks for."""
     return isinstance(rule, Rule) and (
-        "vary" in rule.ignored or "accept-language" in dict(rule.variants)
+        "vary" in rule.ignore or "accept-language" in dict(rule.variants)
     )
 
 
