@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
-from commands import SEPARATE, Command
+from commands import BASE, SEPARATE, Command
+from commands import module as module
 from conftest import Browser, Site, status_of
 from flask import Flask
 from steps import wait_until
@@ -24,15 +25,6 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from wsgi_isr.flask import ISR, isr_page
 
 Browse = Callable[..., Browser]
-
-BASE = "http://localhost"
-
-
-@pytest.fixture
-def module(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
-    module = types.ModuleType("a_module_of_a_test")
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    return module
 
 
 class TestFlask:

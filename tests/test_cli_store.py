@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 import types
 import typing as t
@@ -13,7 +12,9 @@ from pathlib import Path
 
 import pytest
 from cachelib import FileSystemCache
-from commands import Command
+from commands import BASE, Command
+from commands import command as command
+from commands import module as module
 from conftest import Browser, Clock, Make, Site, status_of
 from redis_server import Redis
 from steps import visit
@@ -23,22 +24,6 @@ from wsgi_isr.cli import INTERRUPTED, REFRESH
 from wsgi_isr.ondemand import called_by
 
 Browse = Callable[..., Browser]
-
-BASE = "http://localhost"
-
-
-@pytest.fixture
-def module(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
-    module = types.ModuleType("a_module_of_a_test")
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    return module
-
-
-@pytest.fixture
-def command(module: types.ModuleType, make: Make, files: str) -> Command:
-    """Commands on a middleware whose pages are on http://localhost."""
-    module.app = make(files, base_url=BASE)  # type: ignore[attr-defined]
-    return Command(module)
 
 
 class TestList:
@@ -286,13 +271,14 @@ class TestClear:
         assert (result.exit_code, result.stdout) == (0, "Removed: 3 pages\n")
         assert json.loads(command("list", "--json").stdout) == []
 
-    @pytest.mark.parametrize("path", ["/", "/a", "/a/b"])
     def test_running_workers_drop_what_they_have_in_memory(
-        self, site: Site, command: Command, visitor: Browser, path: str
+        self, site: Site, command: Command, visitor: Browser
     ) -> None:
         command("clear")
-        site.page(path, "new")
-        assert visitor.get(path).text == "new"
+        for path in ("/", "/a", "/a/b"):
+            site.page(path, "new", revalidate=30)
+            assert visitor.get(path).text == "new"
+            assert status_of(visitor.get(path)) == "isr; hit; ttl=30"
 
     def test_of_every_build(
         self, site: Site, command: Command, visitor: Browser, browse: Browse, files: str
@@ -309,13 +295,6 @@ class TestClear:
         assert len(list(other.isr.pages())) == 1
         assert status_of(other.get("/")).startswith("isr; hit")
 
-    def test_pages_of_a_build_in_use_go_on(
-        self, command: Command, visitor: Browser, site: Site
-    ) -> None:
-        command("clear")
-        visitor.get("/")
-        assert status_of(visitor.get("/")) == "isr; hit; ttl=60"
-
 
 class TestPrune:
     @pytest.fixture
@@ -331,11 +310,6 @@ class TestPrune:
         result = command("prune", "--max-pages", "4")
         assert (result.exit_code, result.stdout) == (0, "Removed: 6 pages\n")
         assert len(list(visitor.isr.pages())) == 4
-
-    def test_or_of_bytes(self, command: Command, visitor: Browser) -> None:
-        visitor.isr.close()
-        command("prune", "--max-bytes", "1000")
-        assert 0 < len(list(visitor.isr.pages())) < 10
 
     def test_by_default_to_the_bounds_of_the_url(
         self, command: Command, visitor: Browser, make: Make, files: str

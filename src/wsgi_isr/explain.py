@@ -14,7 +14,6 @@ from .listing import Inspection, call_row, info_of, millis, moment, span
 from .metadata import REDIRECTS
 from .outcome import refusal_name
 from .page import Invalidated, Page, Render, state_of
-from .process import Process
 from .refusals import remedy_of
 from .rules import Rule, check_pattern, compile_pattern, has_undeclared, is_pattern, to_wsgi
 from .store.memory import Entry
@@ -95,14 +94,7 @@ class Named(t.NamedTuple):
 
 
 class Lookup(Inspection):
-    """What operators ask of paths.
-
-    :param origin: of the request in which they are named; ``None`` outside of one.
-    """
-
-    def __init__(self, process: Process, origin: Origin | None = None) -> None:
-        super().__init__(process)
-        self._origin = origin
+    """What operators ask of paths."""
 
     def _stored(self, path: str) -> list[Listed]:
         """What is stored of a full path, of whatever build, by URL."""

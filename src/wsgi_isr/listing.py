@@ -10,6 +10,7 @@ import typing as t
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from urllib.parse import unquote_to_bytes, urlsplit
 
+from .key import Origin
 from .metadata import GONE
 from .metrics import BUCKETS, SERVED, hit_ratio, periods_of, totals_of
 from .page import Render, state_of, window_of
@@ -63,10 +64,14 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 class Inspection:
-    """What operators ask; all of it shows what all processes have done."""
+    """What operators ask; all of it shows what all processes have done.
 
-    def __init__(self, process: Process) -> None:
-        self._process = process
+    :param origin: of the request in which paths are named; ``None`` outside of one.
+    :param render: false while the library is switched off: nothing is rendered.
+    """
+
+    def __init__(self, process: Process, origin: Origin | None, render: bool) -> None:
+        self._process, self._origin, self._may_render = process, origin, render
         self._config = process.config
         self._pages = process.pages
         self._clock = process.clock

@@ -15,11 +15,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from . import signals
 from .explain import Lookup, Named, label_of, parse
-from .key import Origin, PageKey, canonical_query
+from .key import PageKey, canonical_query
 from .metadata import GONE, check_list, check_tags
 from .outcome import Kind
 from .page import Invalidated, page_label
-from .process import Process
 from .refusals import remedy_of
 from .render import RenderError, current_origin, rendering
 from .rules import Rule
@@ -86,14 +85,7 @@ class RevalidationError(Exception):
 
 
 class OnDemand(Lookup):
-    """The operations of one process.
-
-    :param render: false while the library is switched off: nothing is rendered.
-    """
-
-    def __init__(self, process: Process, origin: Origin | None, render: bool) -> None:
-        super().__init__(process, origin)
-        self._may_render = render
+    """The operations of one process."""
 
     # Paths.
 
@@ -341,27 +333,25 @@ def _in_parallel(jobs: Iterable[Callable[[], R]], workers: int) -> Iterator[R]:
     which a render in the middle of a request would overwrite. A window over the jobs: a million
     of them are not a million futures.
     """
-    context = contextvars.copy_context()
-    waiting = iter(jobs)
-    first = list(itertools.islice(waiting, 2 * workers))
+    waiting, context = iter(jobs), contextvars.copy_context()
+    first = list(itertools.islice(waiting, 2))
     if len(first) == 1 and current_origin.get() is None:
         yield first[0]()
         return
     executor = concurrent.futures.ThreadPoolExecutor(workers, "wsgi-isr-on-demand")
+    running: set[concurrent.futures.Future[R]] = set()
     try:
-        running = {executor.submit(context.copy().run, job) for job in first}
-    except RuntimeError:
-        # No threads in a sub-interpreter, at shutdown, or beyond the system's limit.
-        yield from (job() for job in itertools.chain(first, waiting))
-        return
-    try:
-        while running:
-            done, running = concurrent.futures.wait(
-                running, return_when=concurrent.futures.FIRST_COMPLETED
-            )
-            for future in done:
-                for job in itertools.islice(waiting, 1):
-                    running.add(executor.submit(context.copy().run, job))
-                yield future.result()
+        for job in itertools.chain(first, waiting):
+            try:
+                running.add(executor.submit(context.copy().run, job))
+            except RuntimeError:
+                # No threads in a sub-interpreter, at shutdown, or beyond the system's limit.
+                yield job()
+            if len(running) >= 2 * workers:
+                done, running = concurrent.futures.wait(
+                    running, return_when=concurrent.futures.FIRST_COMPLETED
+                )
+                yield from (future.result() for future in done)
+        yield from (future.result() for future in concurrent.futures.as_completed(running))
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
