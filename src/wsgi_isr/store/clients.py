@@ -1,4 +1,5 @@
-"""Clients of servers: made from URLs with short timeouts, or judged when they are handed over.
+"""Servers as one process uses them: clients from URLs, or from caches that are handed over, what a
+Redis server is asked for, and what it announces.
 
 A client's own defaults are for programs that can wait: redis-py tries again for three seconds,
 pymemcache waits for ever.
@@ -7,10 +8,17 @@ pymemcache waits for ever.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
+import importlib.resources
 import inspect
+import itertools
 import logging
+import math
 import re
+import secrets
+import threading
+import time
 import typing as t
 import weakref
 from collections.abc import Callable
@@ -18,20 +26,33 @@ from urllib.parse import parse_qsl, urlsplit
 
 from cachelib import BaseCache, MemcachedCache, RedisCache, ValkeyCache
 
+from .leases import Lease, Leases
+from .protocol import ReadOnly, StoreError
+
 logger = logging.getLogger("wsgi_isr")
 
 #: Seconds for an answer, and for a connection.
 TIMEOUT = 0.25
 #: Seconds from which on a client of somebody else's making is called slow.
 PATIENT = 2.0
-#: Connections that a server may have closed since they were used.
+#: Seconds that a thread waits for a connection where all are busy.
+PATIENCE = 2.0
+#: Connections that a memcached server may have closed since they were used.
 MAX_CLOSED = 20
+#: Seconds for which the outcome of a render is there for those who wait.
+OUTCOME = 10.0
+#: Seconds between two attempts to subscribe.
+RESUBSCRIBE = 0.5
 
 _URL = re.compile(r"(redis|valkey)(s?)(\+cluster|\+sentinel)?://(?:([^/?#]*)@)?([^@/?#]*)(.*)")
 #: What a server answers that is there, but takes no writes; the clients' own classes leave the
 #: first word out of the message.
-_REFUSALS = ("OOM", "READONLY", "MISCONF", "NOREPLICAS")
-_REFUSED = ("OutOfMemoryError", "ReadOnlyError")
+_REFUSALS = ("OOM", "READONLY", "MISCONF", "NOREPLICAS", "OutOfMemoryError", "ReadOnlyError")
+_SCRIPT = importlib.resources.files(__package__).joinpath("redis.lua").read_bytes()
+
+
+def milliseconds(seconds: float) -> int:
+    return max(1, int(1000 * seconds))
 
 
 def import_extra(module: str, extra: str) -> t.Any:
@@ -47,6 +68,9 @@ def import_extra(module: str, extra: str) -> t.Any:
         ) from error
 
 
+# Redis and Valkey.
+
+
 def redis_client(url: str) -> Callable[[], t.Any]:
     """How to make a client of the server, the cluster or the sentinels that a URL names.
 
@@ -58,12 +82,9 @@ def redis_client(url: str) -> Callable[[], t.Any]:
         raise ValueError("a Redis URL is redis://host:port/db, redis+cluster://host:port,host:port")
     package, tls, kind, login, hosts, rest = found.groups(default="")
     module = import_extra(package, package)
-    connection = import_extra(f"{package}.connection", package)
-    cluster = import_extra(f"{package}.cluster", package)
-    retry = import_extra(f"{package}.retry", package).Retry
-    backoff = import_extra(f"{package}.backoff", package).NoBackoff
+    plain, retry = getattr(module, package.capitalize()), module.retry.Retry
     waits = {"socket_timeout": TIMEOUT, "socket_connect_timeout": TIMEOUT, "socket_keepalive": True}
-    waits["retry"] = retry(backoff(), 0)
+    waits["retry"] = retry(module.backoff.NoBackoff(), 0)
     service, _, database = rest.partition("?")[0].strip("/").partition("/")
     if kind == "+sentinel":
         rest = f"/{database or 0}?{rest.partition('?')[2]}"
@@ -73,9 +94,8 @@ def redis_client(url: str) -> Callable[[], t.Any]:
         nodes = [(part.hostname or "localhost", part.port or port) for part in parts]
         first = f"{package}{tls}://{login and f'{login}@'}{hosts.split(',')[0]}{rest}"
         # What the URL says itself goes before our own.
-        options = {**waits, **connection.parse_url(first)}
+        options = {**waits, **module.connection.parse_url(first)}
         _refuse_text(options)
-        plain = getattr(module, package.capitalize())
         # Not connected: it only shows what is wrong with the URL's options.
         plain.from_url(first, **waits).connection_pool.make_connection()
         if kind == "+sentinel" and not service:
@@ -98,7 +118,8 @@ def redis_client(url: str) -> Callable[[], t.Any]:
         )
     options.pop("db", None)
     # One retry, after the cluster was asked who is who.
-    options["retry"] = retry(backoff(), 1)
+    options["retry"] = retry(module.backoff.NoBackoff(), 1)
+    cluster = module.cluster
     return lambda: getattr(cluster, f"{plain.__name__}Cluster")(
         startup_nodes=[cluster.ClusterNode(*node) for node in nodes], **options
     )
@@ -121,6 +142,12 @@ def client_of(cache: BaseCache) -> t.Any:
     raise ValueError(f"{type(cache).__name__} has no client of redis-py or valkey-py")
 
 
+def prefix_of(cache: RedisCache | ValkeyCache) -> str:
+    """What the keys of a cache begin with."""
+    prefix: t.Any = cache.key_prefix
+    return str(prefix() if callable(prefix) else prefix or "")
+
+
 def _options_of(client: t.Any) -> t.Any:
     pool = getattr(client, "connection_pool", None)
     return client.get_connection_kwargs() if pool is None else pool.connection_kwargs
@@ -141,39 +168,164 @@ def _warn_if_slow(cache: BaseCache, waits: list[t.Any], retries: int) -> None:
         )
 
 
-def prefix_of(cache: RedisCache | ValkeyCache) -> str:
-    """What the keys of a cache begin with."""
-    prefix: t.Any = cache.key_prefix
-    return str(prefix() if callable(prefix) else prefix or "")
-
-
-def connections_of(client: t.Any) -> int:
-    """How many connections a client makes at the most."""
-    pool = getattr(client, "connection_pool", None)
-    most = _options_of(client).get("max_connections") if pool is None else pool.max_connections
-    return int(most or 2**31)
-
-
-def database_of(client: t.Any) -> int:
-    return int(_options_of(client).get("db") or 0)
-
-
-def close_client(client: t.Any) -> None:
-    """Close all connections of a client that nobody else uses; it never raises."""
-    pool = getattr(client, "connection_pool", None)
-    manager = getattr(pool, "sentinel_manager", None)
-    for each in (client, pool, *getattr(manager, "sentinels", ())):
-        for name in ("close", "disconnect"):
-            with contextlib.suppress(Exception):
-                getattr(each, name)()
-
-
-def is_refusal(error: Exception) -> bool:
+def _is_refusal(error: Exception) -> bool:
     """Whether a server that answers has said that it takes no writes."""
-    names = [kind.__name__ for kind in type(error).__mro__]
-    return names[0] in _REFUSED or (
-        "ResponseError" in names and any(word in str(error) for word in _REFUSALS)
-    )
+    kinds = [kind.__name__ for kind in type(error).__mro__]
+    return "ResponseError" in kinds and any(word in f"{kinds[0]} {error}" for word in _REFUSALS)
+
+
+class Server:
+    """A Redis or Valkey server. It connects when it is first needed.
+
+    :param root: what all keys of the site begin with.
+    :param lent: whether the client is somebody else's, who closes it.
+    :ivar signal: as `Store.signal`.
+    """
+
+    def __init__(self, make_client: Callable[[], t.Any], root: str, lent: bool) -> None:
+        self._make_client, self._root, self._lent = make_client, root, lent
+        self.leases = Leases(self._extend, self._end)
+        self._client: t.Any = None
+        self._script: t.Any = None
+        self._connections = threading.BoundedSemaphore()
+        self._lock = threading.Lock()
+        # Not from 0: another object's numbers may have been remembered before a fork.
+        self._next = itertools.count(secrets.randbits(62)).__next__
+        self.signal = [self._next(), self._next()]
+        #: The lineage, the last invalidation and the count of stored pages that `signal` shows.
+        self._shown = ("", -1, -1)
+        self._channel = ""
+        self._is_alone = True
+        self._subscription: t.Any = None
+        self._unsubscribe: t.Any = None
+        self._subscribe_at = 0.0
+
+    def connect(self) -> t.Any:
+        with self._lock:
+            if self._client is None:
+                client = self._make_client()
+                pool, options = getattr(client, "connection_pool", None), _options_of(client)
+                limit = pool.max_connections if pool else options.get("max_connections")
+                most = int(limit or 2**31)
+                # A subscription keeps one; where there is one only, others need it.
+                self._connections = threading.BoundedSemaphore(max(1, most - 1))
+                self._is_alone = most == 1
+                # Channels know no databases.
+                self._channel = f"{self._root}news:{int(options.get('db') or 0)}"
+                self._script = client.register_script(_SCRIPT)
+                self._client = client
+            return self._client
+
+    def step(self, step: str, *args: object, seen: tuple[t.Any, ...] = ("", "", 0, 0)) -> t.Any:
+        """Run a step of the script.
+
+        :param seen: what this process has seen of the order, for steps that depend on it.
+        :raises ReadOnly: where the server answers, but takes no writes.
+        """
+        self.connect()
+        if not self._connections.acquire(timeout=PATIENCE):
+            raise StoreError("all connections to the server are busy: raise max_connections")
+        try:
+            own = (step, secrets.token_hex(8), self._channel)
+            return self._script([f"{self._root}clock"], (*own, *seen, *args))
+        except Exception as error:
+            if _is_refusal(error):
+                raise ReadOnly(str(error)) from error
+            raise
+        finally:
+            self._connections.release()
+
+    def _extend(self, lease: Lease, seconds: float) -> bool:
+        return bool(self.step("extend", lease.name, lease.token, milliseconds(seconds)))
+
+    def _end(self, lease: Lease) -> None:
+        left = () if lease.outcome is None else (lease.outcome,)
+        self.step("release", lease.name, lease.token, milliseconds(OUTCOME), *left)
+
+    def memory(self) -> dict[str, str]:
+        """What the server says of its memory; nothing where this user may not ask."""
+        lines = self.step("info", "memory").decode().splitlines()
+        return dict(line.split(":", 1) for line in lines if ":" in line)
+
+    def show(self, lineage: str, changed: int, stores: int) -> None:
+        """Show what is new in `signal`.
+
+        :param changed: the number of the last invalidation.
+        :param stores: how many pages were stored or deleted.
+        """
+        with self._lock:
+            known, last_changed, last_stores = self._shown
+            if lineage != known:
+                last_changed = last_stores = -1
+            if changed > last_changed:
+                self.signal[0] = self._next()
+            if stores > last_stores:
+                self.signal[1] = self._next()
+            self._shown = (lineage, max(changed, last_changed), max(stores, last_stores))
+
+    def hear(self, seconds: float) -> None:
+        """Wait for an announcement of the script; without a subscription, wait."""
+        try:
+            if self._subscription is None and time.monotonic() >= self._subscribe_at:
+                self._subscribe_at = time.monotonic() + RESUBSCRIBE
+                self._subscribe()
+            if self._subscription is None:
+                time.sleep(seconds)
+            elif message := self._subscription.get_message(timeout=seconds):
+                # It is subscribed, perhaps anew: as after a new lineage, anything may have changed.
+                anything = b"%d 0 0" % self._next()
+                news = message["data"] if message["type"] == "message" else anything
+                lineage, changed, stores = news.decode().split(" ")
+                self.show(lineage, int(changed), int(stores))
+        except Exception:
+            # Other calls notice that the server is away.
+            self.stop_hearing()
+
+    def _subscribe(self) -> None:
+        client = self.connect()
+        _advise(self.memory())
+        if self._is_alone:
+            self._subscribe_at = math.inf
+            return
+        self._subscription = client.pubsub()
+        # Its own __del__ may come after that of its socket, which warns.
+        self._unsubscribe = weakref.finalize(self, self._subscription.close)
+        self._unsubscribe.atexit = False
+        self._subscription.subscribe(self._channel)
+
+    def stop_hearing(self) -> None:
+        self._subscription = None
+        with contextlib.suppress(Exception):
+            if self._unsubscribe is not None:
+                self._unsubscribe()
+
+    def close(self) -> None:
+        self.leases.close()
+        with self._lock:
+            client, self._client = self._client, None
+        if client is not None and not self._lent:
+            pool = getattr(client, "connection_pool", None)
+            manager = getattr(pool, "sentinel_manager", None)
+            for each in (client, pool, *getattr(manager, "sentinels", ())):
+                for name in ("close", "disconnect"):
+                    with contextlib.suppress(Exception):
+                        getattr(each, name)()
+
+
+def _advise(found: dict[str, str]) -> None:
+    """Say what a server's own configuration keeps the store from promising."""
+    policy = found.get("maxmemory_policy", "volatile-lru")
+    if found.get("maxmemory") == "0":
+        _warn_once("the server has no maxmemory: nothing bounds its pages")
+    elif policy == "noeviction":
+        _warn_once("the server evicts nothing: when it is full, it takes no pages or invalidations")
+    elif policy not in ("volatile-lru", "volatile-lfu"):
+        _warn_once(f"the server may evict the order of pages (maxmemory-policy {policy})")
+
+
+@functools.cache
+def _warn_once(what: str) -> None:
+    logger.warning("%s; set maxmemory, and maxmemory-policy volatile-lru", what)
 
 
 # memcached.
@@ -239,13 +391,8 @@ def _reliable(kind: t.Any, options: dict[str, t.Any], prefix: t.Any = None) -> M
     client = kind(**{**options, "default_noreply": False})
     retrying = importlib.import_module("pymemcache.client.retrying").RetryingClient
     closed = importlib.import_module("pymemcache.exceptions").MemcacheUnexpectedCloseError
-    cache = MemcachedCache(
-        retrying(
-            client,
-            attempts=MAX_CLOSED,
-            retry_for=[closed, BrokenPipeError, ConnectionResetError],
-        ),
-        key_prefix=prefix,
-    )
+    broken = [closed, BrokenPipeError, ConnectionResetError]
+    client_for_all = retrying(client, attempts=MAX_CLOSED, retry_for=broken)
+    cache = MemcachedCache(client_for_all, key_prefix=prefix)
     weakref.finalize(cache, client.close).atexit = False
     return cache

@@ -1,245 +1,111 @@
 -- Whatever has to be one step on a Redis or Valkey server. The first argument names the step.
 --
--- All keys of a site begin with one hash tag, so that in a cluster they are on one node. Those of
--- the order have no time to live, so that `volatile-*` policies spare them:
+-- All keys of a site are on one node of a cluster. These have no time to live, so that `volatile-*`
+-- policies spare them:
 --
---   clock     hash: lineage, the last number, that of the last invalidation, ..., and `counts`
---   order     sorted set: labels by the number of their last invalidation
---   hard      sorted set: labels by the number of the last one that expired pages
---   patterns  sorted set: labels of `order` that are patterns; processes match them
---   pages     sorted set: each page as "nNAME\0PATH" and as "pPATH\0NAME"
---   page:*    hash: a page, with the numbers of invalidations that were applied to it
+--   clock     hash: lineage, the last number, that of the last invalidation, ...
+--   order     sorted set: labels by the number of their last invalidation, as "sLABEL" for one
+--             that made pages stale, as "hLABEL" for one that expired them
+--   patterns  the same of patterns, which processes match
+--   pages     sorted set, the index: each page as "nNAME" and as "pPATH\0NAME"
 --
--- Where the server evicted one of them, `counts` differs, and a new lineage begins.
+-- Where the server evicted one of the first three, a new lineage begins. Where it evicted the
+-- index, pages are missing: their keys have its name in them.
 --
 -- A server that was restarted may have lost its last writes, and so may a replica that takes over;
 -- both have another `run_id`. Numbers then go on far above those that may have been given before,
 -- and the first process that has seen a later number than the server begins a new lineage.
 
 local clock, root = KEYS[1], string.sub(KEYS[1], 1, -6)
-local token, lineage, seen, run = ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
-local channel, me = ARGV[6], ARGV[7]
-local order, hard, patterns = root .. 'order', root .. 'hard', root .. 'patterns'
-local pages = root .. 'pages'
-local FIELDS = {'labels', 'sequence', 'lineage', 'build', 'path', 'gone', 'stale', 'expired'}
-local NUMBERS = {'sequence', 'changed', 'patterned', 'floor', 'fold', 'stores', 'resumed'}
-local LAYOUT = '2'
-local state
-local steps = {}
+local token, channel = ARGV[2], ARGV[3]
+-- What the process has seen of the order, and the number up to which it has the patterns.
+local lineage, run, seen, matched = ARGV[4], ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7])
+local order, patterns, pages = root .. 'order', root .. 'patterns', root .. 'pages'
+-- A member of `order` and `patterns`, which are never empty.
+local LAYOUT = '!3'
+local steps, state, index = {}
 
 local function text(number) return string.format('%.0f', number) end
 
-local function announce(message) redis.pcall('PUBLISH', channel, message) end
-
-local function milliseconds()
+-- Milliseconds since 1970.
+function steps.time()
     local time = redis.call('TIME')
     return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
--- Whatever is not of its type under our name makes way.
-local function ours(name, kind)
-    local key = root .. name
-    local there = redis.call('TYPE', key).ok
-    if there ~= kind and there ~= 'none' then redis.call('DEL', key) end
-    return key
+-- Run a command; what is of another type under our name makes way.
+local function call(command, key, ...)
+    local done = redis.pcall(command, key, ...)
+    if type(done) ~= 'table' or not done.err then return done end
+    if string.find(done.err, 'WRONGTYPE') then redis.call('UNLINK', key) end
+    return redis.call(command, key, ...)
+end
+
+function steps.call(command, name, ...) return call(command, root .. name, ...) end
+
+-- What the server says of itself; nothing where this user may not ask.
+function steps.info(section)
+    local info = redis.pcall('INFO', section)
+    return type(info) == 'string' and info or ''
 end
 
 -- The state of the order.
 
-local function count(key)
-    local found = redis.pcall('ZCARD', key)
-    return type(found) == 'number' and found or 'x'
-end
-
-local function counts()
-    return table.concat({count(order), count(hard), count(patterns), count(pages)}, ':')
-end
-
-local function seal() redis.call('HSET', clock, 'counts', counts()) end
-
 local function read()
-    local got = redis.pcall('HGETALL', clock)
     state = {lineage = '', run = '', before = '', cursor = ''}
+    local got = call('HGETALL', clock)
     for place = 1, #got, 2 do state[got[place]] = got[place + 1] end
-    state.sound = state.layout == LAYOUT and string.match(state.lineage, '^%x+$')
-    for _, name in ipairs(NUMBERS) do
-        state[name] = tonumber(state[name])
-        state.sound = state[name] and state.sound
-        state[name] = state[name] or 0
+    local sound = string.match(state.lineage, '^%x+$') and call('ZSCORE', order, LAYOUT)
+        and call('ZSCORE', patterns, LAYOUT)
+    for _, name in ipairs({'sequence', 'changed', 'floor', 'stores', 'resumed'}) do
+        local number = tonumber(state[name] or 0)
+        state[name], sound = number or 0, number and sound
     end
-    if not state.sound then state.lineage = '' end
+    if not sound then state.lineage = '' end
+    if not string.match(state.cursor, '^%d+ [%[(]') then state.cursor = '' end
+end
+
+local function announce()
+    local message = state.lineage .. ' ' .. text(state.changed) .. ' ' .. text(state.stores)
+    redis.pcall('PUBLISH', channel, message)
 end
 
 -- A full server or a replica refuses; pages then count as stale.
 local function begin(now)
-    redis.pcall('UNLINK', clock, order, hard, patterns)
-    if count(pages) == 'x' then redis.pcall('UNLINK', pages) end
-    for _, name in ipairs(NUMBERS) do redis.pcall('HSET', clock, name, 0) end
-    redis.pcall('HSET', clock, 'lineage', token, 'run', now, 'layout', LAYOUT, 'counts', counts())
-    announce('i')
+    redis.pcall('UNLINK', clock, order, patterns)
+    for _, key in ipairs({order, patterns}) do redis.pcall('ZADD', key, 0, LAYOUT) end
+    redis.pcall('HSET', clock, 'lineage', token, 'run', now)
     read()
-    if state.counts ~= counts() then state.lineage = '' end
+    announce()
 end
 
 -- `ask`: for the server's run, which takes longer than all else here.
 local function open(ask)
     read()
-    local now = state.run
-    if ask then
-        -- A user who may not ask has an error here, and does without.
-        local info = redis.pcall('INFO', 'server')
-        now = type(info) == 'string' and string.match(info, 'run_id:(%x+)') or ''
-    end
-    if not state.sound or state.counts ~= counts() then return begin(now) end
+    local now = ask and (string.match(steps.info('server'), 'run_id:(%x+)') or '') or state.run
+    if state.lineage == '' then return begin(now) end
     if state.run ~= now then
         local noted = redis.pcall('HSET', clock, 'run', now, 'before', state.run,
-            'resumed', text(state.sequence))
+            'resumed', state.sequence)
         if type(noted) == 'number' then
             redis.call('HINCRBY', clock, 'sequence', 4294967296)
             read()
         end
     end
-    if state.lineage == lineage then
-        local missed = run ~= state.run and (run ~= state.before or seen > state.resumed)
-        if missed or seen > state.sequence then begin(now) end
-    end
+    local missed = run ~= state.run and (run ~= state.before or seen > state.resumed)
+    if state.lineage == lineage and (missed or seen > state.sequence) then begin(now) end
 end
 
+-- Labels and the numbers of their last invalidations after a number, at most so many.
+local function since(key, number, most)
+    return call('ZRANGEBYSCORE', key, '(' .. text(number), '+inf', 'WITHSCORES', 'LIMIT', 0, most)
+end
+
+-- A result with the order as it is now, and the patterns that the process does not have.
 local function answer(result)
-    return {result or false, state.lineage, state.run, text(state.sequence), text(state.changed),
-        text(state.patterned), text(state.stores), state.fold}
+    return {result or false, state.lineage, state.run, state.sequence, state.changed, state.stores,
+        state.cursor, since(patterns, state.lineage == lineage and matched or 0, -1)}
 end
-
--- The numbers of the last invalidation of a page's labels, and of the last hard one.
-local function last_of(page)
-    if page[3] == state.lineage and (tonumber(page[2]) or 0) >= state.changed then return {0, 0} end
-    local last, found = {0, 0}, {}
-    if page[3] == state.lineage then last = {tonumber(page[7]) or 0, tonumber(page[8]) or 0} end
-    for label in string.gmatch(page[1], '[^\n]+') do found[#found + 1] = label end
-    for first = 1, #found, 500 do
-        for place, key in ipairs({order, hard}) do
-            local some = {unpack(found, first, math.min(first + 499, #found))}
-            for _, number in ipairs(redis.call('ZMSCORE', key, unpack(some))) do
-                last[place] = math.max(last[place], number or 0)
-            end
-        end
-    end
-    return {text(last[1]), text(last[2])}
-end
-
--- Pages.
-
-local function page_at(name, ...)
-    local got = redis.pcall('HMGET', root .. 'page:' .. name, ...)
-    return got.err and {} or got
-end
-
-local function members_of(name, path)
-    return 'n' .. name .. '\0' .. path, 'p' .. path .. '\0' .. name
-end
-
--- Rows of some pages of the index, and where to go on; those that were evicted leave it.
-local function walk(from, to, limit, fields, row)
-    local members = redis.call('ZRANGEBYLEX', pages, from, to, 'LIMIT', 0, limit)
-    local rows, gone = {}, {}
-    for _, member in ipairs(members) do
-        local name, path = string.match(member, '^n([^%z]*)%z(.*)$')
-        if not name then path, name = string.match(member, '^p(.*)%z([^%z]*)$') end
-        name, path = name or '', path or ''
-        local page = page_at(name, unpack(fields))
-        local sound = true
-        for place = 1, #fields do sound = sound and page[place] end
-        if sound then rows[#rows + 1] = row and row(name, page) else
-            gone[#gone + 1], gone[#gone + 2], gone[#gone + 3] = member, members_of(name, path)
-        end
-    end
-    if #gone > 0 and type(redis.pcall('ZREM', pages, unpack(gone))) == 'number' then seal() end
-    return {#members == tonumber(limit) and '(' .. members[#members] or '', rows}
-end
-
-local function drop(name)
-    local path = page_at(name, 'path')[1]
-    if path then redis.call('ZREM', pages, members_of(name, path)) end
-    return redis.call('UNLINK', root .. 'page:' .. name)
-end
-
-local function note_stored(name)
-    state.stores = redis.call('HINCRBY', clock, 'stores', 1)
-    seal()
-    announce('s' .. text(state.stores) .. ' ' .. me .. ' ' .. name)
-end
-
-function steps.get(name)
-    open(false)
-    local page = page_at(name, 'head', 'body', unpack(FIELDS))
-    for place = 1, 10 do if not page[place] then return answer() end end
-    local fields = {unpack(page, 3)}
-    return answer({fields, last_of(fields), page[1], page[2]})
-end
-
-function steps.put(name, its_labels, sequence, its_lineage, build, path, gone, head, body, seconds)
-    open(false)
-    local key = root .. 'page:' .. name
-    local there = redis.pcall('HMGET', key, 'lineage', 'sequence')
-    if there.err then
-        redis.call('UNLINK', key)
-        there = {}
-    end
-    local mine, theirs = its_lineage == state.lineage, there[1] == state.lineage
-    if theirs and not mine or there[1] == its_lineage
-        and (tonumber(there[2]) or 0) > tonumber(sequence) then return answer() end
-    local stale = mine and tonumber(sequence) < state.floor and text(state.floor) or 0
-    local by_name, by_path = members_of(name, path)
-    redis.call('ZADD', pages, 0, by_name, 0, by_path)
-    redis.call('HSET', key, 'labels', its_labels, 'sequence', sequence, 'lineage', its_lineage,
-        'build', build, 'path', path, 'gone', gone, 'stale', stale, 'expired', 0,
-        'used', milliseconds(), 'head', head, 'body', body)
-    redis.call('EXPIRE', key, seconds)
-    -- The index is not evicted: each stored page has a few others checked.
-    local from = redis.call('HGET', clock, 'swept') or ''
-    redis.call('HSET', clock, 'swept', walk(from == '' and '-' or from, '+', 3, {'path'})[1])
-    note_stored(name)
-    return answer(last_of({its_labels, sequence, its_lineage, build, path, gone, stale, 0}))
-end
-
-function steps.delete(...)
-    open(false)
-    local removed = 0
-    for _, name in ipairs({...}) do removed = removed + drop(name) end
-    note_stored(select('#', ...) == 1 and ... or '*')
-    return answer(removed)
-end
-
--- Remove every page, whether it is in the index or not, a few keys at a time.
-function steps.clear(cursor)
-    open(false)
-    local found = redis.call('SCAN', cursor, 'MATCH', root .. 'page:*', 'COUNT', 50)
-    local removed = 0
-    for _, key in ipairs(found[2]) do removed = removed + drop(string.sub(key, #root + 6)) end
-    if found[1] == '0' and type(redis.call('UNLINK', pages)) == 'number' then seal() end
-    note_stored('*')
-    return answer({found[1], removed})
-end
-
--- With the time of last use, and the bytes. The server's own idea of use counts listing.
-function steps.list(from, to, limit)
-    open(false)
-    return answer(walk(from, to, limit, {'head', 'used', unpack(FIELDS)}, function(name, page)
-        local fields = {unpack(page, 3)}
-        local size = #page[1] + redis.call('HSTRLEN', root .. 'page:' .. name, 'body')
-        return {name, fields, last_of(fields), page[1], tonumber(page[2]) or 0, size}
-    end))
-end
-
-function steps.used(...)
-    local now = milliseconds()
-    for _, name in ipairs({...}) do
-        local key = root .. 'page:' .. name
-        if redis.pcall('HEXISTS', key, 'used') == 1 then redis.call('HSET', key, 'used', now) end
-    end
-end
-
--- The order.
 
 function steps.number()
     open(true)
@@ -247,231 +113,285 @@ function steps.number()
     return answer()
 end
 
+function steps.changes(its_lineage, number, most)
+    open(true)
+    number = tonumber(number)
+    if its_lineage ~= state.lineage or number < state.floor then return answer() end
+    return answer({since(order, number, most), since(patterns, number, most)})
+end
+
 function steps.invalidate(expire, max_labels, max_patterns, ...)
     open(true)
     local number = redis.call('HINCRBY', clock, 'sequence', 1)
-    state.sequence, state.changed, number = number, number, text(number)
     redis.call('HSET', clock, 'changed', number)
+    state.sequence, state.changed = number, number
     for _, label in ipairs({...}) do
-        redis.call('ZADD', order, number, label)
-        if expire == '1' then redis.call('ZADD', hard, number, label) end
-        if string.sub(label, 1, 8) == 'pattern:' then
-            redis.call('ZADD', patterns, number, label)
-            redis.call('HSET', clock, 'patterned', number)
-        end
+        local key = string.sub(label, 1, 8) == 'pattern:' and patterns or order
+        redis.call('ZADD', key, number, (expire == '1' and 'h' or 's') .. label)
     end
     -- Where there are too many, the older half is applied to the pages that have them, in small
     -- steps, and forgotten. A page that is put later with a number from before counts as stale.
     for key, most in pairs({[order] = tonumber(max_labels), [patterns] = tonumber(max_patterns)}) do
-        local rank = redis.call('ZCARD', key) - math.floor(most / 2)
-        if state.fold == 0 and rank > most / 2 then
-            state.fold = tonumber(redis.call('ZRANGE', key, rank, rank, 'WITHSCORES')[2])
-            state.floor = math.max(state.floor, state.fold)
-            redis.call('HSET', clock, 'fold', text(state.fold), 'floor', text(state.floor),
-                'cursor', '[n')
+        local count = redis.call('ZCARD', key)
+        if state.cursor == '' and count > most then
+            local rank = count - math.floor(most / 2)
+            state.floor = redis.call('ZRANGE', key, rank, rank, 'WITHSCORES')[2]
+            state.cursor = state.floor .. ' [n'
+            redis.call('HSET', clock, 'floor', state.floor, 'cursor', state.cursor)
         end
     end
-    seal()
-    announce('i' .. number)
+    announce()
     return answer()
 end
 
--- Some pages that old labels were not applied to yet, or none where labels were forgotten.
-function steps.fold(limit)
-    open(false)
-    if state.fold == 0 then return answer() end
-    if state.cursor ~= '' then
-        local listed = steps.list(state.cursor, '(o', limit)
-        listed[1] = {state.cursor, unpack(listed[1])}
-        return listed
-    end
-    local old = redis.call('ZRANGEBYSCORE', order, '-inf', text(state.fold), 'LIMIT', 0, 4 * limit)
-    for _, key in ipairs(#old > 0 and {order, hard, patterns} or {}) do
-        redis.call('ZREM', key, unpack(old))
-    end
-    if #old < 4 * limit then
-        state.fold = 0
-        redis.call('HSET', clock, 'fold', 0)
-    end
-    seal()
-    return answer()
+-- Pages.
+
+-- What was stored with a page, a line each: number, lineage, path, build, whether gone, labels.
+local function meta_of(lines)
+    local meta = {}
+    for line in string.gmatch(lines or '', '([^\n]*)\n') do meta[#meta + 1] = line end
+    meta.sequence, meta.lineage, meta.path = tonumber(meta[1]), meta[2], meta[3]
+    return meta.sequence and #meta > 4 and #meta < 3000 and meta
 end
 
--- What was made of those pages, unless another process was here first.
-function steps.folded(from, to, ...)
+-- The numbers of the last invalidation of a page's labels, and of the last hard one.
+local function last_of(meta, stale, expired)
+    local any, hard, keys = 0, 0, {LAYOUT, LAYOUT}
+    if meta.lineage == state.lineage then
+        if meta.sequence >= state.changed then return {0, 0} end
+        any, hard = tonumber(stale) or 0, tonumber(expired) or 0
+    end
+    for place = 6, #meta do
+        keys[#keys + 1], keys[#keys + 2] = 's' .. meta[place], 'h' .. meta[place]
+    end
+    for place, number in ipairs(call('ZMSCORE', order, unpack(keys))) do
+        any = math.max(any, number or 0)
+        if place % 2 == 0 then hard = math.max(hard, number or 0) end
+    end
+    return {any, hard}
+end
+
+local function key_of(name)
+    index = index or string.match(call('ZRANGE', pages, 0, 0)[1] or '', '^!(%x+)$')
+    if not index then
+        index = token
+        redis.pcall('UNLINK', pages)
+        redis.pcall('ZADD', pages, 0, '!' .. index)
+    end
+    return root .. 'page:' .. index .. ':' .. name
+end
+
+local function name_of(member)
+    return string.match(member, '^n(.*)$') or string.match(member, '%z(.*)$')
+end
+
+-- A page with its last invalidations and one more field; nothing where it is missing or damaged.
+local function page_at(name, field)
+    local got = call('HMGET', key_of(name), 'meta', 'stale', 'expired', 'head', field)
+    local meta = meta_of(got[1])
+    if meta and got[4] and got[5] then
+        return {got[1], last_of(meta, got[2], got[3]), got[4], got[5]}
+    end
+end
+
+local function note_stored()
+    state.stores = redis.call('HINCRBY', clock, 'stores', 1)
+    announce()
+end
+
+function steps.get(name)
     open(false)
-    if state.fold == 0 or state.cursor ~= from then return answer() end
+    return answer(page_at(name, 'body'))
+end
+
+function steps.put(name, lines, head, body, seconds)
+    open(false)
+    local key, mine = key_of(name), meta_of(lines)
+    local there, ours = meta_of(call('HGET', key, 'meta')) or {}, mine.lineage == state.lineage
+    if there.lineage == state.lineage and not ours
+        or there.lineage == mine.lineage and there.sequence > mine.sequence then
+        return answer()
+    end
+    local stale = ours and mine.sequence < state.floor and state.floor or 0
+    redis.call('ZADD', pages, 0, 'n' .. name, 0, 'p' .. mine.path .. '\0' .. name)
+    redis.call('HSET', key, 'meta', lines, 'stale', stale, 'expired', 0, 'used', steps.time(),
+        'head', head, 'body', body)
+    redis.call('EXPIRE', key, seconds)
+    -- The index is not evicted: each stored page has a few others checked.
+    for _, member in ipairs(redis.call('ZRANDMEMBER', pages, 6)) do
+        local other = name_of(member)
+        if other and call('EXISTS', key_of(other)) == 0 then redis.call('ZREM', pages, member) end
+    end
+    note_stored()
+    return answer(last_of(mine, stale, 0))
+end
+
+function steps.delete(...)
+    open(false)
+    local removed = 0
+    for _, name in ipairs({...}) do
+        local meta = meta_of(call('HGET', key_of(name), 'meta'))
+        if meta then redis.call('ZREM', pages, 'n' .. name, 'p' .. meta.path .. '\0' .. name) end
+        removed = removed + redis.call('UNLINK', key_of(name))
+    end
+    note_stored()
+    return answer(removed)
+end
+
+-- Where to go on, and some pages with the time of their last use, and their bytes. The server's own
+-- idea of use counts listing. What is no page any more leaves the index.
+function steps.list(from, to, limit)
+    open(false)
+    local members, rows = call('ZRANGEBYLEX', pages, from, to, 'LIMIT', 0, limit), {}
+    for _, member in ipairs(members) do
+        local name = name_of(member) or ''
+        local page = page_at(name, 'used')
+        if page then
+            local size = #page[3] + redis.call('HSTRLEN', key_of(name), 'body')
+            rows[#rows + 1] = {name, page[1], page[2], page[3], tonumber(page[4]) or 0, size}
+        else
+            redis.pcall('UNLINK', key_of(name))
+            redis.pcall('ZREM', pages, member)
+        end
+    end
+    return answer({#members == tonumber(limit) and '(' .. members[#members] or '', rows})
+end
+
+-- What old labels made of the pages of a list, unless another process was here first. The cursor
+-- has the number of the last of these labels, too: no list from before it counts.
+function steps.fold(from, to, ...)
+    open(false)
+    if state.cursor ~= from then return answer() end
     local given = {...}
     for place = 1, #given, 4 do
-        local name, sequence, any, hard = unpack(given, place, place + 3)
-        local there = page_at(name, 'sequence', 'lineage')
-        if there[1] == sequence and there[2] == state.lineage then
-            redis.call('HSET', root .. 'page:' .. name, 'stale', any, 'expired', hard)
+        local name, meta, any, hard = unpack(given, place, place + 3)
+        local key = key_of(name)
+        if call('HGET', key, 'meta') == meta then
+            redis.call('HSET', key, 'stale', any, 'expired', hard)
         end
     end
-    redis.call('HSET', clock, 'cursor', to)
+    state.cursor = to ~= '' and text(state.floor) .. ' ' .. to or ''
+    redis.call('HSET', clock, 'cursor', state.cursor)
+    for _, key in ipairs(to == '' and {order, patterns} or {}) do
+        redis.call('ZREMRANGEBYSCORE', key, '(0', state.floor)
+    end
     return answer()
 end
 
--- Labels of the order, or of the patterns, that were invalidated after a number.
-local function since(key, number, most)
-    local found = redis.call('ZRANGEBYSCORE', key, '(' .. number, '+inf', 'LIMIT', 0, most)
-    for place, label in ipairs(found) do
-        found[place] = {label, redis.call('ZSCORE', order, label) or 0,
-            redis.call('ZSCORE', hard, label) or 0}
+function steps.used(...)
+    for _, name in ipairs({...}) do
+        local key = key_of(name)
+        if call('HEXISTS', key, 'used') == 1 then call('HSET', key, 'used', steps.time()) end
     end
-    return found
-end
-
-function steps.changes(its_lineage, number, most)
-    open(true)
-    if its_lineage ~= state.lineage or tonumber(number) < state.floor then return answer() end
-    local found = since(order, number, most + 1)
-    return answer(#found <= tonumber(most) and found)
-end
-
-function steps.patterns(its_lineage, number)
-    open(false)
-    return answer(since(patterns, its_lineage == state.lineage and number or 0, -1))
 end
 
 -- Renders.
 
-function steps.lease(name, its_token, term, demanded)
+-- The key of the lease of a page, who has it, and whether their render was demanded.
+local function lease_of(name)
     local key = root .. 'lease:' .. name
-    local there = redis.pcall('GET', key)
-    -- A lease of ours lapses; whatever does not is none.
-    local other = type(there) == 'string' and string.match(there, '^[^|]*')
-    -- A client that tries again finds its own.
-    if other and other ~= its_token and redis.call('PTTL', key) > 0
-        and (demanded == '0' or string.sub(there, -1) == '1') then
-        return other
+    return key, string.match(call('GET', key) or '', '^([^|]*)|(.)$')
+end
+
+function steps.lease(name, mine, term, demanded)
+    local key, theirs, is_demanded = lease_of(name)
+    -- A lease of ours lapses; what does not is none. A client that tries again finds its own.
+    if theirs and theirs ~= mine and redis.call('PTTL', key) > 0
+        and (demanded == '0' or is_demanded == '1') then
+        return theirs
     end
-    redis.call('SET', key, its_token .. '|' .. demanded, 'PX', term)
+    redis.call('SET', key, mine .. '|' .. demanded, 'PX', term)
     return false
 end
 
-local function has_lease(name, its_token)
-    local there = redis.pcall('GET', root .. 'lease:' .. name)
-    return type(there) == 'string' and string.match(there, '^[^|]*') == its_token
+function steps.extend(name, mine, term)
+    local key, theirs = lease_of(name)
+    return theirs == mine and redis.call('PEXPIRE', key, term) or 0
 end
 
-function steps.extend(name, its_token, term)
-    return has_lease(name, its_token) and redis.call('PEXPIRE', root .. 'lease:' .. name, term) or 0
+function steps.release(name, mine, term, outcome)
+    local key, theirs = lease_of(name)
+    if theirs == mine then redis.call('DEL', key) end
+    if outcome then redis.call('SET', root .. 'outcome:' .. mine, outcome, 'PX', term) end
 end
 
-function steps.release(name, its_token, term, outcome)
-    if has_lease(name, its_token) then redis.call('DEL', root .. 'lease:' .. name) end
-    if outcome then redis.call('SET', root .. 'outcome:' .. its_token, outcome, 'PX', term) end
+-- Tables: a hash of values by name, and a sorted set of the names by time.
+local function set(kind, name, value, time)
+    call('HSET', root .. kind, name, value)
+    call('ZADD', root .. kind .. ':times', time, name)
 end
 
-function steps.set_failure(name, most, left)
-    local failures, failed = ours('failures', 'hash'), ours('failed', 'zset')
-    redis.call('HDEL', failures, name)
-    redis.call('ZREM', failed, name)
-    if not left then return end
-    redis.call('HSET', failures, name, left)
-    redis.call('ZADD', failed, milliseconds(), name)
-    local over = redis.call('ZCARD', failed) - most
-    if over > 0 then
-        redis.call('HDEL', failures, unpack(redis.call('ZRANGE', failed, 0, over - 1)))
-        redis.call('ZREMRANGEBYRANK', failed, 0, over - 1)
-    end
+function steps.unset(kind, ...)
+    call('HDEL', root .. kind, ...)
+    call('ZREM', root .. kind .. ':times', ...)
 end
 
--- Wanted pages: a hash of them, and a queue by the time from which each may be taken.
-
-local function wanted(build)
-    return ours('wanted:' .. build, 'hash'), ours('queue:' .. build, 'zset')
+function steps.set(kind, most, name, value)
+    set(kind, name, value, steps.time())
+    local oldest = redis.call('ZRANGE', root .. kind .. ':times', 0, -1 - most)
+    if #oldest > 0 then steps.unset(kind, unpack(oldest)) end
 end
 
+-- Values that were set in the last so many milliseconds.
+function steps.recent(kind, term)
+    local from = '(' .. text(steps.time() - term)
+    local names = call('ZRANGEBYSCORE', root .. kind .. ':times', from, '+inf')
+    return #names > 0 and call('HMGET', root .. kind, unpack(names)) or {}
+end
+
+-- A wanted page has the time from which it may be taken.
 function steps.want(build, name, data, most)
-    if redis.call('EXISTS', root .. 'serving:' .. build) == 0 then return 0 end
-    local all, queue = wanted(build)
-    if not redis.call('ZSCORE', queue, name) and redis.call('ZCARD', queue) < tonumber(most) then
-        redis.call('HSET', all, name, data)
-        redis.call('ZADD', queue, milliseconds(), name)
+    local times = root .. 'wanted:' .. build .. ':times'
+    if call('EXISTS', root .. 'serving:' .. build) == 0 then return 0 end
+    if call('ZCARD', times) < tonumber(most) and not redis.call('ZSCORE', times, name) then
+        set('wanted:' .. build, name, data, steps.time())
     end
     return 1
 end
 
 function steps.take(build, term, serving)
+    local wanted, now = 'wanted:' .. build, steps.time()
     redis.call('SET', root .. 'serving:' .. build, 1, 'PX', serving)
-    local all, queue = wanted(build)
-    local now = milliseconds()
-    for _, name in ipairs(redis.call('ZRANGEBYSCORE', queue, '-inf', now)) do
-        local data = redis.call('HGET', all, name)
+    for _, name in ipairs(call('ZRANGEBYSCORE', root .. wanted .. ':times', '-inf', now)) do
+        local data = call('HGET', root .. wanted, name)
         if not data then
-            redis.call('ZREM', queue, name)
-        elseif redis.call('EXISTS', root .. 'lease:' .. name) == 0 then
-            redis.call('ZADD', queue, now + term, name)
+            steps.unset(wanted, name)
+        elseif call('EXISTS', root .. 'lease:' .. name) == 0 then
+            set(wanted, name, data, now + term)
             return {name, data}
         end
     end
     return false
 end
 
-function steps.done(build, name)
-    local all, queue = wanted(build)
-    redis.call('HDEL', all, name)
-    redis.call('ZREM', queue, name)
-end
-
--- What exists, and what was counted.
-
 function steps.builds(build, most)
-    local key = ours('builds', 'zset')
-    if not redis.call('ZSCORE', key, build) then
-        local last = redis.call('ZRANGE', key, -1, -1, 'WITHSCORES')
-        redis.call('ZADD', key, (last[2] or 0) + 1, build)
-        redis.call('ZREMRANGEBYRANK', key, 0, -1 - most)
+    local builds = root .. 'builds'
+    if not call('LPOS', builds, build) then
+        redis.call('LPUSH', builds, build)
+        redis.call('LTRIM', builds, 0, most - 1)
     end
-    local rank = redis.call('ZREVRANK', key, build)
-    return redis.call('ZREVRANGE', key, rank + 1, -1)
+    return redis.call('LRANGE', builds, redis.call('LPOS', builds, build) + 1, -1)
 end
 
-function steps.add(last, ...)
-    local key, given = ours('totals', 'hash'), {...}
+function steps.add(...)
+    local totals, given = root .. 'totals', {...}
     for place = 1, #given, 2 do
-        local done = redis.pcall('HINCRBYFLOAT', key, given[place], given[place + 1])
-        if type(done) == 'table' and done.err then
-            redis.call('HSET', key, given[place], given[place + 1])
+        local name, number = given[place], given[place + 1]
+        if not pcall(call, 'HINCRBYFLOAT', totals, name, number) then
+            call('HSET', totals, name, number)
         end
     end
-    local minute = root .. 'minute:' .. math.floor(milliseconds() / 60000)
-    if last == '1' and redis.call('EXISTS', minute) == 0 then
-        redis.call('COPY', key, minute)
-        redis.call('EXPIRE', minute, 7200)
-    end
+    local minute = root .. 'minute:' .. math.floor(steps.time() / 60000)
+    if redis.call('COPY', totals, minute) == 1 then redis.call('EXPIRE', minute, 7200) end
 end
 
 function steps.minutes(most)
-    local now, found = math.floor(milliseconds() / 60000), {}
+    local now, found = math.floor(steps.time() / 60000), {}
     for minute = now - most + 1, now do
-        local totals = redis.pcall('HGETALL', root .. 'minute:' .. minute)
+        local totals = call('HGETALL', root .. 'minute:' .. minute)
         if #totals > 0 then found[#found + 1] = {minute, totals} end
     end
     return found
-end
-
-function steps.report(term, left)
-    local now, times = milliseconds(), ours('processes', 'zset')
-    redis.call('SET', root .. 'process:' .. me, left or '', 'PX', term)
-    redis.call('ZADD', times, left and now or 0, me)
-    redis.call('ZREMRANGEBYSCORE', times, '-inf', now - term)
-end
-
-function steps.processes()
-    local found = redis.call('ZRANGE', ours('processes', 'zset'), 0, -1)
-    for place, id in ipairs(found) do found[place] = redis.pcall('GET', root .. 'process:' .. id) end
-    return found
-end
-
-function steps.time() return redis.call('TIME') end
-
-function steps.memory()
-    local info = redis.pcall('INFO', 'memory')
-    return type(info) == 'string' and info or ''
 end
 
 return steps[ARGV[1]](unpack(ARGV, 8))

@@ -8,21 +8,24 @@ them on; `RedisStore.changes` stands behind that.
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import json
 import logging
 import math
+import secrets
 import threading
 import time
 import typing as t
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from . import protocol
+from .clients import Server, milliseconds
 from .epochs import Epochs, Last
-from .leases import Lease, Leases
+from .leases import Lease
 from .protocol import Busy, Changes, Failure, Invalidation, Number, Record, Stored, Validity, Wanted
-from .redis_server import News, Server, advise, milliseconds
 
 logger = logging.getLogger("wsgi_isr")
 
@@ -34,35 +37,34 @@ MAX_BODY = 512 * 2**20 - 1
 MAX_PATTERNS = 1000
 #: Labels of one step, and pages of one step: each takes the server about a millisecond.
 LABELS, PAGES = 100, 25
-#: Seconds after its last report from which a process counts as gone.
-GONE = 15.0
-#: Seconds between two measurements of the server's clock.
-CLOCK = 60.0
+#: Seconds after its last report from which a process counts as gone; and reports that are kept.
+GONE, MAX_PROCESSES = 15.0, 5000
+#: Seconds between two measurements of the server's clock, and until one that failed is repeated.
+CLOCK, CLOCK_AGAIN = 60.0, 2.0
 
-
-def _bytes(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")
-
-
-def _encode(label: str) -> bytes:
-    """A label as the server has it, without the line feed that separates labels."""
-    return _bytes(label).replace(b"\x1a", b"\x1aa").replace(b"\n", b"\x1an")
+#: Text as the server has it: without the line feeds and zero bytes that separate texts there.
+_encode = functools.partial(quote, safe="/:*", errors="surrogatepass")
 
 
 def _decode(data: bytes) -> str:
-    data = data.replace(b"\x1an", b"\n").replace(b"\x1aa", b"\x1a")
-    return data.decode("utf-8", "surrogatepass")
+    return unquote(data.decode("latin-1"), errors="surrogatepass")
 
 
-class _Answer(t.NamedTuple):
-    """Of a step that depends on the order: its result, and the place of that in the order."""
+class _Order(t.NamedTuple):
+    """The order, as this process saw it last."""
 
-    result: t.Any
     lineage: str
+    #: Of the server, which has another one after each restart.
+    run: str
     sequence: int
-    #: The numbers of the last invalidation, and of the last of a pattern.
+    #: The number of the last invalidation.
     changed: int
-    patterned: int
+    #: How many pages were stored or deleted.
+    stores: int
+    #: Where old labels are to be applied to pages next, where there are too many.
+    cursor: bytes
+    #: Those that were invalidated up to here, and perhaps later ones.
+    patterns: Epochs
 
     @property
     def at(self) -> Number:
@@ -81,161 +83,119 @@ class RedisStore:
 
     def __init__(self, make_client: Callable[[], t.Any], prefix: str, lent: bool = False) -> None:
         # A hash tag: in a cluster all keys of the site are on one node.
-        tag = quote(prefix.encode("utf-8", "surrogatepass"), safe=":/@.-") or "%"
-        server = Server(make_client, f"{{{tag}}}", lent)
-        self._step, self._do = server.step, server.do
-        self._leases = Leases(server.extend, server.end)
-        self._end = weakref.finalize(self, _close, self._leases, server)
-        self._news = News(server)
-        self.signal = self._news.signal
+        tag = quote(prefix, safe=":/@.-", errors="surrogatepass") or "%"
+        self._server = server = Server(make_client, f"{{{tag}}}", lent)
+        self._step, self._call = server.step, functools.partial(server.step, "call")
+        self._leases, self.signal = server.leases, server.signal
+        self._end = weakref.finalize(self, server.close)
         self._lock = threading.Lock()
-        self._lineage, self._run, self._seen, self._changed = "", "", 0, -1
-        self._patterns = Epochs("")
-        self._folding = False
-        #: How many pages were stored or deleted, when the server last said it.
-        self._stores = 0
-        self._listened = 0.0
+        self._seen = _Order("", "", 0, 0, 0, b"", Epochs(""))
         self._offset, self._measure_at = 0.0, 0.0
-        self._advised = self._reported = False
+        self._me, self._has_reported = secrets.token_hex(8), False
 
-    # The order, as this process has seen it.
+    # The order.
 
-    def _order(self, step: str, *args: object) -> _Answer:
-        """Run a step that depends on the order."""
+    def _order(self, step: str, *args: object) -> tuple[t.Any, _Order]:
+        """Run a step that depends on the order: its result, and its place in the order."""
+        before = self._seen
+        patterns = before.patterns
+        # With too many here, all that the server still has are asked for.
+        matched = patterns.changed if len(patterns.labels) < 2 * MAX_PATTERNS else 0
+        result, name, run, *rest, new = self._step(step, *args, seen=(*before[:3], matched))
+        if not matched or name.decode() != before.lineage:
+            patterns = Epochs(name.decode())
+        order = _Order._make((name.decode(), run.decode(), *rest, patterns))
         with self._lock:
-            before = (self._lineage, self._seen, self._run)
-        result, lineage, run, *rest = self._step(step, *args, seen=before)
-        sequence, changed, patterned, stores, fold = map(int, rest)
-        answer = _Answer(result, lineage.decode(), sequence, changed, patterned)
-        with self._lock:
-            if answer.lineage != self._lineage and self._lineage == before[0]:
-                if before[0]:
-                    logger.warning("the server has lost the order of pages: all count as stale")
-                self._lineage, self._seen, self._changed = answer.lineage, 0, -1
-                self._news.begin(stores)
+            for invalidation in _invalidations(new):
+                with contextlib.suppress(ValueError):
+                    patterns.apply(invalidation)
+            seen = self._seen
+            if order.lineage != seen.lineage == before.lineage != "":
+                logger.warning("the server has lost the order of pages: all count as stale")
             # Answers overtake each other, and one may be from before a new lineage.
-            if answer.lineage == self._lineage:
-                if sequence >= self._seen:
-                    self._seen, self._run, self._stores = sequence, run.decode(), stores
-                if changed > self._changed:
-                    self._changed = changed
-                    self._news.invalidated()
-                self._folding = bool(fold)
-        return answer
-
-    def _judged(self, step: str, *args: object) -> _Answer:
-        """The same for a step that judges pages: with all patterns that it has to match, here."""
-        while True:
-            answer, mine = self._order(step, *args), self._patterns
-            here = mine.changed if mine.lineage == answer.lineage else 0
-            if here >= answer.patterned:
-                return answer
-            # Then the step again: what was forgotten meanwhile was applied to its pages before.
-            since = mine.changed if len(mine.labels) < 2 * MAX_PATTERNS else 0
-            found = self._order("patterns", mine.lineage, since)
-            with self._lock:
-                if not since or mine.lineage != found.lineage:
-                    mine = Epochs(found.lineage)
-                for invalidation in _invalidations(found.result, 0):
-                    with contextlib.suppress(ValueError):
-                        mine.apply(invalidation)
-                mine.changed = max(mine.changed, found.patterned)
-                self._patterns = mine
-
-    def _last(self, record: Record, labels: Sequence[bytes], lineage: str) -> Last:
-        """The last invalidations of a page, of which the server gave those of its labels."""
-        last, patterns = Last(*map(int, labels)), self._patterns
-        if not patterns.labels or patterns.lineage != lineage:
-            return last
-        with self._lock:
-            return last.later(patterns.last((), record.path))
+            if seen.lineage == before.lineage or seen.lineage == order.lineage:
+                self._server.show(order.lineage, order.changed, order.stores)
+                if order.lineage != seen.lineage or order.sequence >= seen.sequence:
+                    self._seen = order
+        return result, order
 
     def number(self) -> Number:
-        answer = self._order("number")
-        return Number(answer.lineage, answer.sequence)
+        _, order = self._order("number")
+        return Number(order.lineage, order.sequence)
 
     def invalidate(self, labels: Sequence[str], expire: bool) -> Number:
-        number = Number("", 0)
-        bounds = (protocol.MAX_LABELS, MAX_PATTERNS)
+        order, options = self._seen, (int(expire), protocol.MAX_LABELS, MAX_PATTERNS)
         for first in range(0, len(labels), LABELS):
-            some = [_encode(label) for label in labels[first : first + LABELS]]
-            number = self._order("invalidate", int(expire), *bounds, *some).at
-            # When there are too many labels, each invalidation forgets some of the oldest.
-            with contextlib.suppress(Exception):
-                for _ in range(math.ceil(len(some) / 10)):
-                    self._fold()
-        return number
+            some = labels[first : first + LABELS]
+            _, order = self._order("invalidate", *options, *map(_encode, some))
+            self._fold(math.ceil(len(some) / 10))
+        return order.at
 
-    def _fold(self) -> None:
-        """Apply old labels to some of the pages that have them, or forget some."""
-        if not self._folding or (answer := self._judged("fold", PAGES)).result is None:
-            return
-        start, end, rows = answer.result
-        made: list[object] = []
-        for name, fields, labels, *_ in rows:
-            if (record := _record(name.decode(), fields)) is not None:
-                last, number = self._last(record, labels, answer.lineage), record.number
-                if number.lineage == answer.lineage and last.any > number.sequence:
-                    made += [name, number.sequence, *last]
-        self._order("folded", start, end, *made)
+    def _fold(self, times: int) -> None:
+        """Where there are too many labels, apply old ones to some of the pages that have them."""
+        with contextlib.suppress(Exception):
+            for cursor in itertools.takewhile(bool, (self._seen.cursor for _ in range(times))):
+                low = cursor.partition(b" ")[2]
+                (end, rows), order = self._order("list", low, "(o", PAGES)
+                made: list[object] = []
+                for name, meta, labels, *_ in rows:
+                    record = _record(name.decode(), meta)
+                    if record is not None and (last := self._last(record, labels, order)).any:
+                        made += [name, meta, *last]
+                self._order("fold", cursor, end, *made)
 
     def changes(self, since: Number) -> Changes:
-        answer = self._order("changes", since.lineage, since.sequence, protocol.MAX_HISTORY)
-        if time.monotonic() - self._listened > 2:
-            self._news.catch_up(self._stores)
-        found = _invalidations(answer.result or (), since.sequence)
-        return Changes(answer.at, answer.result is not None, tuple(found))
+        most = protocol.MAX_HISTORY
+        found, order = self._order("changes", *since, most + 1)
+        made = tuple(one for flat in found or () for one in _invalidations(flat))
+        return Changes(order.at, found is not None and len(made) <= most, made)
+
+    def _last(self, record: Record, labels: Sequence[int], order: _Order) -> Last:
+        """The last invalidations of a page, of which the server gave those of its labels."""
+        with self._lock:
+            return Last(*labels).later(order.patterns.last((), record.path))
+
+    def _validity(self, record: Record, labels: Sequence[int], order: _Order) -> Validity:
+        last = self._last(record, labels, order)
+        return Validity(last.makes(record.number, order.lineage), order.at)
 
     # Pages.
 
     def get(self, name: str) -> Stored | None:
-        answer = self._judged("get", name)
-        if answer.result is None:
+        found, order = self._order("get", name)
+        if found is None:
             return None
-        fields, labels, head, body = answer.result
-        return self._stored(name, fields, labels, answer, head, body)
-
-    def _stored(
-        self, name: str, fields: t.Any, labels: t.Any, answer: _Answer, *content: bytes
-    ) -> Stored | None:
-        record = _record(name, fields, *content)
-        if record is None:
-            return None
-        last = self._last(record, labels, answer.lineage)
-        return Stored(record, Validity(last.makes(record.number, answer.lineage), answer.at))
+        meta, labels, head, body = found
+        record = _record(name, meta, head, body)
+        return None if record is None else Stored(record, self._validity(record, labels, order))
 
     def put(self, record: Record) -> Validity | None:
         if len(record.body) > MAX_BODY:
             raise protocol.TooLarge(f"the page has {len(record.body)} bytes")
-        labels = b"\n".join(map(_encode, record.labels))
-        path = record.path.encode("latin-1", "replace")
-        number = (record.number.sequence, record.number.lineage)
-        rest = (_bytes(record.build), path, int(record.gone), record.head, record.body, RETENTION)
-        answer = self._judged("put", record.name, labels, *number, *rest)
-        if answer.result is None:
-            return None
-        self._news.stored_here(self._stores)
-        last = self._last(record, answer.result, answer.lineage)
-        return Validity(last.makes(record.number, answer.lineage), answer.at)
+        content = (_meta(record), record.head, record.body)
+        labels, order = self._order("put", record.name, *content, RETENTION)
+        return None if labels is None else self._validity(record, labels, order)
 
     def delete(self, name: str) -> None:
         self._order("delete", name)
-        self._news.stored_here(self._stores)
+
+    def _rows(self, low: str, high: str) -> Iterator[tuple[Stored, int]]:
+        """Pages of a part of the index, and their bytes."""
+        while low:
+            (low, rows), order = self._order("list", low, high, PAGES)
+            for name, meta, labels, head, used, size in rows:
+                if (record := _record(name.decode(), meta, head)) is not None:
+                    yield Stored(record, self._validity(record, labels, order), used / 1000), size
 
     def records(
         self, *, build: str | None = None, path: str | None = None, after: str = ""
     ) -> Iterator[Stored]:
-        low, high = b"(n" + _bytes(after) + b"\1", b"(o"
+        low, high = f"(n{after}", "(o"
         if path is not None:
-            start = b"p" + path.encode("latin-1", "replace") + b"\0"
-            low, high = b"(" + start + _bytes(after), b"(" + start[:-1] + b"\1"
-        while low:
-            answer = self._judged("list", low, high, PAGES)
-            low, rows = answer.result
-            for name, fields, labels, head, used, _ in rows:
-                stored = self._stored(name.decode(), fields, labels, answer, head)
-                if stored is not None and build in (None, stored.record.build):
-                    yield stored._replace(used=int(used) / 1000)
+            low, high = f"(p{_encode(path)}\0{after}", f"(p{_encode(path)}\1"
+        for stored, _ in self._rows(low, high):
+            if build in (None, stored.record.build):
+                yield stored
 
     def used(self, names: Iterable[str]) -> None:
         names = list(names)
@@ -243,15 +203,10 @@ class RedisStore:
             self._step("used", *names[first : first + LABELS])
 
     def sizes(self) -> protocol.Sizes:
-        pages, memory = self._do("ZCARD", "pages") // 2, self._memory()
+        pages, memory = self._call("ZCARD", "pages") // 2, self._server.memory()
         used = memory.get("used_memory") if pages else "0"
         bound = int(memory.get("maxmemory", 0)) or None
         return protocol.Sizes(pages, None if used is None else int(used), None, bound)
-
-    def _memory(self) -> dict[str, str]:
-        """What the server says of its memory; nothing where this user may not ask."""
-        lines = self._step("memory").decode().splitlines()
-        return dict(line.split(":", 1) for line in lines if ":" in line)
 
     def prune(
         self,
@@ -261,22 +216,12 @@ class RedisStore:
         keep_builds: Sequence[str] | None = None,
         everything: bool = False,
     ) -> int:
-        removed, cursor = 0, b"0"
-        while everything:
-            cursor, some = self._order("clear", cursor).result
-            removed += int(some)
-            if cursor == b"0":
-                self._news.begin(self._stores)
-                return removed
-        keep = None if keep_builds is None else {_bytes(build) for build in keep_builds}
-        doomed, pages, low = [], [], b"[n"
-        while low:
-            low, rows = self._order("list", low, b"(o", PAGES).result
-            for name, fields, _, _, used, size in rows:
-                if keep is not None and fields[3] not in keep:
-                    doomed.append(name)
-                else:
-                    pages.append((fields[5] == b"1", -int(used), size, name))
+        doomed, pages = [], []
+        for (record, _, used), size in self._rows("[n", "(o"):
+            if everything or (keep_builds is not None and record.build not in keep_builds):
+                doomed.append(record.name)
+            else:
+                pages.append((record.gone, -used, size, record.name))
         # What was used last comes first, and what is gone comes last.
         pages.sort(key=lambda page: page[:2])
         room = math.inf if max_bytes is None else max_bytes
@@ -284,11 +229,8 @@ class RedisStore:
             room -= size
             if room < 0 or (max_pages is not None and place >= max_pages):
                 doomed.append(name)
-        for first in range(0, len(doomed), PAGES):
-            removed += int(self._order("delete", *doomed[first : first + PAGES]).result)
-        if doomed:
-            self._news.begin(self._stores)
-        return removed
+        parts = (doomed[first : first + PAGES] for first in range(0, len(doomed), PAGES))
+        return sum(self._order("delete", *names)[0] for names in parts)
 
     # Renders.
 
@@ -297,9 +239,6 @@ class RedisStore:
         term = milliseconds(self._leases.add(lease))
         try:
             other = self._step("lease", name, lease.token, term, int(demanded))
-        except protocol.ReadOnly:
-            self._leases.drop(lease)
-            raise
         except Exception:
             # A server that was too slow may have given it.
             self._leases.later(lease)
@@ -310,86 +249,81 @@ class RedisStore:
         return Busy(other.decode(errors="replace"))
 
     def outcome(self, token: str) -> bytes | None:
-        return t.cast("bytes | None", self._do("GET", f"outcome:{token}"))
+        return t.cast("bytes | None", self._call("GET", f"outcome:{token}"))
 
     def failure(self, name: str) -> Failure | None:
-        return _failure(self._do("HGET", "failures", name))
+        return _failure(self._call("HGET", "failures", name))
 
     def set_failure(self, name: str, failure: Failure | None) -> None:
-        left = () if failure is None else (json.dumps(failure),)
-        self._step("set_failure", name, protocol.MAX_FAILURES, *left)
+        if failure is None:
+            self._step("unset", "failures", name)
+        else:
+            self._step("set", "failures", protocol.MAX_FAILURES, name, json.dumps(failure))
 
     def failures(self) -> Iterator[tuple[str, Failure]]:
-        cursor, seen = -1, set[bytes]()
-        while cursor:
-            cursor, some = self._do("HSCAN", "failures", max(cursor, 0), "COUNT", 200)
-            for name, left in some.items():
-                # A scan may give a name twice.
-                if name not in seen and (failure := _failure(left)) is not None:
-                    yield name.decode(errors="replace"), failure
-                seen.add(name)
-
-    # Wanted pages.
+        cursor, found = b"", dict[bytes, bytes]()
+        while cursor != b"0":
+            # It may give a name twice.
+            cursor, flat = self._call("HSCAN", "failures", cursor or 0, "COUNT", 200)
+            found.update(zip(flat[::2], flat[1::2], strict=True))
+        for name, left in found.items():
+            if (failure := _failure(left)) is not None:
+                yield name.decode(errors="replace"), failure
 
     def want(self, build: str, wanted: Wanted) -> bool:
-        args = (_bytes(build), wanted.name, wanted.data, protocol.MAX_WANTED)
-        return bool(self._step("want", *args))
+        return bool(self._step("want", _encode(build), *wanted, protocol.MAX_WANTED))
 
     def take(self, build: str, seconds: float) -> Wanted | None:
-        found = self._step(
-            "take", _bytes(build), milliseconds(seconds), milliseconds(protocol.ABANDONED)
-        )
+        terms = map(milliseconds, (seconds, protocol.ABANDONED))
+        found = self._step("take", _encode(build), *terms)
         return None if found is None else Wanted(found[0].decode(errors="replace"), found[1])
 
     def done(self, build: str, name: str) -> None:
-        self._step("done", _bytes(build), name)
+        self._step("unset", f"wanted:{_encode(build)}", name)
 
     # What exists, and what was counted.
 
     def list_path(self, path: str) -> None:
-        self._do("SADD", "paths", _bytes(path))
+        self._call("SADD", "paths", _encode(path))
 
     def has_path(self, path: str) -> bool:
-        return bool(self._do("SISMEMBER", "paths", _bytes(path)))
+        return bool(self._call("SISMEMBER", "paths", _encode(path)))
 
     def builds(self, build: str) -> list[str]:
-        before = self._step("builds", _bytes(build), protocol.MAX_BUILDS)
-        return [name.decode("utf-8", "surrogatepass") for name in before]
+        return list(map(_decode, self._step("builds", _encode(build), protocol.MAX_BUILDS)))
 
     def add(self, counts: Mapping[str, float]) -> None:
-        flat = [word for name, number in counts.items() for word in (name, repr(float(number)))]
-        for first in range(0, len(flat), 1000):
-            self._step("add", int(first + 1000 >= len(flat)), *flat[first : first + 1000])
+        if counts:
+            self._step("add", *itertools.chain(*counts.items()))
 
     def totals(self) -> dict[str, float]:
-        return _totals(self._do("HGETALL", "totals").items())
+        return _totals(self._call("HGETALL", "totals"))
 
     def minutes(self) -> dict[int, dict[str, float]]:
         found = self._step("minutes", protocol.MAX_MINUTES)
-        return {
-            int(minute): _totals(zip(flat[::2], flat[1::2], strict=True)) for minute, flat in found
-        }
+        return {minute: _totals(flat) for minute, flat in found}
 
     def log(self, *entries: bytes) -> None:
-        self._do("LPUSH", "journal", *entries)
-        self._do("LTRIM", "journal", 0, protocol.MAX_JOURNAL - 1)
+        self._call("LPUSH", "journal", *entries)
+        self._call("LTRIM", "journal", 0, protocol.MAX_JOURNAL - 1)
 
     def journal(self) -> list[bytes]:
-        entries = self._do("LRANGE", "journal", 0, protocol.MAX_JOURNAL - 1)
-        return t.cast("list[bytes]", entries)
+        return list(self._call("LRANGE", "journal", 0, protocol.MAX_JOURNAL - 1))
 
     def once(self, name: str, seconds: float) -> bool:
-        key = f"once:{quote(name, errors='surrogatepass')}"
-        return bool(self._do("SET", key, 1, "NX", "PX", milliseconds(seconds)))
+        asked = self._call("SET", f"once:{_encode(name)}", 1, "NX", "PX", milliseconds(seconds))
+        return asked is not None
 
     def report(self, process: Mapping[str, t.Any] | None) -> None:
-        left = () if process is None else (json.dumps(process),)
-        self._step("report", milliseconds(GONE), *left)
-        self._reported = process is not None
+        self._has_reported = process is not None
+        if process is None:
+            self._step("unset", "processes", self._me)
+        else:
+            self._step("set", "processes", MAX_PROCESSES, self._me, json.dumps(process))
 
     def processes(self) -> list[dict[str, t.Any]]:
         found = []
-        for left in self._step("processes"):
+        for left in self._step("recent", "processes", milliseconds(GONE)):
             with contextlib.suppress(ValueError):
                 if isinstance(process := json.loads(left or b""), dict):
                     found.append(process)
@@ -398,78 +332,56 @@ class RedisStore:
     # The process.
 
     def time(self) -> float:
-        if not self._measure_at:
-            self._measure()
+        now = time.monotonic()
+        if now >= self._measure_at:
+            self._measure_at = now + CLOCK_AGAIN
+            with contextlib.suppress(Exception):
+                before = time.time()
+                there = self._step("time") / 1000
+                self._offset = there - before - (time.monotonic() - now) / 2
+                self._measure_at = now + CLOCK
         return time.time() + self._offset
 
-    def _measure(self) -> None:
-        """Measure how far the server's clock is ahead; a server that is away is asked later."""
-        self._measure_at = time.monotonic() + CLOCK
-        before, began = time.time(), time.monotonic()
-        with contextlib.suppress(Exception):
-            seconds, micros = map(int, self._step("time"))
-            self._offset = seconds + micros / 1e6 - before - (time.monotonic() - began) / 2
-            return
-        self._measure_at = time.monotonic()
-
     def listen(self, seconds: float) -> bool:
-        before, stores, end = self.signal[0], self._stores, time.monotonic() + seconds
-        if time.monotonic() >= self._measure_at:
-            self._measure()
-        if not self._advised:
-            with contextlib.suppress(Exception):
-                advise(self._memory())
-                self._advised = True
+        before, end = self.signal[0], time.monotonic() + seconds
         while self.signal[0] == before and (left := end - time.monotonic()) > 0:
-            with contextlib.suppress(Exception):
-                self._fold()
-            self._news.hear(min(left, 0.01) if self._folding else left, self._changed)
-        self._listened = time.monotonic()
-        if self._listened >= end:
-            # What has not been announced by now was announced to nobody here.
-            self._news.catch_up(stores)
+            self._fold(1)
+            self._server.hear(min(left, 0.01) if self._seen.cursor else left)
         return True
 
     def probe(self) -> None:
         self._order("changes", "", 0, 0)
-        self._do("SET", "probe", 1, "PX", 1000)
+        self._call("SET", "probe", 1, "PX", 1000)
         self._leases.say_again()
-        if time.monotonic() >= self._measure_at:
-            self._measure()
 
     def close(self) -> None:
         with contextlib.suppress(Exception):
-            if self._reported:
+            if self._has_reported:
                 self.report(None)
-        self._news.stop()
+        self._server.stop_hearing()
         self._end()
 
 
-def _invalidations(rows: Iterable[t.Any], since: int) -> Iterator[Invalidation]:
-    for label, stale, expired in rows:
-        if int(expired) > since:
-            yield Invalidation(_decode(label), int(expired), True)
-        if int(stale) > max(since, int(expired)):
-            yield Invalidation(_decode(label), int(stale), False)
+def _meta(record: Record) -> str:
+    """What is stored with a page, one a line."""
+    sequence, gone = str(record.number.sequence), str(int(record.gone))
+    words = (sequence, record.number.lineage, record.path, record.build, gone, *record.labels)
+    return "".join(f"{_encode(word)}\n" for word in words)
 
 
-def _close(leases: Leases, server: Server) -> None:
-    leases.close()
-    server.close()
-
-
-def _record(
-    name: str, fields: Sequence[bytes], head: bytes = b"", body: bytes = b""
-) -> Record | None:
-    labels, sequence, lineage, build, path, gone, *_ = fields
+def _record(name: str, meta: bytes, head: bytes = b"", body: bytes = b"") -> Record | None:
+    """A page of the server; ``None`` for one that is somebody else's, or damaged."""
     try:
-        all_labels = tuple(map(_decode, labels.split(b"\n"))) if labels else ()
-        number = Number(_decode(lineage), int(sequence))
-        where = (_decode(build), path.decode("latin-1"), gone == b"1")
+        sequence, lineage, path, build, gone, *labels, _ = map(_decode, meta.split(b"\n"))
+        number = Number(lineage, int(sequence))
+        return Record(name, tuple(labels), number, build, path, gone == "1", head, body)
     except ValueError:
-        # Somebody else's, or damaged.
         return None
-    return Record(name, all_labels, number, *where, head, body)
+
+
+def _invalidations(flat: Sequence[bytes]) -> Iterator[Invalidation]:
+    for label, number in zip(flat[::2], flat[1::2], strict=True):
+        yield Invalidation(_decode(label[1:]), int(number), label[:1] == b"h")
 
 
 def _failure(data: bytes | None) -> Failure | None:
@@ -480,9 +392,9 @@ def _failure(data: bytes | None) -> Failure | None:
         return None
 
 
-def _totals(flat: Iterable[tuple[bytes, bytes]]) -> dict[str, float]:
+def _totals(flat: Sequence[bytes]) -> dict[str, float]:
     totals = {}
-    for name, number in flat:
+    for name, number in zip(flat[::2], flat[1::2], strict=True):
         with contextlib.suppress(ValueError):
             totals[name.decode(errors="replace")] = float(number)
     return totals
