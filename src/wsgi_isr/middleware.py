@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 import typing as t
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from time import time
 
 from .answer import Answer, send
@@ -20,7 +20,7 @@ from .ondemand import OnDemand, Result, check_workers
 from .passing import Passing, make_pass_through
 from .process import Process
 from .render import ERROR, current_origin
-from .request import Request
+from .request import Request, become_page
 from .rules import Resolver, RuleLike, Rules, check_query, digest_of, make_rules
 from .store.memory import Fingerprint
 from .store.opening import CacheLike, kind_of, opener
@@ -149,7 +149,9 @@ class ISRMiddleware:
         self._signal: t.Any = (0, 0)
         self._counters = Counters()
         # Bound once, because binding takes time.
-        self._pass_through = make_pass_through(app, self, self._become_page)
+        self._pass_through = make_pass_through(
+            app, self, lambda *request: become_page(self._here(), *request)
+        )
 
     def __repr__(self) -> str:
         return f"<ISRMiddleware {self.app!r}>"
@@ -245,11 +247,6 @@ class ISRMiddleware:
         self._signal = process.pages.signal
         return renewed
 
-    def _become_page(
-        self, environ: WSGIEnvironment, start_response: StartResponse, no_page: Answer
-    ) -> Passing:
-        return Request(self._here(), environ, start_response, None).passing_of(no_page)
-
     # What belongs to this process.
 
     def _here(self) -> Process:
@@ -340,8 +337,7 @@ class ISRMiddleware:
 
         While the library is switched off nothing is rendered; stored pages become stale.
         """
-        on_demand = self.on_demand(render=self.is_enabled())
-        return on_demand.revalidate(paths, only_generated, workers)
+        return self.on_demand(render=self.is_enabled()).revalidate(paths, only_generated, workers)
 
     def revalidate_tag(self, *tags: str, expire: bool = False) -> None:
         """Make all pages with one of the tags stale; nothing is rendered in the call.
@@ -423,17 +419,8 @@ class ISRMiddleware:
         :raises NotImplementedError: on a store that cannot list.
         :raises ValueError: for a number of builds that is not at least 1.
         """
-        pages = self._here().pages
-        builds: Sequence[str] | None = None
-        if keep_builds is not None:
-            if keep_builds < 1:
-                raise ValueError(f"keep_builds is at least 1, this build, not {keep_builds}")
-            builds = [self.build_id, *pages.earlier_builds()[: keep_builds - 1]]
-        if everything:
-            # First, so that other processes do not serve what they have in memory.
-            self.on_demand().invalidate(["/**"], True)
-        return pages.store.prune(
-            max_pages=max_pages, max_bytes=max_bytes, keep_builds=builds, everything=everything
+        return self.on_demand().prune(
+            keep_builds, everything, max_pages=max_pages, max_bytes=max_bytes
         )
 
     def close(self, timeout: float = 5) -> None:

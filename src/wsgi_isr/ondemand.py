@@ -307,6 +307,19 @@ class OnDemand(Lookup):
             else:
                 yield functools.partial(Result, key.url, None, None, "skipped")
 
+    # What is used least.
+
+    def prune(self, keep_builds: int | None, everything: bool, **bounds: int | None) -> int:
+        builds = None
+        if keep_builds is not None:
+            if keep_builds < 1:
+                raise ValueError(f"keep_builds is at least 1, this build, not {keep_builds}")
+            builds = [self._config.build_id, *self._pages.earlier_builds()[: keep_builds - 1]]
+        if everything:
+            # First, so that other processes do not serve what they have in memory.
+            self.invalidate(["/**"], True)
+        return self._pages.store.prune(keep_builds=builds, everything=everything, **bounds)
+
 
 def describe(error: Exception) -> str:
     """An error for those who read a line, with its remedy."""

@@ -297,12 +297,6 @@ class Request:
         discovery = Discovery(self._config.max_body_size, self._discovered, self._no_page)
         return self._pass(miss("status"), discovery=discovery)
 
-    def passing_of(self, no_page: Answer) -> Passing:
-        """How the answer of a URL that was remembered as no page goes on, should it be one."""
-        self._key, self.origin = no_page.key, no_page.origin
-        discovery = Discovery(self._config.max_body_size, self._discovered, self._passed)
-        return Passing(self._start_response, self.origin, miss("status"), discovery=discovery)
-
     def _passed(self, detail: str, code: int) -> None:
         self._process.counters.passed += 1
 
@@ -343,3 +337,13 @@ def _refusal_of(first: Response) -> Refusal | None:
     except InvalidMetadata as error:
         return Refusal("metadata", str(error))
     return undeclared_vary(first.headers)
+
+
+def become_page(
+    process: Process, environ: WSGIEnvironment, start_response: StartResponse, no_page: Answer
+) -> Passing:
+    """How the answer of a URL that was remembered as no page goes on, should it be one."""
+    request = Request(process, environ, start_response, None)
+    request._key, request.origin = no_page.key, no_page.origin
+    discovery = Discovery(process.config.max_body_size, request._discovered, request._passed)
+    return Passing(start_response, request.origin, miss("status"), discovery=discovery)
