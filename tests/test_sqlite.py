@@ -169,6 +169,25 @@ class TestOrder:
         put(store, "late", number=early)
         assert state(store, "late") is STALE
 
+    def test_a_label_that_comes_while_others_are_forgotten_stays(
+        self, open_store: Callable[..., SQLiteStore], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(tables, "ROWS", 1)
+        store, other = open_store(), open_store()
+        put(store, "a")
+        concerned, labels = tables.concerned, ["tag:a", *(f"tag:{n}" for n in range(60))]
+
+        def interrupted(connection: sqlite3.Connection, after: str) -> t.Any:
+            found = concerned(connection, after)
+            while not found[0] and labels:
+                other.invalidate([labels.pop(0)], False)
+            return found
+
+        monkeypatch.setattr(tables, "concerned", interrupted)
+        for n in range(50):
+            store.invalidate([f"tag:x{n}"], False)
+        assert labels == [] and state(store, "a") is STALE
+
     @pytest.mark.parametrize("statement", ["UPDATE labels SET data = x'00'", "DELETE FROM labels"])
     def test_a_damaged_row_of_labels_is_a_damaged_file(
         self, folder: Path, store: SQLiteStore, statement: str

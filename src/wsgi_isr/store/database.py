@@ -285,11 +285,12 @@ def _transact(connection: Connection, begin: str, step: Step[*Args, T], *args: *
     try:
         result = step(connection, *args)
         connection.execute("COMMIT")
-        return result
-    finally:
+    except BaseException:
         # Where it is over, this does nothing.
         with contextlib.suppress(sqlite3.Error):
             connection.rollback()
+        raise
+    return result
 
 
 def _connect(path: str, mode: str, timeout: float) -> Connection:

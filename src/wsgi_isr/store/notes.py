@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import datetime
+import json
 import logging
 import secrets
 import time
@@ -348,7 +349,7 @@ def _find(connection: Connection, key: str) -> tuple[t.Any, float | None] | None
     """A value and when it expires, if it is there, alive and sound."""
     select = "SELECT value, expires FROM items WHERE key = ? AND ifnull(expires > ?, 1)"
     row = connection.execute(select, (key, time.time())).fetchone()
-    found = row and unseal(row[0], object_hook=_decode)
+    found = row and unseal(row[0], parse=_parse)
     return found and (found[0], row[1])
 
 
@@ -386,14 +387,13 @@ def _encode(value: t.Any) -> t.Any:
     )
 
 
-_DECODERS: dict[str, Callable[[t.Any], t.Any]] = {
-    "int": lambda text: int(text, 16),
-    "bytes": base64.b64decode,
-    "tuple": tuple,
-    "dict": dict,
-}
-
-
 def _decode(value: dict[str, t.Any]) -> t.Any:
     ((kind, content),) = value.items()
-    return _DECODERS[kind](content)
+    if kind == "int":
+        return int(content, 16)
+    if kind == "bytes":
+        return base64.b64decode(content)
+    return tuple(content) if kind == "tuple" else dict(content)
+
+
+_parse = json.JSONDecoder(object_hook=_decode).decode

@@ -154,12 +154,14 @@ class SQLiteStore(Notes):
         if isinstance(lease, Busy):
             return
         try:
+            # Others may raise it meanwhile, beyond what the pages have been asked for.
+            floor = self.database.read(State.read).floor
             while (found := self.database.read(tables.concerned, name))[0]:
                 name, pages = found
                 if pages:
                     self.database.write(tables.mark, pages)
             for first in range(0, tables.ROWS, tables.BATCH):
-                self.database.write(tables.forget, first)
+                self.database.write(tables.forget, floor, first)
         finally:
             lease.release()
 

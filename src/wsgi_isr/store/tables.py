@@ -1,10 +1,8 @@
 """The tables of the embedded store: the order of events in rows that show damage.
 
 What decides whether a page is valid is sealed with a checksum over it and its place. Labels belong
-to one of a fixed number of rows, all of which exist from the beginning, so that a missing one
-shows. A damaged row is a damaged file. Patterns belong to the row of their literal beginning: a
-page finds them by the beginnings of its path. Reading a page costs the same however many labels
-there are.
+to a fixed number of rows, all of which exist from the beginning, so that a missing one shows.
+Patterns belong to the row of their literal beginning: a page finds them by those of its path.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ import sqlite3
 import struct
 import typing as t
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from sqlite3 import Connection
 
 from ..rules import compile_pattern, to_wsgi
@@ -110,27 +108,34 @@ def unpack(data: t.Any, salt: int = 0) -> bytes | None:
     return data[4:]
 
 
-# Bytes become text, which `unseal` does not turn back.
-_JSON = json.JSONEncoder(
+_parse = json.JSONDecoder().decode
+# Bytes become text, which parsing does not turn back.
+_encode = json.JSONEncoder(
     separators=(",", ":"), ensure_ascii=False, default=lambda data: data.decode("latin-1")
-)
+).encode
 
 
 def dump(value: t.Any) -> bytes:
-    return _JSON.encode(value).encode("utf-8", "surrogatepass")
+    return _encode(value).encode("utf-8", "surrogatepass")
 
 
 def seal(value: t.Any, salt: int = 0) -> bytes:
     return pack(dump(value), salt)
 
 
-def unseal(data: t.Any, salt: int = 0, **options: t.Any) -> t.Any:
+def unseal(data: t.Any, salt: int = 0, parse: Callable[[str], t.Any] = _parse) -> t.Any:
     """The value, or ``None`` for a damaged one."""
     content = unpack(data, salt)
-    return content and json.loads(content.decode("utf-8", "surrogatepass"), **options)
+    return content and parse(content.decode("utf-8", "surrogatepass"))
 
 
-_STATE, _STATE_SALT = struct.Struct("=16s6q"), 1
+def _sound(data: t.Any, salt: int) -> bytes:
+    if (content := unpack(data, salt)) is None:
+        raise Damage("a row is damaged")
+    return content
+
+
+_STATE = struct.Struct("=16s6q")
 
 
 @dataclasses.dataclass(slots=True)
@@ -154,12 +159,7 @@ class State:
 
     @classmethod
     def of(cls, data: t.Any) -> State:
-        """
-        :raises Damage: for what is none.
-        """
-        if (content := unpack(data, _STATE_SALT)) is None:
-            raise Damage("the state is damaged")
-        lineage, *numbers = _STATE.unpack(content)
+        lineage, *numbers = _STATE.unpack(_sound(data, 1))
         return cls(lineage.decode(), *numbers)
 
     @classmethod
@@ -169,7 +169,7 @@ class State:
 
     def write(self, connection: Connection) -> None:
         numbers = (self.sequence, self.changed, self.floor, self.pages, self.bytes, self.lost)
-        sealed = pack(_STATE.pack(self.lineage.encode(), *numbers), _STATE_SALT)
+        sealed = pack(_STATE.pack(self.lineage.encode(), *numbers), 1)
         connection.execute("REPLACE INTO state VALUES (1, ?)", (sealed,))
 
     @property
@@ -223,15 +223,9 @@ def _place_of(label: str) -> tuple[str, str]:
     return _BEGIN + _beginnings(path)[-1], pattern
 
 
-def _content(found: t.Any, row: int) -> bytes:
-    if (content := unpack(found, row)) is None:
-        raise Damage("a row of labels is damaged")
-    return content
-
-
 def _read(connection: Connection, row: int) -> Entries:
     found = connection.execute("SELECT data FROM labels WHERE id = ?", (row,)).fetchone()
-    return t.cast(Entries, json.loads(_content(found and found[0], row)))
+    return t.cast(Entries, json.loads(_sound(found and found[0], row)))
 
 
 def _write(connection: Connection, row: int, entries: Entries) -> None:
@@ -256,7 +250,7 @@ def last_of(connection: Connection, state: State, page: Page) -> Last:
     select = f"SELECT id, data FROM labels WHERE id IN ({','.join('?' * len(rows))})"
     found = dict(connection.execute(select, tuple(rows)))
     for row, keys in rows.items():
-        content = _content(found.get(row), row)
+        content = _sound(found.get(row), row)
         # Most rows are empty or have other labels, and need not be parsed.
         keys = [key for key in keys if len(content) > 2 and dump(key) in content]
         entries: Entries = json.loads(content) if keys else {}
@@ -325,9 +319,8 @@ def mark(connection: Connection, some: list[tuple[bytes, str, bytes]]) -> None:
     connection.executemany("UPDATE pages SET meta = ? WHERE name = ? AND meta = ?", some)
 
 
-def forget(connection: Connection, first: int) -> None:
-    """Forget labels up to the floor, in some rows."""
-    floor = State.read(connection).floor
+def forget(connection: Connection, floor: int, first: int) -> None:
+    """Forget labels up to a number, in some rows."""
     for row in range(first, min(first + BATCH, ROWS)):
         before, after = _read(connection, row), Entries()
         for key, place in before.items():
