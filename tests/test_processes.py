@@ -54,14 +54,6 @@ class TestOnDemand:
             editor.do("revalidate", HOME)
             assert visited.visit() == (200, HIT, f"edit {number}")
 
-    def test_a_tag_or_a_pattern_holds_in_the_other_process_at_once(
-        self, spawn: t.Any, content: Path
-    ) -> None:
-        one, other = spawn(), spawn()
-        other.visit()
-        one.do("invalidate", "/**")
-        assert other.visit() == (200, STALE, "old")
-
     @pytest.mark.parametrize("cold", [True, False], ids=["cold", "background"])
     def test_a_render_in_flight_elsewhere_does_not_overwrite(
         self, spawn: t.Any, content: Path, cold: bool
@@ -130,16 +122,6 @@ class TestOnDemand:
 
 
 class TestOneRender:
-    def test_of_a_cold_page(self, spawn: t.Any) -> None:
-        one, other = spawn(), spawn()
-        one.hold()
-        first = one.begin("visit")
-        one.wait()
-        crowd = [process.begin("visit") for process in (one, other) for _ in range(16)]
-        one.release()
-        assert {call.result(PATIENCE)[2] for call in [first, *crowd]} == {"old"}
-        assert one.do("renders") + other.do("renders") == 1
-
     def test_that_takes_longer_than_its_page_lasts_is_for_all_who_wait(self, spawn: t.Any) -> None:
         options = {"rules": {"/": Rule(expire=1)}, "revalidate": 1}
         one, other = spawn(**options), spawn(**options)
@@ -153,38 +135,8 @@ class TestOneRender:
         assert {call.result(PATIENCE)[2] for call in [first, *crowd]} == {"old"}
         assert one.do("renders") + other.do("renders") == 1
 
-    def test_of_a_stale_page_and_nobody_waits(self, spawn: t.Any, content: Path) -> None:
-        one, other = spawn(), spawn()
-        one.visit()
-        one.do("invalidate", "/")
-        one.hold()
-        one.visit()
-        one.wait()
-        content.write_text("new")
-        for _ in range(10):
-            assert one.visit() == other.visit() == (200, STALE, "old")
-        one.release()
-        one.do("close")
-        other.do("close")
-        wait_until(lambda: other.visit() == one.visit() != (200, STALE, "old"))
-        assert one.do("renders") + other.do("renders") == 2
-
 
 class TestAProcessThatIsKilled:
-    def test_in_the_middle_of_a_cold_render_leaves_the_page_to_who_waits(
-        self, spawn: t.Any, content: Path
-    ) -> None:
-        one, other = spawn(), spawn()
-        one.hold()
-        one.begin("visit")
-        one.wait()
-        waiting = [other.begin("visit") for _ in range(4)]
-        content.write_text("new")
-        one.kill()
-        # Long before render_timeout, a minute: the lease ends with its process.
-        assert {call.result(PATIENCE)[2] for call in waiting} == {"new"}
-        assert other.do("renders") == 1
-
     def test_in_the_middle_of_a_regeneration_leaves_it_to_the_next_visitor(
         self, spawn: t.Any, content: Path
     ) -> None:
