@@ -18,7 +18,7 @@ from wsgi_isr.page import Invalidated
 from wsgi_isr.store import entries, leases
 from wsgi_isr.store.cachelib import LOCAL, CachelibStore
 from wsgi_isr.store.entries import Entries, frame, unframe
-from wsgi_isr.store.opening import opener
+from wsgi_isr.store.opening import plan
 from wsgi_isr.store.protocol import Busy, Number, Store, StoreError, TooLarge
 from wsgi_isr.testing import StoreContract, make_record
 
@@ -360,7 +360,7 @@ class TestMemcached:
             "instance": MemcachedCache(server.pooled_client(), key_prefix="app:"),
             "callable": lambda: MemcachedCache(server.pooled_client(), key_prefix="app:"),
         }[request.param]
-        return lambda: opener(cache, "isr:", "app")(None)
+        return lambda: plan(cache, "isr:", "app")[1](None)
 
     def test_is_shared_whatever_names_it(self, open_store: t.Any) -> None:
         store, other = open_store(), open_store()
@@ -401,7 +401,7 @@ class TestMemcached:
     @pytest.mark.processes
     def test_a_child_has_connections_of_its_own(self, server: Memcached) -> None:
         cache = MemcachedCache(server.pooled_client())
-        open_store = opener(cache, "isr:", "app")
+        open_store = plan(cache, "isr:", "app")[1]
         parent = open_store(None)
         for number in range(20):
             put(parent, f"page {number}", body=b"%d" % number)

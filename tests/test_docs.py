@@ -17,7 +17,7 @@ from documents import ROOT, SERVERS, TEXTS, Page, blocks
 from wsgi_isr import ISRMiddleware, signals
 from wsgi_isr.cli import group
 from wsgi_isr.flask import ISR
-from wsgi_isr.store.opening import KINDS, kind_of
+from wsgi_isr.store.opening import KINDS, plan
 
 sys.path.insert(0, str(ROOT / "docs"))
 
@@ -149,12 +149,12 @@ class TestWhatIsNamed:
                 scheme, _, rest = url.partition("://")
                 found.add(scheme)
                 if rest or scheme == "memory":
-                    assert kind_of(url) is not None, (name, url)
+                    assert plan(url, "", "")[0] is not None, (name, url)
         schemes = {"memory", "file", "redis", "rediss", "valkey", "valkeys", "memcached"}
         assert found >= schemes | {"redis+cluster", "redis+sentinel"}
         for scheme in ("valkey+cluster", "rediss+cluster"):
-            assert kind_of(f"{scheme}://a,b") is not None
-        assert kind_of("valkey+sentinel://a/service") is not None
+            assert plan(f"{scheme}://a,b", "", "")[0] is not None
+        assert plan("valkey+sentinel://a/service", "", "")[0] is not None
 
     def test_commands_and_their_options_exist(self) -> None:
         seen = set()

@@ -339,6 +339,15 @@ class TestConfiguration:
         again.add_url_rule("/blog/<slug>", "post", app.view_functions["post"])
         assert status_of(flask_browser(again, cache=None).get("/blog/a")) == HIT
 
+    def test_or_in_memory_where_it_cannot_be_written(
+        self, app: Flask, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        Path(app.instance_path).write_text("not a folder")
+        browser = flask_browser(app, cache=None)
+        browser.get("/blog/a")
+        assert status_of(browser.get("/blog/a")) == HIT
+        assert browser.isr.store.kind.name == "memory" and "cannot be written" in caplog.text
+
     def test_two_apps_in_one_folder_have_no_pages_in_common(self, app: Flask) -> None:
         flask_browser(app, cache=None).get("/blog/a")
         other = flask_app(Path(app.root_path), "shop")

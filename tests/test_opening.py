@@ -17,11 +17,19 @@ from cachelib import BaseCache, FileSystemCache, NullCache, RedisCache, SimpleCa
 from wsgi_isr import SQLiteCache
 from wsgi_isr.store import opening
 from wsgi_isr.store.cachelib import MEMORY, CachelibStore
-from wsgi_isr.store.opening import KINDS, kind_of, limits, opener
-from wsgi_isr.store.protocol import Store, StoreError
+from wsgi_isr.store.opening import KINDS, CacheLike, Opener, limits, plan
+from wsgi_isr.store.protocol import Kind, Store, StoreError
 from wsgi_isr.store.redis import RedisStore
 from wsgi_isr.store.sqlite import SQLiteStore
 from wsgi_isr.testing import make_record
+
+
+def opener(cache: CacheLike, prefix: str, app: str) -> Opener:
+    return plan(cache, prefix, app)[1]
+
+
+def kind_of(cache: CacheLike) -> Kind | None:
+    return plan(cache, "", "")[0]
 
 
 @pytest.fixture(autouse=True)

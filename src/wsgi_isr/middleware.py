@@ -23,7 +23,7 @@ from .render import ERROR, current_origin
 from .request import Request, become_page
 from .rules import Resolver, RuleLike, Rules, check_query, digest_of, make_rules
 from .store.memory import Fingerprint
-from .store.opening import CacheLike, kind_of, opener
+from .store.opening import CacheLike, plan
 from .store.protocol import Store
 from .threads import ExecutorLike
 
@@ -112,10 +112,11 @@ class ISRMiddleware:
         #: What was handed over. A URL may have a password in it.
         self.cache = cache
         self._clock: Callable[[], float] = time
+        kind, self._open_store = plan(cache, key_prefix, _name_of(app))
         self._config = Config(
             app=app,
             middleware=self,
-            kind=kind_of(cache),
+            kind=kind,
             rules=make_rules(rules),
             query=check_query(query),
             origins=Origins(base_url, trusted_hosts),
@@ -140,7 +141,6 @@ class ISRMiddleware:
             self.set_bypass(decide)
         #: Whether renders on demand are of any use now.
         self.is_enabled: Callable[[], bool] = lambda: enabled
-        self._open_store = opener(cache, key_prefix, _name_of(app))
         self._process: Process | None = None
         # One for each process: a fork may copy one that another thread has taken.
         self._locks: dict[int, threading.Lock] = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import functools
 import importlib.util
 import inspect
 import os
@@ -18,7 +17,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 from ..build import INSTALLED, digest_of_code
 from ..middleware import ISRMiddleware
-from ..store.opening import DEFAULT_FOLDER, open_default
+from ..store.opening import FOLDER, DefaultFolder
 
 #: Keys that are arguments of the middleware as they are; what is treated here, and what is new.
 _OWN = {"RULES", "ENABLED", "BUILD_ID"}
@@ -75,9 +74,7 @@ def options() -> dict[str, t.Any]:
     if "cache" not in found and base is not None:
         # The name of the URLconf, so that two sites in one folder have no pages in common.
         name = quote(str(settings.ROOT_URLCONF), safe="")
-        folder = os.path.abspath(Path(base, DEFAULT_FOLDER, name))
-        prefix = found.get("key_prefix", "isr:")
-        found["cache"] = functools.partial(open_default, folder, prefix)
+        found["cache"] = DefaultFolder(os.path.abspath(Path(base, FOLDER, name)))
     hosts = settings.ALLOWED_HOSTS or (_LOCAL if settings.DEBUG else ["*"])
     if found.keys().isdisjoint({"base_url", "trusted_hosts"}) and "*" not in hosts:
         # In ALLOWED_HOSTS ports do not matter.

@@ -28,6 +28,7 @@ from ..ondemand import Result
 from ..route import answer
 from ..rules import EXCLUDED, Rule, digest_of
 from ..status import PATHS, Status
+from ..store.opening import DefaultFolder
 from ..views import Declared, ViewRules, declaration_of
 from . import pages
 
@@ -212,7 +213,7 @@ class _Wrapped:
         if cache is None:
             # The name of the app, so that two apps in one folder have no pages in common.
             folder = os.path.join(flask.instance_path, "isr-cache", quote(flask.name, safe=""))
-            cache = f"file://{quote(folder)}"
+            cache = DefaultFolder(folder)
         if build_id is None:
             digests = (self._digest or build_digest(flask), digest_of(rules))
             build_id = "-".join(filter(None, digests))

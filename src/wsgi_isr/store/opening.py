@@ -32,13 +32,21 @@ from .sqlite import SQLiteStore
 
 logger = logging.getLogger("wsgi_isr")
 
+
+class DefaultFolder(t.NamedTuple):
+    """A folder for the embedded store; where it cannot be written, pages are in memory."""
+
+    path: str
+
+
 CacheLike: t.TypeAlias = (
-    "cachelib.BaseCache | Store | Callable[[], cachelib.BaseCache | Store] | str | None"
+    "cachelib.BaseCache | Store | Callable[[], cachelib.BaseCache | Store] | DefaultFolder | str"
+    " | None"
 )
 #: Opens the store in this process; it gets the store of the parent after a fork, or ``None``.
 Opener: t.TypeAlias = "Callable[[Store | None], Store]"
 
-DEFAULT_FOLDER = ".isr-cache"
+FOLDER = ".isr-cache"
 _VALKEY = RedisStore.kind._replace(name="valkey")
 _ALL = (SQLiteStore.kind, RedisStore.kind, _VALKEY, MEMCACHED, CACHELIB, LOCAL, MEMORY)
 #: What each kind of store promises.
@@ -48,8 +56,8 @@ URLS = (
     "redis+sentinel://host, valkey://host and memcached://host"
 )
 _METHODS = [name for name, it in vars(Store).items() if inspect.isfunction(it) and name[0] != "_"]
-#: Of a store that was never opened: nothing is refused before it can be tried.
-AWAY = Kind("away", "network", True, True, True, True, True)
+#: What a store has that was never opened: nothing is refused before it can be tried.
+_AWAY = {"kind": Kind("away", "network", True, True, True, True, True), "signal": (0, 0)}
 #: Errors of a folder that nobody writes to, whatever happens.
 _HOPELESS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 #: Two middlewares over one cache and prefix of this process share one store.
@@ -60,45 +68,21 @@ _local: weakref.WeakKeyDictionary[cachelib.BaseCache, dict[str, tuple[int, Cache
 _warned: set[str] = set()
 
 
-def limits(kind: Kind) -> list[str]:
-    """What a kind of store does not promise."""
-    promises = {
-        "pages are those of one process, and on-demand calls reach no other": (
-            kind.shared != "process"
-        ),
-        "invalidations may be lost, and all pages then count as stale": kind.exact,
-        "that one process renders a page at a time is best effort": kind.one_render,
-        "pages cannot be listed or pruned": kind.lists,
-        "workers=0 does not work": kind.wants,
-        "pages do not outlive a restart": kind.durable,
-    }
-    return [limit for limit, is_promised in promises.items() if not is_promised]
+def plan(cache: CacheLike, prefix: str, app_name: str) -> tuple[Kind | None, Opener]:
+    """The kind of store, and how to open it, later and once in each process.
 
-
-def opener(cache: CacheLike, prefix: str, app_name: str) -> Opener:
-    """How to open a store, later and once in each process.
-
+    :returns: ``None`` as the kind where only opening it shows that.
     :raises TypeError: for what is no cache.
     :raises ValueError: for a URL that names none, or a cache that cannot be used.
     :raises ImportError: for a URL whose client is not installed.
     """
-    kind, open_store = _plan(cache, prefix, app_name)
-    if kind is not None:
-        _warn(kind, cache)
-    return open_store
-
-
-def kind_of(cache: CacheLike) -> Kind | None:
-    """The kind of store; ``None`` where only opening it shows that. It raises as `opener` does."""
-    return _plan(cache, "", "")[0]
-
-
-def _plan(cache: CacheLike, prefix: str, app_name: str) -> tuple[Kind | None, Opener]:
+    if cache is None:
+        cache = DefaultFolder(os.path.join(os.path.abspath(FOLDER), _safe(app_name)))
+    if isinstance(cache, DefaultFolder):
+        folder = cache.path
+        return SQLiteStore.kind, lambda parent: _open_default(folder, prefix)
     if isinstance(cache, os.PathLike):
         cache = os.path.abspath(cache)
-    if cache is None:
-        folder = os.path.join(os.path.abspath(DEFAULT_FOLDER), _safe(app_name))
-        return SQLiteStore.kind, lambda parent: open_default(folder, prefix)
     if isinstance(cache, str):
         return _of_url(cache, prefix)
     if isinstance(cache, cachelib.BaseCache):
@@ -122,19 +106,28 @@ def _is_store(value: object) -> bool:
     return not missing and not isinstance(value, type)
 
 
-def _warn(kind: Kind, cache: object) -> None:
+def limits(kind: Kind) -> list[str]:
+    """What a kind of store does not promise."""
+    promises = {
+        "pages are those of one process, and on-demand calls reach no other": (
+            kind.shared != "process"
+        ),
+        "invalidations may be lost, and all pages then count as stale": kind.exact,
+        "that one process renders a page at a time is best effort": kind.one_render,
+        "pages cannot be listed or pruned": kind.lists,
+        "workers=0 does not work": kind.wants,
+        "pages do not outlive a restart": kind.durable,
+    }
+    return [limit for limit, is_promised in promises.items() if not is_promised]
+
+
+def _warned_of(kind: Kind, name: str, advice: str = "") -> Kind:
     """Say once what a kind of store does not promise."""
-    found = limits(kind)
-    if not found or kind.name in _warned:
-        return
-    _warned.add(kind.name)
-    name = type(cache).__name__ if isinstance(cache, cachelib.BaseCache) else kind.name
-    advice = "a file:// URL (SQLite) and Redis have no such limits"
-    if isinstance(cache, cachelib.FileSystemCache):
-        advice = "hand its folder over as cache='file:///path' or as SQLiteCache(folder)"
-    # memory:// is no surprise to those who write it.
-    level = logging.INFO if kind == MEMORY else logging.WARNING
-    logger.log(level, "%s as the store: %s; %s", name, "; ".join(found), advice)
+    if kind.name not in _warned and (found := limits(kind)):
+        _warned.add(kind.name)
+        advice = advice or "a file:// URL (SQLite) and Redis have no such limits"
+        logger.warning("%s as the store: %s; %s", name, "; ".join(found), advice)
+    return kind
 
 
 # Folders and URLs.
@@ -146,24 +139,26 @@ def _safe(name: str) -> str:
     return quoted if len(quoted) <= 200 else hashlib.sha256(quoted.encode()).hexdigest()
 
 
-def open_default(folder: str, prefix: str) -> Store:
-    """The embedded store, or memory and a warning where its folder cannot be written."""
-    own = os.path.join(folder, _safe(prefix))
+def _open_sqlite(folder: str, prefix: str, **bounds: int) -> Store:
+    return SQLiteStore(os.path.join(folder, _safe(prefix)), **bounds)
+
+
+def _open_default(folder: str, prefix: str) -> Store:
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         # One that has pages is read.
-        if error.errno in _HOPELESS and not os.path.isdir(own):
+        if error.errno in _HOPELESS and not os.path.isdir(os.path.join(folder, _safe(prefix))):
             logger.warning(
                 "%s cannot be written (%s): pages are in the memory of each process only; name a "
                 "folder that can be written, as in cache='file:///var/cache/site'",
                 folder,
                 error.strerror,
             )
-            return _open_memory()
-    return SQLiteStore(own)
+            return _open_memory(None)
+    return _open_sqlite(folder, prefix)
 
 
 def _of_folder(url: str, prefix: str) -> Opener:
@@ -183,7 +178,7 @@ def _of_folder(url: str, prefix: str) -> Opener:
         if not value.isascii() or not value.isdigit() or int(value) < 1:
             raise ValueError(f"{name} of a file URL is a whole number, 1 or more, not {value!r}")
         bounds[name] = int(value)
-    return lambda parent: SQLiteStore(os.path.join(folder, _safe(prefix)), **bounds)
+    return lambda parent: _open_sqlite(folder, prefix, **bounds)
 
 
 def _of_url(url: str, prefix: str) -> tuple[Kind, Opener]:
@@ -191,6 +186,7 @@ def _of_url(url: str, prefix: str) -> tuple[Kind, Opener]:
     if scheme == "memory":
         if url != "memory://":
             raise ValueError(f"memory:// takes no path and no options, as {url[:100]!r} has them")
+        # Its limits are no surprise to those who write it.
         return MEMORY, _open_memory
     if scheme == "file":
         return SQLiteStore.kind, _of_folder(url, prefix)
@@ -199,8 +195,7 @@ def _of_url(url: str, prefix: str) -> tuple[Kind, Opener]:
         kind = KINDS["valkey" if scheme.startswith("valkey") else "redis"]
         return kind, lambda parent: RedisStore(make, prefix)
     if scheme == "memcached":
-        connect = clients.memcached_cache(url)
-        return MEMCACHED, lambda parent: CachelibStore(connect(), prefix, MEMCACHED)
+        return _on_memcached(clients.memcached_cache(url), prefix)
     if url[:1] in ("/", ".", "~") and url[:2] != "//":
         folder = Path(os.path.abspath(os.path.expanduser(url))).as_uri()
         raise ValueError(f"cache takes a URL: write the folder {url!r} as {folder!r}")
@@ -213,8 +208,8 @@ def _of_url(url: str, prefix: str) -> tuple[Kind, Opener]:
 
 def _of_cache(cache: cachelib.BaseCache, prefix: str) -> tuple[Kind, Opener]:
     if isinstance(cache, SQLiteCache):
-        folder = os.path.join(cache.folder, _safe(prefix))
-        return SQLiteStore.kind, lambda parent: SQLiteStore(folder)
+        folder = cache.folder
+        return SQLiteStore.kind, lambda parent: _open_sqlite(folder, prefix)
     if isinstance(cache, cachelib.NullCache):
         raise ValueError(
             "NullCache stores nothing: leave cache out, or switch the library off with "
@@ -225,23 +220,29 @@ def _of_cache(cache: cachelib.BaseCache, prefix: str) -> tuple[Kind, Opener]:
         client, own = clients.client_of(cache), clients.prefix_of(cache) + prefix
         return kind, lambda parent: RedisStore(lambda: client, own, lent=True)
     if isinstance(cache, cachelib.MemcachedCache):
-        make = clients.own_memcached(cache)
-        return MEMCACHED, lambda parent: CachelibStore(make(), prefix, MEMCACHED)
-    in_process = isinstance(cache, cachelib.SimpleCache)
+        return _on_memcached(clients.own_memcached(cache), prefix)
+    in_process, name = isinstance(cache, cachelib.SimpleCache), type(cache).__name__
     shared = getattr(cache, "isr_shared", "process" if in_process else "network")
     if shared not in ("process", "machine", "network"):
         raise ValueError(
-            f"isr_shared of {type(cache).__name__} is 'process', 'machine' or 'network', "
-            f"not {shared!r}"
+            f"isr_shared of {name} is 'process', 'machine' or 'network', not {shared!r}"
         )
     if shared == "process":
-        return LOCAL, lambda parent: _open_local(cache, prefix)
+        return _warned_of(LOCAL, name), lambda parent: _open_local(cache, prefix)
     # uWSGI's cache ends with its master.
     kind = CACHELIB._replace(durable=not isinstance(cache, cachelib.UWSGICache))
-    return kind, lambda parent: CachelibStore(cache, prefix, kind)
+    advice = ""
+    if isinstance(cache, cachelib.FileSystemCache):
+        advice = "hand its folder over as cache='file:///path' or as SQLiteCache(folder)"
+    return _warned_of(kind, name, advice), lambda parent: CachelibStore(cache, prefix, kind)
 
 
-def _open_memory(parent: Store | None = None) -> Store:
+def _on_memcached(make: Callable[[], cachelib.BaseCache], prefix: str) -> tuple[Kind, Opener]:
+    kind = _warned_of(MEMCACHED, "memcached")
+    return kind, lambda parent: CachelibStore(make(), prefix, kind)
+
+
+def _open_memory(parent: Store | None) -> Store:
     before = parent if isinstance(parent, CachelibStore) else None
     return CachelibStore(cachelib.NullCache(), "", MEMORY, before)
 
@@ -261,9 +262,7 @@ def _open_made(make: Callable[[], object], prefix: str) -> Store:
     def attempt() -> Store:
         made = make()
         if isinstance(made, cachelib.BaseCache):
-            kind, open_store = _of_cache(made, prefix)
-            _warn(kind, made)
-            return open_store(None)
+            return _of_cache(made, prefix)[1](None)
         if _is_store(made):
             return t.cast(Store, made)
         raise TypeError(f"it returned neither a cachelib cache nor a Store: {type(made)}")
@@ -282,26 +281,19 @@ class AwayStore:
     def __init__(self, attempt: Callable[[], Store], error: Exception) -> None:
         self._attempt, self._error = attempt, error
         self._opened: Store | None = None
-        self._signal = [0, 0]
         self._lock = threading.Lock()
 
-    @property
-    def kind(self) -> Kind:
-        return AWAY if self._opened is None else self._opened.kind
-
-    @property
-    def signal(self) -> t.Any:
-        return self._signal if self._opened is None else self._opened.signal
-
     def __getattr__(self, name: str) -> t.Any:
-        if name not in _METHODS:
-            raise AttributeError(name)
-        return lambda *args, **options: getattr(self._there(), name)(*args, **options)
+        if self._opened is not None:
+            return getattr(self._opened, name)
+        if name in _AWAY:
+            return _AWAY[name]
+        if name in _METHODS:
+            return self._refuse
+        raise AttributeError(name)
 
-    def _there(self) -> Store:
-        if self._opened is None:
-            raise StoreError(f"the store could not be opened: {self._error}") from self._error
-        return self._opened
+    def _refuse(self, *args: object, **options: object) -> t.NoReturn:
+        raise StoreError(f"the store could not be opened: {self._error}") from self._error
 
     def probe(self) -> None:
         with self._lock:
@@ -315,7 +307,9 @@ class AwayStore:
 
     def listen(self, seconds: float) -> bool:
         """Announce something now and then: its thread waits, even if nothing is announced here."""
-        if not self._there().listen(seconds):
+        if self._opened is None:
+            self._refuse()
+        if not self._opened.listen(seconds):
             time.sleep(min(seconds, 0.05))
         return True
 
