@@ -42,7 +42,9 @@ class Entry:
         "used_at",
     )
 
-    def __init__(self, page: Page, invalidated: Invalidated, in_store: bool = False) -> None:
+    def __init__(
+        self, page: Page, invalidated: Invalidated, in_store: bool = False, used_at: float = 0.0
+    ) -> None:
         self.page = page
         #: A generation of the memory level, and what invalidations up to it made of the page. One
         #: value, so that no thread sees one without the other.
@@ -57,7 +59,7 @@ class Entry:
         #: that are asked for once evicts no other.
         self.referenced = False
         #: Seconds since 1970 at which the store was last told that the page is used.
-        self.used_at = 0.0
+        self.used_at = used_at
         # Tuples, because most have one member.
         self.hits: tuple[t.Any, ...] = ()
         self.fingerprints: tuple[Fingerprint, ...] = ()
@@ -65,7 +67,7 @@ class Entry:
 
     def renewed(self, page: Page) -> Entry:
         """The same with another form of the page, and without answers."""
-        entry = Entry(page, self.invalidated, self.in_store)
+        entry = Entry(page, self.invalidated, self.in_store, self.used_at)
         entry.confirmed, entry.retry_at = self.confirmed, self.retry_at
         return entry
 
@@ -158,10 +160,8 @@ class MemoryLevel:
             for entry in self._entries.values():
                 page = entry.page
                 made = epochs.validity(page.labels, page.key.full_path, Number("", 0))
-                worst = max(entry.invalidated, made)
-                entry.confirmed = (entry.confirmed[0], worst)
-                for hit in entry.hits:
-                    hit.until = 0.0
+                entry.confirmed = (entry.confirmed[0], max(entry.invalidated, made))
+                self._forget_hits(entry)
 
     def confirm(self, entry: Entry) -> None:
         """Apply to a page what was invalidated since it was last confirmed."""
@@ -218,7 +218,8 @@ class MemoryLevel:
                 if not newer or is_same_render(entry.page, old.page, with_codings=True):
                     return old
                 self._remove(old)
-            self._confirm(entry)
+            made = entry.invalidated if at == self.at else self._validity(entry)
+            entry.confirmed = self.generation, made
             self._add(entry)
         return entry
 
@@ -240,11 +241,14 @@ class MemoryLevel:
                 return
             if fingerprint not in entry.fingerprints:
                 if len(entry.fingerprints) >= MAX_FINGERPRINTS:
-                    self._forget(entry, entry.fingerprints[0])
+                    self._forget_hits(entry)
                 own, *others = fingerprint
                 fingerprint = (key.path if key.path == own else own, *map(intern, others))  # type: ignore[assignment]
                 entry.fingerprints += (fingerprint,)
-                self._grow(entry, weight_of(fingerprint))
+                entry.size += weight_of(fingerprint)
+                self.size += weight_of(fingerprint)
+                while self.size > self.limit:
+                    self._evict()
                 if self._entries.get(key) is not entry:
                     return
             self.hits[fingerprint] = hit
@@ -259,16 +263,16 @@ class MemoryLevel:
             if entry is not None and only in (None, entry):
                 self._remove(entry)
 
-    def _forget(self, entry: Entry, fingerprint: Fingerprint) -> None:
-        self.hits.pop(fingerprint, None)
-        entry.fingerprints = tuple(f for f in entry.fingerprints if f != fingerprint)
-        self._grow(entry, -weight_of(fingerprint))
-
-    def _grow(self, entry: Entry, by: int) -> None:
-        entry.size += by
-        self.size += by
-        while self.size > self.limit and self._entries:
-            self._evict()
+    def _forget_hits(self, entry: Entry) -> None:
+        """Forget the answers of a page that is kept, and the requests that find them."""
+        for hit in entry.hits:
+            hit.until = 0.0
+        for fingerprint in entry.fingerprints:
+            self.hits.pop(fingerprint, None)
+            entry.size -= weight_of(fingerprint)
+            self.size -= weight_of(fingerprint)
+        # They refer to the entry: without them it is freed as soon as nobody is being served.
+        entry.hits = entry.fingerprints = ()
 
     def _add(self, entry: Entry) -> None:
         if entry.size <= self.limit:
@@ -286,13 +290,8 @@ class MemoryLevel:
         self._paths[path].remove(entry)
         if not self._paths[path]:
             del self._paths[path]
+        self._forget_hits(entry)
         self.size -= entry.size
-        # They refer to it: without them it is freed as soon as nobody is being served.
-        for hit in entry.hits:
-            hit.until = 0.0
-        entry.hits = ()
-        for fingerprint in entry.fingerprints:
-            self.hits.pop(fingerprint, None)
 
     def _evict(self) -> None:
         while True:

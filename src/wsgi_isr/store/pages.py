@@ -75,7 +75,6 @@ class Pages:
         self.is_local = store.kind.shared != "network"
         #: What a hit reads: see `Store.signal`. On a network, a number of this process.
         self.signal: t.Any = store.signal if self.is_local else [0]
-        self._last = Number("", 0)
         self._reports = 0
         self._used: set[str] = set()
         self._following = threading.Lock()
@@ -98,17 +97,15 @@ class Pages:
                 self.memory.hits.clear()
             if self.is_local:
                 self.signal = signal
-            if changes is None:
-                # Nothing is confirmed by what could not be asked.
-                return
-            if not changes.complete or changes.at != self.memory.at:
-                self._take_in(changes)
-            if self.is_local:
-                self.memory.generation = generation
+            # Nothing is confirmed by what could not be asked.
+            if changes is not None:
+                if not changes.complete or changes.at != self.memory.at:
+                    self._take_in(changes)
+                if self.is_local:
+                    self.memory.generation = generation
 
     def _take_in(self, changes: Changes) -> None:
         self.memory.apply(changes)
-        self._note(changes.at)
         if not self.is_local:
             self.signal[0] += 1
             self.memory.generation = self.signal[0]
@@ -147,33 +144,27 @@ class Pages:
         if entry is None:
             return self._borrow(key)
         self.memory.confirm(entry)
-        if loaded is None and self._may_be_superseded(entry):
-            self.memory.discard(key, entry)
-            return self._borrow(key)
         if self.guard.is_well:
             entry.newest_at = (signal, now)
+            known = entry.in_store and entry.page.lineage == self.memory.at.lineage
+            if loaded is None and known and entry.invalidated:
+                # It may have had a successor, which was removed: nobody gets it who came later.
+                self.memory.discard(key, entry)
+                return self._borrow(key)
         return entry
-
-    def _may_be_superseded(self, entry: Entry) -> bool:
-        """Whether a page that only memory has may have had a successor, which was removed.
-
-        It was invalidated, and nobody may get it who came after its successor was rendered.
-        """
-        same = entry.page.lineage == self.memory.at.lineage
-        return bool(entry.invalidated) and same and entry.in_store and self.guard.is_well
 
     def _load(self, key: PageKey) -> Entry | None:
         """The page in the store, or in memory if that is newer; ``None`` where only that has it."""
         found, here = self._read(key), self.memory.get(key)
         if found is None:
             return None
-        page, validity = found
-        if here is not None and not here.in_store and here.number == (page.lineage, page.sequence):
+        page, stored = found
+        if here is not None and not here.in_store and here.number == stored.record.number:
             # It was rendered since, while the store gave no numbers.
             return None
-        return self._keep(page, validity, in_store=True)
+        return self._keep(page, stored.validity, True, stored.used or time.time())
 
-    def _read(self, key: PageKey) -> tuple[Page, Validity] | None:
+    def _read(self, key: PageKey) -> tuple[Page, Stored] | None:
         found = self.guard.ask("get", lambda: self.store.get(key.name))
         if found is None:
             return None
@@ -181,16 +172,18 @@ class Pages:
         if head is not None and head.page.name == key.name and _is_sound(found.record, head):
             page = self._codec.decode(head, found.record.body)
             if page is not None:
-                return page, found.validity
+                return page, found
         if self._reports < MAX_REPORTS:
             self._reports += 1
             text = "stored page %s is damaged, or signed with another key: it is rendered anew"
             logger.warning(text, key.name)
         return None
 
-    def _keep(self, page: Page, validity: Validity | None, in_store: bool = False) -> Entry:
+    def _keep(
+        self, page: Page, validity: Validity | None, in_store: bool = False, used: float = 0.0
+    ) -> Entry:
         invalidated, at = (Invalidated.NO, None) if validity is None else validity
-        return self.memory.put(Entry(page, invalidated, in_store), at)
+        return self.memory.put(Entry(page, invalidated, in_store, used), at)
 
     def _borrow(self, key: PageKey) -> Entry | None:
         """The page of an earlier build, as a stale one; it is kept nowhere under this key.
@@ -199,10 +192,10 @@ class Pages:
         """
         for build in self.earlier_builds()[: self._previous_builds]:
             found = self._read(key._replace(build=build))
-            if found is not None and found[0].code not in GONE:
-                page, (invalidated, _) = found
-                if invalidated is not Invalidated.EXPIRED:
-                    return Entry(replace(page, key=key, name=key.name), Invalidated.STALE)
+            if found is None or found[0].code in GONE:
+                continue
+            if found[1].validity.invalidated is not Invalidated.EXPIRED:
+                return Entry(replace(found[0], key=key, name=key.name), Invalidated.STALE)
         return None
 
     def earlier_builds(self) -> list[str]:
@@ -279,13 +272,11 @@ class Pages:
         and whatever gets a number later replaces it.
         """
         number = self.guard.ask("number", self.store.number, write=True)
-        if number is not None:
-            self._note(number)
-        return number or self._last
-
-    def _note(self, number: Number) -> None:
-        if number.lineage != self._last.lineage or number.sequence > self._last.sequence:
-            self._last = number
+        if number is None:
+            at = self.memory.at
+            seen = (e.page.sequence for e in self.memory if e.page.lineage == at.lineage)
+            number = at._replace(sequence=max((at.sequence, *seen)))
+        return number
 
     def put(self, page: Page) -> tuple[Entry, str | None]:
         """Store a finished render, unless a later one is there.
@@ -302,11 +293,10 @@ class Pages:
             return self._keep(page, None), "store-error"
         (validity,) = done
         if validity is None:
-            stale = Validity(Invalidated.STALE, self._last)
+            stale = Validity(Invalidated.STALE, self.memory.at)
             return self._load(page.key) or self._keep(page, stale), None
         alone = self.store.kind.name == "memory"
-        entry = self._keep(page, validity, in_store=not alone)
-        entry.used_at = time.time()
+        entry = self._keep(page, validity, not alone, time.time())
         return entry, "too-large" if alone and self.memory.get(page.key) is None else None
 
     def recode(self, page: Page) -> None:
@@ -351,7 +341,6 @@ class Pages:
                 # What others invalidated before it is followed later.
                 made = (Invalidation(label, number.sequence, expire) for label in labels)
                 self._take_in(Changes(at, True, tuple(made)))
-        self._note(number)
         if self.is_local or not is_known:
             self.follow()
         return number
