@@ -198,7 +198,7 @@ class TestHeadersOfAnApp:
         self, status: int, headers: list[tuple[str, str]], rule: Rule
     ) -> None:
         try:
-            metadata = read_metadata(headers, rule.defaults)
+            metadata = read_metadata(headers, rule.revalidate, rule.expire, rule.tags)
         except InvalidMetadata as error:
             assert str(error)
         else:
