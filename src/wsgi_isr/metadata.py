@@ -30,14 +30,6 @@ ISR_HEADERS = frozenset(name.lower() for name in _NAMES)
 #: Names of other response headers, as apps spell them: a set is faster than `str.lower`.
 HARMLESS: set[str] = set()
 MAX_HARMLESS = 1000
-#: What an app never finds in a visitor's request: headers that mean nothing there, and the reason
-#: that only a render has.
-ISR_ENVIRON_KEYS = (
-    "HTTP_ISR_REVALIDATE",
-    "HTTP_ISR_EXPIRE",
-    "HTTP_ISR_TAGS",
-    "wsgi_isr.reason",
-)
 
 #: Statuses that are results; 302 and 307 only where the response itself has metadata.
 STORABLE = frozenset({200, 301, 308, 404, 410})
@@ -52,26 +44,15 @@ ENDLESS = ("text/event-stream", "multipart/x-mixed-replace")
 _BAD_TAG = re.compile(r"[\x00-\x1f,\x7f-\x9f\ud800-\udfff]")
 _WHOLE = re.compile(r"[0-9]{1,15}")
 HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
-_BAD_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
-# Fastly and Varnish; Cache-Tag and its like are lists with commas.
-_SPACE_SEPARATED = frozenset({"surrogate-key", "xkey", "x-xkey"})
+_BAD_VALUE = re.compile(r"[^\t\x20-\x7e\x80-\xff]")
 _TAG_SAFE = "".join(map(chr, range(0x21, 0x7F)))
 # Written by the library itself, or true for one answer only.
 _NOT_STORED = frozenset(
     {"accept-ranges", "age", "content-length", "date", "set-cookie", "vary", *ISR_HEADERS}
 )
 #: Headers that the library writes or leaves out cannot carry tags.
-_NOT_FOR_TAGS = _NOT_STORED | {
-    "cache-control",
-    "cache-status",
-    "connection",
-    "content-encoding",
-    "content-type",
-    "etag",
-    "last-modified",
-    "location",
-    "transfer-encoding",
-}
+_NOT_FOR_TAGS = _NOT_STORED | {"cache-control", "cache-status", "connection", "content-encoding"}
+_NOT_FOR_TAGS |= {"content-type", "etag", "last-modified", "location", "transfer-encoding"}
 
 
 class Metadata(t.NamedTuple):
@@ -216,9 +197,9 @@ def is_isr_header(name: str) -> bool:
 
 
 def remove_isr(environ: WSGIEnvironment) -> None:
-    """Take from a visitor's request what means nothing in it."""
-    for key in ISR_ENVIRON_KEYS:
-        environ.pop(key, None)
+    """Take from a visitor's request what means nothing in it, and what only a render has."""
+    for name in ("HTTP_ISR_REVALIDATE", "HTTP_ISR_EXPIRE", "HTTP_ISR_TAGS", "wsgi_isr.reason"):
+        environ.pop(name, None)
 
 
 def without_isr(headers: Iterable[tuple[str, str]]) -> Headers:
@@ -259,12 +240,7 @@ def read_metadata(
     except ValueError as error:
         said = "; ".join(f"{name}: {value[:100]!r}" for name, value in own.items())
         raise InvalidMetadata(f"{said} ({error})") from None
-    return lifetime(None if revalidate is False else revalidate, expire, tuple(tags))
-
-
-def lifetime(revalidate: int | None, expire: int | None, tags: tuple[str, ...]) -> Metadata:
-    metadata = Metadata(revalidate, expire, tags)
-    return metadata if tags else intern(metadata)
+    return Metadata(None if revalidate is False else revalidate, expire, tuple(tags))
 
 
 def _number(value: str) -> t.Any:
@@ -281,21 +257,21 @@ def _read_tags(value: str) -> tuple[str, ...]:
 
 
 def check_tags_header(name: object) -> None:
-    if not isinstance(name, str) or not HEADER_NAME.fullmatch(name):
+    is_name = isinstance(name, str) and HEADER_NAME.fullmatch(name)
+    if not is_name or str(name).lower() in _NOT_FOR_TAGS:
         raise ValueError(
-            f"tags_header takes the name of a header, as in 'Surrogate-Key', not {name!r}"
+            "tags_header takes the name of a header that has no other use, as in 'Surrogate-Key', "
+            f"not {name!r}"
         )
-    if name.lower() in _NOT_FOR_TAGS:
-        raise ValueError(f"tags_header takes a header that has no other use, not {name!r}")
 
 
 def tags_value(header: str, tags: Iterable[str]) -> str:
     """The value of a header that tells a cache the tags of a page.
 
-    Spaces separate keys in ``Surrogate-Key`` and ``xkey``, commas do so elsewhere. Networks take
-    printable ASCII without spaces, so all else is percent-encoded.
+    Spaces separate keys for Fastly and Varnish, commas do so elsewhere. Networks take printable
+    ASCII without spaces, so all else is percent-encoded.
     """
-    separator = " " if header.lower() in _SPACE_SEPARATED else ","
+    separator = " " if header.lower() in ("surrogate-key", "xkey", "x-xkey") else ","
     return separator.join(quote(tag, safe=_TAG_SAFE) for tag in tags)
 
 
@@ -305,26 +281,20 @@ def status_code(status: str) -> int:
     return int(code) if len(code) == 3 and code.isdecimal() else 0
 
 
-def vary_fields(headers: Iterable[Header]) -> set[str]:
-    """All fields of all ``Vary`` headers, in lower case."""
-    return _listed(headers, "vary")
-
-
-def _listed(headers: Iterable[Header], listing: str) -> set[str]:
+def fields_of(headers: Iterable[Header], listing: str) -> set[str]:
+    """All fields, in lower case, that headers of a name in lower case list."""
     values = (value for name, value in headers if name.lower() == listing)
     return {item.lower() for value in values for item in parse_set_header(value)}
 
 
 def is_sound(name: str, value: str) -> bool:
     """Whether a header can go over the wire as it is (RFC 9110 section 5.5)."""
-    if not HEADER_NAME.fullmatch(name) or _BAD_VALUE.search(value):
-        return False
-    return value.isascii() or all(char <= "\xff" for char in value)
+    return HEADER_NAME.fullmatch(name) is not None and not _BAD_VALUE.search(value)
 
 
 def end_to_end(headers: Sequence[Header], ignored: Collection[str] = ()) -> tuple[Header, ...]:
     """The headers of a response that are stored with the page (RFC 9110 section 7.6.1)."""
-    dropped = _NOT_STORED.union(ignored, _listed(headers, "connection"))
+    dropped = _NOT_STORED.union(ignored, fields_of(headers, "connection"))
     return shared_headers(
         (name, value)
         for name, value in headers

@@ -27,7 +27,6 @@ from .metadata import (
     check_revalidate,
     check_tags,
     is_sound,
-    lifetime,
     shared_headers,
     status_code,
 )
@@ -353,7 +352,7 @@ def _parse_metadata(revalidate: t.Any, expire: t.Any, tags: t.Any) -> Metadata:
     window = False if revalidate is None else revalidate
     check_revalidate(window)
     check_expire(expire, window)
-    return lifetime(revalidate, expire, check_tags(_strings(tags)))
+    return Metadata(revalidate, expire, check_tags(_strings(tags)))
 
 
 def _pairs(items: t.Any) -> tuple[tuple[str, str], ...]:

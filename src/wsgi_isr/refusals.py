@@ -16,9 +16,9 @@ from .metadata import (
     STORABLE,
     STORABLE_IF_DECLARED,
     end_to_end,
+    fields_of,
     is_sound,
     read_metadata,
-    vary_fields,
 )
 from .page import Page
 from .render import RenderError, RenderTimeout, Response
@@ -126,7 +126,7 @@ def refusal(
     for name, value in headers:
         values.setdefault(name.lower(), []).append(value)
     if status in STORABLE_IF_DECLARED and "isr-revalidate" in values:
-        if "cookie" in vary_fields(headers):
+        if "cookie" in fields_of(headers, "vary"):
             return Refusal("login", f"{answered(status, headers)} with Vary: Cookie")
     elif status not in STORABLE:
         return Refusal("status", answered(status, headers))
@@ -147,7 +147,7 @@ def undeclared_vary(
 ) -> Refusal | None:
     """The refusal of an answer that depends on other request headers than these."""
     # The canonical request has neither cookies nor credentials, so they cannot matter.
-    unknown = vary_fields(headers) - {"accept-encoding", "cookie", "authorization", *variants}
+    unknown = fields_of(headers, "vary") - {"accept-encoding", "cookie", "authorization", *variants}
     return Refusal("vary", ", ".join(sorted(unknown))) if unknown else None
 
 
