@@ -168,6 +168,11 @@ class TestJournal:
         later, call = browser.isr.on_demand().journal()
         assert call["by"].startswith("POST /_isr/revalidate from ")
         assert later["by"] is None
+        both = {"tags": ["a"], "patterns": ["/b"]}
+        browser.post("/_isr/revalidate", json=both, headers=headers)
+        by_pattern, by_tag, *_ = browser.isr.on_demand().journal()
+        assert (by_pattern["what"], by_tag["what"]) == (["/b"], ["a"])
+        assert by_pattern["number"] == by_tag["number"]
 
 
 class TestExplain:

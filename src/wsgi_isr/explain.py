@@ -198,7 +198,13 @@ class Lookup(Inspection):
         if not about:
             return {"invalidated_by": "one that the store no longer lists"}
         last = max(about, key=lambda invalidation: invalidation.sequence)
-        calls = (call for call in self.journal() if call.get("number") == last.sequence)
+        # A call may have tags and patterns.
+        of_tags = last.label.startswith("tag:")
+        calls = (
+            call
+            for call in self.journal()
+            if call.get("number") == last.sequence and (call.get("kind") == "tags") == of_tags
+        )
         return {"invalidated_by": last.label, "invalidation": next(calls, None)}
 
 
