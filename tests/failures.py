@@ -58,6 +58,10 @@ WITHDRAWALS: dict[str, tuple[Answer, str]] = {
         answers("302 Found", ("Location", "http://localhost/login"), body=b""),
         "no-metadata",
     ),
+    "redirects without metadata": (
+        answers("301 Moved Permanently", ("Location", "http://localhost/new"), body=b""),
+        "no-metadata",
+    ),
     "is no page": (answers("200 OK"), "no-metadata"),
     "sets a cookie": (page_with(("Set-Cookie", "session=1")), "set-cookie"),
     "says private": (page_with(("Cache-Control", "private")), "cache-control"),

@@ -188,22 +188,21 @@ class TestPrerender:
         assert "1 rendered, 1 failed" in result.stdout
         assert "failed http://localhost/b: ZeroDivisionError: the render failed\n" in result.stdout
 
-    def test_refusals_are_told_with_their_remedy(self, site: Site, command: Command) -> None:
-        site.page("/a", headers=[("Set-Cookie", "a=1")])
-        result = command("prerender", "/a")
-        assert result.exit_code == 1
-        assert "1 failed" in result.stdout
-        assert "a page is the same for everybody" in result.stdout
-
-    def test_what_is_gone_is_no_failure(self, command: Command) -> None:
-        result = command("prerender", "/nothing")
-        assert result.exit_code == 0
-        assert "gone 404 http://localhost/nothing\n" in result.stdout
-
-    def test_what_is_no_path_fails(self, command: Command) -> None:
-        result = command("prerender", "blog")
-        assert result.exit_code == 1
-        assert "a path starts with /" in result.stdout
+    @pytest.mark.parametrize(
+        ("path", "status", "told"),
+        [
+            ("/refused", 1, "a page is the same for everybody"),
+            ("/nothing", 0, "gone 404 http://localhost/nothing\n"),
+            ("blog", 1, "a path starts with /"),
+        ],
+    )
+    def test_what_is_no_page_is_told_with_its_remedy(
+        self, site: Site, command: Command, path: str, status: int, told: str
+    ) -> None:
+        site.page("/refused", headers=[("Set-Cookie", "a=1")])
+        result = command("prerender", path)
+        assert result.exit_code == status
+        assert told in result.stdout
 
     def test_what_an_error_says_cannot_command_the_terminal(
         self, site: Site, command: Command
@@ -225,20 +224,24 @@ class TestPrerender:
         paths = [f"/{number}" for number in range(5)]
         assert command("prerender", "--workers", "5", *paths).exit_code == 0
 
-    def test_where_the_pages_are_is_an_option(self, site: Site, elsewhere: Command) -> None:
-        site.page("/a", lambda environ: environ["wsgi.url_scheme"] + environ["HTTP_HOST"])
-        result = elsewhere("prerender", "--base-url", "https://WWW.example.com:443", "/a")
-        assert result.exit_code == 0
-        assert "rendered 200 https://www.example.com/a" in result.stdout
-
-    def test_with_the_mount_point(self, site: Site, elsewhere: Command) -> None:
-        site.page("/a", lambda environ: environ["SCRIPT_NAME"])
-        result = elsewhere("prerender", "--base-url", f"{BASE}/blog/", "/blog/a")
-        assert "rendered 200 http://localhost/blog/a" in result.stdout
-
-    def test_or_in_the_paths(self, site: Site, elsewhere: Command) -> None:
+    @pytest.mark.parametrize(
+        ("args", "url"),
+        [
+            (
+                ("--base-url", "https://WWW.example.com:443", "/a"),
+                "https://www.example.com/a",
+            ),
+            (("--base-url", f"{BASE}/blog/", "/blog/a"), "http://localhost/blog/a"),
+            (("https://example.com/a",), "https://example.com/a"),
+        ],
+    )
+    def test_where_the_pages_are_is_an_option_or_in_the_paths(
+        self, site: Site, elsewhere: Command, args: tuple[str, ...], url: str
+    ) -> None:
         site.page("/a")
-        assert elsewhere("prerender", "https://example.com/a").exit_code == 0
+        result = elsewhere("prerender", *args)
+        assert result.exit_code == 0
+        assert f"rendered 200 {url}\n" in result.stdout
 
     def test_without_it_a_path_fails(self, site: Site, elsewhere: Command) -> None:
         site.page("/a")

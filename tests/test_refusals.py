@@ -127,7 +127,7 @@ class TestCold:
 
 
 class TestRegeneration:
-    """See also `test_results.TestWithdrawal`."""
+    """See also `test_withdrawal`."""
 
     def test_warnings_name_page_culprit_and_remedy(
         self,

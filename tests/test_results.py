@@ -151,65 +151,6 @@ def test_a_404_that_was_never_a_page_is_none(browse: t.Any) -> None:
     assert list(client.isr.pages()) == []
 
 
-class TestWithdrawal:
-    """What an app no longer offers to everybody is gone before anybody is served it again."""
-
-    DECISIONS: t.ClassVar = {
-        "no page any more": answer(body=b"decided"),
-        "401": page(status="401 Unauthorized", body=b"decided"),
-        "403 without metadata": answer(status="403 Forbidden", body=b"decided"),
-        "a login": answer(("Location", "http://localhost/login"), status="302 Found"),
-        "a redirect without metadata": answer(ADDRESS, status="301 Moved Permanently"),
-        "a cookie": page(("Set-Cookie", "session=1"), body=b"decided"),
-        "private": page(("Cache-Control", "private"), body=b"decided"),
-        "a Vary": page(("Vary", "Origin"), body=b"decided"),
-        "too large": page(body=b"decided" * 1000),
-    }
-
-    @pytest.fixture(params=DECISIONS.values(), ids=DECISIONS)
-    def decision(self, request: pytest.FixtureRequest) -> t.Any:
-        return request.param
-
-    @pytest.fixture
-    def workers(self, site: t.Any, browse: t.Any, files: str) -> t.Any:
-        """Clients of two workers that both have the page."""
-        site.page("/x", "public", tags=["a"])
-        options = {"max_body_size": 1000, "base_url": "http://localhost"}
-        workers = [browse(files, **options) for _ in range(2)]
-        for worker in workers:
-            assert worker.get("/x").text == "public"
-        return workers
-
-    def test_behind_a_stale_page(
-        self, site: t.Any, workers: t.Any, clock: t.Any, decision: t.Any
-    ) -> None:
-        site.answers["/x"] = decision
-        clock.advance(61)
-        assert workers[0].get("/x").text == "public"
-        workers[0].isr.close()
-        for worker in workers:
-            assert worker.get("/x").text != "public"
-            assert list(worker.isr.pages()) == []
-
-    def test_on_demand(self, site: t.Any, workers: t.Any, decision: t.Any) -> None:
-        site.answers["/x"] = decision
-        (found,) = workers[0].isr.revalidate("/x")
-        assert (found.outcome, found.error) == ("withdrawn", None)
-        for worker in workers:
-            assert worker.get("/x").text != "public"
-
-    def test_ends_when_the_app_offers_it_again(
-        self, site: t.Any, workers: t.Any, decision: t.Any
-    ) -> None:
-        site.answers["/x"] = decision
-        workers[0].isr.revalidate("/x")
-        site.page("/x", "public again")
-        workers[0].isr.revalidate("/x")
-        for worker in workers:
-            assert worker.get("/x").text == "public again"
-            assert status_of(worker.get("/x")) == "isr; hit; ttl=60"
-
-
 class TestRedirects:
     @pytest.mark.parametrize(
         ("query", "stored"),

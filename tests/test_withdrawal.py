@@ -59,6 +59,9 @@ class TestAnAnswerThatIsNoPage:
         assert record.levelno == logging.WARNING and HOME in record.getMessage()
         assert isr.stats()["failures"] == 0
         assert visit(isr).text != "for everybody"
+        published(site, isr)
+        assert isr.revalidate(HOME) == [Result(HOME, 200)]
+        assert (visit(isr).text, status_of(visit(isr))) == ("for everybody", "isr; hit; ttl=10")
 
     @pytest.mark.parametrize("how", ["age", "tag", "expired tag", "pattern"])
     def test_removes_the_page_however_its_render_came_about(
