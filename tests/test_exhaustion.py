@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import pytest
 from conftest import Clock
-from steps import PATIENCE, result, start, visit
+from steps import result, start, visit
 from werkzeug.test import create_environ
 
 from wsgi_isr import ISRMiddleware, Rule, page_headers, process
@@ -239,18 +239,3 @@ class TestEndlessBodies:
             assert sum(map(len, blocks)) > 90_000
             answer.close()
         assert all(stream.closed.is_set() for stream in streams)
-
-    def test_after_a_stale_page_are_cut(
-        self, site: t.Any, browse: t.Any, clock: Clock, streams: list[Stream]
-    ) -> None:
-        site.page("/x", "good")
-        client = browse(max_body_size=10_000)
-        client.get("/x")
-        plain = ("Content-Type", "text/plain")
-        site.answers["/x"] = self.endless(streams, plain, *page_headers(60))
-        clock.advance(61)
-        assert client.get("/x").text == "good"
-        client.isr.close()
-        (stream,) = streams
-        assert stream.closed.wait(PATIENCE)
-        assert stream.read <= 12

@@ -17,8 +17,10 @@ from steps import visit
 from werkzeug.test import create_environ
 
 from wsgi_isr import ISRMiddleware
+from wsgi_isr.key import PageKey
 from wsgi_isr.page import Invalidated
 from wsgi_isr.store.memory import Entry, MemoryLevel
+from wsgi_isr.store.protocol import Changes, Invalidation, Number
 
 DEFAULT = 50 * 2**20
 SIZE = 20 * 1024
@@ -133,6 +135,30 @@ class TestPut:
         assert memory.put(newer) is newer
         assert memory.put(older) is memory.put(entry("/", sequence=6)) is newer
         assert memory.get(newer.page.key) is newer
+
+
+@pytest.mark.parametrize(
+    ("changes", "outdated"),
+    [
+        (Changes(Number("one", 9), True, ()), False),
+        (Changes(Number("one", 9), True, (Invalidation("path:/y", 9, False),)), False),
+        (Changes(Number("one", 9), True, (Invalidation("path:/x", 4, False),)), False),
+        (Changes(Number("one", 9), True, (Invalidation("path:/x", 9, False),)), True),
+        (Changes(Number("one", 9), True, (Invalidation("pattern:/*", 9, False),)), True),
+        # Its tags are not known yet.
+        (Changes(Number("one", 9), True, (Invalidation("tag:any", 9, False),)), True),
+        (Changes(Number("one", 9), False, ()), True),
+        (Changes(Number("two", 1), False, ()), True),
+    ],
+)
+def test_a_render_is_outdated_by_what_may_be_about_its_page(
+    changes: Changes, outdated: bool
+) -> None:
+    memory = MemoryLevel(DEFAULT)
+    memory.apply(Changes(Number("one", 5), True, ()))
+    memory.apply(changes)
+    key = PageKey("http", "localhost", "", "/x")
+    assert memory.is_outdated(key, Number("one", 6)) is outdated
 
 
 class TestAHit:

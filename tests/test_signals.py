@@ -55,25 +55,28 @@ def raising() -> t.Iterator[None]:
         yield
 
 
-def test_a_stored_page_is_sent(site: Site, browse: Browse, heard: Heard) -> None:
-    site.page("/", "body")
-    browser = browse()
+@pytest.mark.parametrize(
+    ("headers", "rules", "name", "facts"),
+    [
+        ([], None, "page_stored", {"status": 200, "reason": "miss"}),
+        ([("Set-Cookie", "a=b")], {"/": 60}, "page_rejected", {"reason": "set-cookie"}),
+        # The visitor's own answer says enough.
+        ([("Vary", "Origin")], None, "page_rejected", {"reason": "vary"}),
+    ],
+)
+def test_what_comes_of_a_render_is_sent(
+    site: Site,
+    browse: Browse,
+    heard: Heard,
+    headers: t.Any,
+    rules: t.Any,
+    name: str,
+    facts: dict[str, t.Any],
+) -> None:
+    site.page("/", "body", headers=headers)
+    browser = browse(rules=rules)
     browser.get("/")
-    assert heard == [("page_stored", browser.isr, {"url": HOME, "status": 200, "reason": "miss"})]
-
-
-def test_a_refusal_is_sent_with_its_reason(site: Site, browse: Browse, heard: Heard) -> None:
-    site.page("/", "body", headers=[("Set-Cookie", "a=b")])
-    browser = browse(rules={"/": 60})
-    browser.get("/")
-    assert heard == [("page_rejected", browser.isr, {"url": HOME, "reason": "set-cookie"})]
-
-
-def test_so_is_that_of_a_visitors_own_answer(site: Site, browse: Browse, heard: Heard) -> None:
-    site.page("/", "body", headers=[("Vary", "Origin")])
-    browser = browse()
-    browser.get("/")
-    assert heard == [("page_rejected", browser.isr, {"url": HOME, "reason": "vary"})]
+    assert heard == [(name, browser.isr, {"url": HOME, **facts})]
 
 
 def test_failures_are_sent_and_counted(
@@ -122,20 +125,7 @@ def test_an_invalidation_is_sent_with_what_a_cdn_has_to_purge(
     ]
 
 
-def test_an_invalidation_that_was_not_taken_is_not_sent(
-    make: Make, heard: Heard, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*args: t.Any) -> t.Any:
-        raise OSError("the disk is full")
-
-    isr = make()
-    monkeypatch.setattr(isr.store, "invalidate", refuse)
-    with pytest.raises(RevalidationError):
-        isr.revalidate_tag("a")
-    assert [name for name, _, _ in heard] == ["store_failed"]
-
-
-def test_a_store_that_fails_is_sent(
+def test_a_store_that_fails_is_sent_and_an_invalidation_that_it_did_not_take_is_not(
     site: Site, make: Make, heard: Heard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*args: t.Any) -> t.Any:
@@ -147,6 +137,11 @@ def test_a_store_that_fails_is_sent(
     assert visit(isr).text == "body"
     ((name, sender, extra),) = [item for item in heard if item[0] == "store_failed"]
     assert (sender, extra["operation"], str(extra["error"])) == (isr, "put", "the disk is full")
+    heard.clear()
+    monkeypatch.setattr(isr.store, "invalidate", refuse)
+    with pytest.raises(RevalidationError):
+        isr.revalidate_tag("a")
+    assert [name for name, _, _ in heard] == ["store_failed"]
 
 
 def test_receivers_may_listen_to_one_middleware_only(site: Site, make: Make) -> None:
