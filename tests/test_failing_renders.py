@@ -147,3 +147,24 @@ class TestBackOff:
         browser.isr.revalidate("http://localhost/")
         answer = browser.get("/")
         assert (answer.text, status_of(answer)) == ("the new page", "isr; hit; ttl=10")
+
+    def test_ends_with_a_good_render_in_whatever_process(
+        self, site: Site, make: Make, shared: str, clock: Clock
+    ) -> None:
+        site.page("/", "old", revalidate=10)
+        isr, other = make(shared), make(shared)
+        visit(isr)
+        clock.advance(10)
+        site.fail("/")
+        for _ in range(3):
+            visit(isr)
+            isr.close()
+        site.page("/", "new", revalidate=10)
+        other.revalidate("http://localhost/")
+        clock.advance(10)
+        site.fail("/")
+        for _ in range(3):
+            visit(isr)
+            isr.close()
+        # Two at once, as if the page had never failed before.
+        assert site.renders("/") == 3 + 1 + 2

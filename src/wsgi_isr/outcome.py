@@ -34,7 +34,7 @@ MAX_SHARED_ERROR = 2**20
 MAX_BACK_OFF = 30.0
 #: Seconds between two log lines about one page and reason.
 QUIET = 60.0
-#: Log lines of the last minute, and failing pages, that a process remembers.
+#: Log lines of the last minute that a process remembers.
 MAX_LOGGED = 1000
 _DETAIL = re.compile(r"[a-z-]*")
 
@@ -201,8 +201,6 @@ class Failures:
         self.counters = counters
         self._clock = clock
         self._logged: dict[str, float] = {}
-        #: Names of pages whose renders have failed here.
-        self._failed: set[str] = set()
 
     def find(self, name: str) -> Failure | None:
         """What is remembered of a page, or under a `refusal_name`."""
@@ -244,8 +242,6 @@ class Failures:
             previous.retry_at = retry_at
         text = (str(error) or kind)[:500]
         self._set(key.name, Failure(count, retry_at, text, key.url, key.build))
-        if len(self._failed) < MAX_LOGGED:
-            self._failed.add(key.name)
         signals.send(
             signals.regeneration_failed, self._sender, url=key.url, error=error, failures=count
         )
@@ -258,11 +254,9 @@ class Failures:
             logger.error("render of %s failed%s", key.url, stays, exc_info=error, extra=extra)
         return Outcome(Kind.FAILED, None, detail, response, error)
 
-    def forget(self, name: str, previous: Entry | None) -> None:
-        """The render of a page was a good one."""
-        if name in self._failed or (previous is not None and previous.retry_at):
-            self._failed.discard(name)
-            self._set(name, None)
+    def forget(self, name: str) -> None:
+        """The app has answered, so its last render did not fail, whichever process saw it do so."""
+        self._set(name, None)
 
     def refused(
         self, flight: Flight, previous: Entry | None, response: Response, refusal: Refusal
@@ -270,14 +264,13 @@ class Failures:
         """The app has decided that its answer is no page: what is stored is withdrawn."""
         key, detail = flight.key, refusal.detail
         self.reject(key, refusal)
-        # The app has answered, so its last render did not fail, whichever process saw it do so.
-        self._failed.discard(key.name)
-        self._set(key.name, None)
+        self.forget(key.name)
         if previous is not None or flight.reason == "revalidate":
             self._pages.withdraw(key)
         if previous is not None:
-            text, extra = "%s is withdrawn: its app no longer offers it (%s)", {"detail": detail}
-            logger.warning(text, key.url, refusal, extra=fields("withdrawn", url=key.url, **extra))
+            text = "%s is withdrawn: its app no longer offers it (%s)"
+            extra = fields("withdrawn", url=key.url, detail=detail)
+            logger.warning(text, key.url, refusal, extra=extra)
             signals.send(signals.page_withdrawn, self._sender, url=key.url, reason=detail)
         kind = Kind.UNSTORED if detail == "too-large" else Kind.NOT_A_PAGE
         if kind is Kind.NOT_A_PAGE:

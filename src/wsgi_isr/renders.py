@@ -333,9 +333,9 @@ class Renders:
         assert number is not None
         made.rendered(began, seconds, reason, before)
         made.sequence, made.lineage = number.sequence, number.lineage
-        return self._store(made, reason, previous)
+        return self._store(made, reason)
 
-    def _store(self, page: Page, reason: str, previous: Entry | None) -> Outcome:
+    def _store(self, page: Page, reason: str) -> Outcome:
         awaited = reason in ("miss", "stale") and len(page.bodies["identity"]) > COMPRESSED_AT_ONCE
         if not awaited:
             page = codings.compress(page)
@@ -343,7 +343,7 @@ class Renders:
         if awaited and codings.is_compressible(page):
             # The visitor who waits gets it as it is.
             self._background.submit(lambda: self._pages.recode(codings.compress(page)))
-        self._failures.forget(page.name, previous)
+        self._failures.forget(page.name)
         if detail is not None:
             if detail != "store-error":
                 self._failures.reject(page.key, Refusal(detail))
