@@ -243,7 +243,7 @@ class TestAnswers:
 
         with djangos.project(path("", isr_page(page))) as browser:
             assert browser.get("/").text == "hello"
-        assert "/ is not stored: revalidate takes" in caplog.text
+        assert "/ is not stored (metadata: isr-revalidate: 'revalidate takes" in caplog.text
 
     def test_of_no_response_are_djangos_own_error(self) -> None:
         with djangos.project(path("", isr_page(lambda request: None))) as browser:

@@ -9,13 +9,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from .key import Origin, Origins, PageKey, is_ambiguous
+from .key import Origin, Origins, PageKey, has_undeclared, is_ambiguous
 from .listing import Inspection, call_row, info_of, millis, moment, span
 from .metadata import REDIRECTS
 from .outcome import refusal_name
 from .page import Invalidated, Page, Render, state_of
 from .refusals import remedy_of
-from .rules import Rule, check_pattern, compile_pattern, has_undeclared, is_pattern, to_wsgi
+from .rules import Rule, check_pattern, compile_pattern, is_pattern, to_wsgi
 from .store.memory import Entry
 from .store.pages import Listed
 

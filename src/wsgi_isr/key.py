@@ -39,6 +39,12 @@ MAX_HOST_LENGTH = 260
 _AMBIGUOUS = re.compile(r"//|\\|[\x00-\x1f\x7f]|\xc2[\x80-\x9f]|/\.\.?(?:/|\Z)")
 _HOST = re.compile(r"(?:[a-z0-9_](?:[a-z0-9_.-]{0,252})|\[[0-9a-f:.]{2,45}\])(?::[0-9]{1,5})?")
 
+#: What campaigns and click trackers add to URLs, and apps do not read.
+_TRACKERS = re.compile(
+    r"utm_.*|fbclid|gclid|gclsrc|dclid|wbraid|gbraid|msclkid|yclid|twclid|ttclid|li_fat_id|igshid"
+    r"|mc_cid|mc_eid|_ga|_gl|_hsenc|_hsmi|mkt_tok|srsltid"
+)
+
 # RFC 3986 pchar, so that a URL reads as in a browser's address bar; a * would make it a pattern.
 _PATH_SAFE = "/!$&'()+,;=:@~"
 
@@ -171,10 +177,18 @@ def canonical_query(query_string: str, declared: Iterable[str]) -> tuple[tuple[s
     ``;`` is no separator, so ``a=1;cb=x`` is one value of ``a``. Bytes survive as latin-1.
     """
     declared = tuple(declared)
-    if not declared or not query_string:
-        return ()
-    pairs = parse_qsl(query_string, keep_blank_values=True, encoding="latin-1", errors="replace")
-    return tuple(sorted((pair for pair in pairs if pair[0] in declared), key=lambda pair: pair[0]))
+    found = (pair for pair in _pairs(query_string) if pair[0] in declared) if declared else ()
+    return tuple(sorted(found, key=lambda pair: pair[0]))
+
+
+def has_undeclared(query_string: str, declared: Iterable[str]) -> bool:
+    """Whether a query has parameters that are not declared, those of trackers aside."""
+    names = {name for name, _ in _pairs(query_string)}.difference(declared)
+    return not all(map(_TRACKERS.fullmatch, names))
+
+
+def _pairs(query_string: str) -> list[tuple[str, str]]:
+    return parse_qsl(query_string, keep_blank_values=True, encoding="latin-1", errors="replace")
 
 
 class Origin(t.NamedTuple):

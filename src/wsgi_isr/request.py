@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from werkzeug.wsgi import ClosingIterator
 
 from .answer import Answer, choose_coding, send
-from .key import MAX_KEY_LENGTH, Origin, PageKey, is_ambiguous
+from .key import MAX_KEY_LENGTH, Origin, PageKey, has_undeclared, is_ambiguous
 from .metadata import NOT_NOW, REDIRECTS, InvalidMetadata, read_metadata, remove_isr
 from .outcome import Kind, Outcome
 from .page import State, state_of
@@ -27,7 +27,7 @@ from .passing import (
 from .process import Process
 from .refusals import Refusal, undeclared_vary
 from .render import Response, rendering
-from .rules import Rule, has_undeclared
+from .rules import Rule
 from .store.memory import Entry, Fingerprint
 
 if t.TYPE_CHECKING:

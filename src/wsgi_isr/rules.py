@@ -13,7 +13,7 @@ import time
 import typing as t
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from urllib.parse import parse_qsl, unquote_to_bytes
+from urllib.parse import unquote_to_bytes
 
 from werkzeug.datastructures import Accept, CharsetAccept, LanguageAccept, MIMEAccept
 from werkzeug.http import parse_accept_header
@@ -131,22 +131,6 @@ class Rule:
         names = [name for name, _ in self.variants]
         for values in itertools.product(*(values for _, values in self.variants)):
             yield tuple(zip(names, values, strict=True))
-
-
-#: What campaigns and click trackers add to URLs, and apps do not read.
-_TRACKERS = re.compile(
-    r"utm_.*|fbclid|gclid|gclsrc|dclid|wbraid|gbraid|msclkid|yclid|twclid|ttclid|li_fat_id|igshid"
-    r"|mc_cid|mc_eid|_ga|_gl|_hsenc|_hsmi|mkt_tok|srsltid"
-)
-
-
-def has_undeclared(query_string: str, parameters: Iterable[str]) -> bool:
-    """Whether a query has parameters that are not declared, those of trackers aside."""
-    if not query_string:
-        return False
-    declared = set(parameters)
-    pairs = parse_qsl(query_string, keep_blank_values=True, encoding="latin-1", errors="replace")
-    return any(name not in declared and not _TRACKERS.fullmatch(name) for name, _ in pairs)
 
 
 def _reduce(name: str, value: str | None, allowed: tuple[str | None, ...]) -> str | None:

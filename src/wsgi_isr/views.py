@@ -45,20 +45,16 @@ class CurrentPage:
     reason: str | None = None
 
     def headers(self, url: str) -> list[tuple[str, str]]:
-        """The response headers that declare the page.
-
-        For a bad value there is a warning, and none; or, where a page may be stored, one that
-        fails its render, so that it stays.
-        """
+        """The response headers that declare the page; a bad value is one that is refused."""
         tags = self.tags
         try:
             # A text is left as it is, because `page_headers` refuses it.
             names = tags if isinstance(tags, str) else sorted(tags)
             return page_headers(self.revalidate, self.expire, names)
         except (TypeError, ValueError) as error:
-            logger.warning("%s is not stored: %s", url, error)
-            if self.reason in (None, "miss"):
-                return []
+            if self.reason is None:
+                # Nobody else reads a visitor's own answer, as while the library is switched off.
+                logger.warning("%s is not stored: %s", url, error)
             return [("ISR-Revalidate", str(error).encode("ascii", "backslashreplace").decode())]
 
 
