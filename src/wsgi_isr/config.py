@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import re
 import typing as t
@@ -18,8 +19,12 @@ from .threads import ExecutorLike
 if t.TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
 
+logger = logging.getLogger("wsgi_isr")
+
 _PREFIX = re.compile(r"[\x21-\x7e]{0,64}")
 _COOKIE_NAME = re.compile(r"[^\s=;](?:[^=;]*[^\s=;])?")
+#: Says why a request never gets a page.
+Bypass: t.TypeAlias = "Callable[[WSGIEnvironment], str | None]"
 #: Middlewares within each other that are searched.
 _MAX_DEPTH = 20
 
@@ -48,13 +53,12 @@ class Config:
     render_timeout: float
     build_id: str
     previous_builds: int
-    enabled: bool
     key_prefix: str
     signing_key: bytes | None
     tags_header: str | None
     cdn_purged: bool
     clock: Callable[[], float]
-    bypass: Callable[[WSGIEnvironment], str | None] | None = None
+    bypass: Bypass | None
     made_in: int = field(default_factory=os.getpid)
 
     def __post_init__(self) -> None:
@@ -77,9 +81,8 @@ class Config:
             raise ValueError(
                 f"render_timeout takes more than 0 seconds, up to 86400, not {timeout}"
             )
-        for name in ("enabled", "cdn_purged"):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name} takes True or False, not {getattr(self, name)!r}")
+        if not isinstance(self.cdn_purged, bool):
+            raise TypeError(f"cdn_purged takes True or False, not {self.cdn_purged!r}")
         if not isinstance(self.build_id, str):
             raise TypeError(f"build_id takes a string, not {self.build_id!r}")
         if self.build_id != self.build_id.encode(errors="ignore").decode():
@@ -186,16 +189,17 @@ def mistakes(config: Config, trusted: object, rules: object) -> Iterator[str]:
         app = getattr(app, "app", None)
 
 
-def make_bypass(enabled: bool, bypass: t.Any) -> Callable[[WSGIEnvironment], str | None] | None:
+def make_bypass(enabled: bool, bypass: t.Any) -> Bypass | None:
     """One function of ``enabled`` and ``bypass``.
 
     :raises TypeError: for what is neither cookie names nor a callable.
     """
+    if not isinstance(enabled, bool):
+        raise TypeError(f"enabled takes True or False, not {enabled!r}")
     if not enabled:
         return lambda environ: "disabled"
     if callable(bypass):
-        decide: Callable[[WSGIEnvironment], t.Any] = bypass
-        return lambda environ: "bypass" if decide(environ) else None
+        return guarded(lambda environ: "bypass" if bypass(environ) else None)
     names = check_list("bypass", bypass, "sessionid")
     for name in names:
         if not isinstance(name, str) or not _COOKIE_NAME.fullmatch(name):
@@ -209,3 +213,19 @@ def make_bypass(enabled: bool, bypass: t.Any) -> Callable[[WSGIEnvironment], str
         return "bypass" if cookies and pattern.search(cookies) else None
 
     return by_cookie
+
+
+def guarded(bypass: Bypass, other: Bypass | None = None) -> Bypass:
+    """Asks a function, then another; where one fails, the app's own answer is right for all.
+
+    A hit asks it, too, outside of the guard around the library's own code.
+    """
+
+    def decide(environ: WSGIEnvironment) -> str | None:
+        try:
+            return bypass(environ) or (None if other is None else other(environ))
+        except Exception:
+            logger.exception("bypass failed for %r", environ.get("PATH_INFO", "")[:200])
+            return "bypass"
+
+    return decide

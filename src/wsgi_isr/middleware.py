@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from time import time
 
 from .answer import Answer, send
-from .config import Config, make_bypass, mistakes
+from .config import Config, guarded, make_bypass, mistakes
 from .explain import Explanation
 from .key import Origin, Origins
 from .listing import PageInfo
@@ -127,18 +127,16 @@ class ISRMiddleware:
             render_timeout=render_timeout,
             build_id=digest_of(rules) if build_id is None else build_id,
             previous_builds=previous_builds,
-            enabled=enabled,
             key_prefix=key_prefix,
             signing_key=signing_key.encode() if isinstance(signing_key, str) else signing_key,
             tags_header=tags_header,
             cdn_purged=cdn_purged,
             clock=lambda: self._clock(),
+            bypass=make_bypass(enabled, bypass),
         )
         for mistake in mistakes(self._config, trusted_hosts, rules):
             logger.warning("%s", mistake)
-        self._bypass: Callable[[WSGIEnvironment], str | None] | None = None
-        if (decide := make_bypass(enabled, bypass)) is not None:
-            self.set_bypass(decide)
+        self._bypass = self._config.bypass
         #: Whether renders on demand are of any use now.
         self.is_enabled: Callable[[], bool] = lambda: enabled
         self._process: Process | None = None
@@ -269,18 +267,7 @@ class ISRMiddleware:
 
         :param bypass: returns ``"draft"``, ``"disabled"``, ``"bypass"`` or ``None``.
         """
-        before = self._bypass
-
-        def decide(environ: WSGIEnvironment) -> str | None:
-            try:
-                return bypass(environ) or (None if before is None else before(environ))
-            except Exception:
-                # A hit asks it, too, outside of the guard in `_serve`. The app's own answer is
-                # right for everybody.
-                logger.exception("bypass failed for %r", environ.get("PATH_INFO", "")[:200])
-                return "bypass"
-
-        self._config.bypass = self._bypass = decide
+        self._config.bypass = self._bypass = guarded(bypass, self._bypass)
 
     @staticmethod
     def note_error(environ: WSGIEnvironment, error: BaseException) -> None:
