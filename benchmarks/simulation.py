@@ -28,6 +28,7 @@ from wsgi_isr.renders import ELSEWHERE
 from wsgi_isr.store.epochs import Epochs, replaces
 from wsgi_isr.store.memory import Entry, MemoryLevel
 from wsgi_isr.store.protocol import Changes, Invalidation, Number
+from wsgi_isr.store.redis import LOOK
 from wsgi_isr.threads import MAX_QUEUE
 
 MEBIBYTE = 2**20
@@ -92,7 +93,7 @@ class Figures:
 
     def __init__(self) -> None:
         self.visits = self.from_memory = self.from_store = 0
-        self.renders = self.finished = self.refused = self.calls = self.messages = 0
+        self.renders = self.finished = self.refused = self.calls = 0
         self.read = self.written = 0
         #: Seconds by which stale pages were past their window when they were served.
         self.late: list[float] = []
@@ -261,7 +262,6 @@ class Play:
             self.pages[url] = page
             self.stores += 1
             figures.written += self.wire
-            figures.messages += self.size.machines
         self.keep(machine, page)
         self.rendering.discard(url)
         machine.queued.discard(url)
@@ -293,8 +293,9 @@ class Play:
         self.begin = now
         end = self.play(now, self.size.counted, self.setting.purge)
         self.figures.seconds = end - now
-        # Each machine looks for what was not announced.
-        self.figures.calls += int(self.figures.seconds / POLL * self.size.machines)
+        # Each machine looks what is new, and follows.
+        looks = 1 / LOOK + 1 / POLL
+        self.figures.calls += int(self.figures.seconds * looks * self.size.machines)
         return self.figures
 
     def play(self, now: float, visits: int, purge: float) -> float:
@@ -330,7 +331,6 @@ def row(play: Play, figures: Figures) -> dict[str, str]:
         "store: calls/s": f"{figures.calls / seconds:,.0f}",
         "MB/s read": f"{figures.read / seconds / 1e6:,.0f}",
         "MB/s written": f"{figures.written / seconds / 1e6:,.1f}",
-        "messages/s": f"{figures.messages / seconds:,.0f}",
     }
 
 

@@ -69,26 +69,6 @@ class TestMachines:
                 result(future)
         assert statistics.median(delays) < 1
 
-    def test_see_it_within_a_second_without_announcements(
-        self, redis: Redis, machines: list[Elsewhere], content: t.Any
-    ) -> None:
-        """As where a firewall or an access list lets no subscription through."""
-        redis.do("ACL", "SETUSER", "default", "resetchannels")
-        try:
-            redis.do("CLIENT", "KILL", "TYPE", "pubsub")
-            for machine in machines:
-                machine.visit()
-            assert redis.do("PUBSUB", "CHANNELS") == []
-            for number in range(1, 4):
-                content.write_text(str(number))
-                machines[0].do("revalidate", HOME)
-                returned = time.monotonic()
-                for machine in machines:
-                    while machine.visit()[2] != str(number):
-                        assert time.monotonic() - returned < PATIENCE
-        finally:
-            redis.do("ACL", "SETUSER", "default", "allchannels")
-
 
 class Database:
     """A number that pages show. A render reads it when it begins, and then takes a while."""

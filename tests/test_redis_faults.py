@@ -443,7 +443,7 @@ class TestAdvice:
         server.do("CONFIG", "SET", "maxmemory", size)
         server.do("CONFIG", "SET", "maxmemory-policy", policy)
         for _ in range(2):
-            open_store().listen(0.01)
+            open_store().time()
         warnings = [one.message for one in caplog.records if one.levelno == logging.WARNING]
         assert len(warnings) == bool(says)
         assert says in "".join(warnings)

@@ -1,5 +1,4 @@
-"""Servers as one process uses them: clients from URLs, or from caches that are handed over, what a
-Redis server is asked for, and what it announces.
+"""Clients of servers: made from URLs with short timeouts, or judged when they are handed over.
 
 A client's own defaults are for programs that can wait: redis-py tries again for three seconds,
 pymemcache waits for ever.
@@ -12,9 +11,7 @@ import functools
 import importlib
 import importlib.resources
 import inspect
-import itertools
 import logging
-import math
 import re
 import secrets
 import threading
@@ -39,10 +36,10 @@ PATIENT = 2.0
 PATIENCE = 2.0
 #: Connections that a memcached server may have closed since they were used.
 MAX_CLOSED = 20
+#: Seconds between two measurements of a server's clock.
+CLOCK = 60.0
 #: Seconds for which the outcome of a render is there for those who wait.
 OUTCOME = 10.0
-#: Seconds between two attempts to subscribe.
-RESUBSCRIBE = 0.5
 
 _URL = re.compile(r"(redis|valkey)(s?)(\+cluster|\+sentinel)?://(?:([^/?#]*)@)?([^@/?#]*)(.*)")
 #: What a server answers that is there, but takes no writes; the clients' own classes leave the
@@ -168,18 +165,11 @@ def _warn_if_slow(cache: BaseCache, waits: list[t.Any], retries: int) -> None:
         )
 
 
-def _is_refusal(error: Exception) -> bool:
-    """Whether a server that answers has said that it takes no writes."""
-    kinds = [kind.__name__ for kind in type(error).__mro__]
-    return "ResponseError" in kinds and any(word in f"{kinds[0]} {error}" for word in _REFUSALS)
-
-
 class Server:
     """A Redis or Valkey server. It connects when it is first needed.
 
     :param root: what all keys of the site begin with.
     :param lent: whether the client is somebody else's, who closes it.
-    :ivar signal: as `Store.signal`.
     """
 
     def __init__(self, make_client: Callable[[], t.Any], root: str, lent: bool) -> None:
@@ -189,32 +179,17 @@ class Server:
         self._script: t.Any = None
         self._connections = threading.BoundedSemaphore()
         self._lock = threading.Lock()
-        # Not from 0: another object's numbers may have been remembered before a fork.
-        self._next = itertools.count(secrets.randbits(62)).__next__
-        self.signal = [self._next(), self._next()]
-        #: The lineage, the last invalidation and the count of stored pages that `signal` shows.
-        self._shown = ("", -1, -1)
-        self._channel = ""
-        self._is_alone = True
-        self._subscription: t.Any = None
-        self._unsubscribe: t.Any = None
-        self._subscribe_at = 0.0
+        self._offset, self._measure_at = 0.0, 0.0
 
-    def connect(self) -> t.Any:
+    def _connect(self) -> None:
         with self._lock:
             if self._client is None:
                 client = self._make_client()
-                pool, options = getattr(client, "connection_pool", None), _options_of(client)
-                limit = pool.max_connections if pool else options.get("max_connections")
-                most = int(limit or 2**31)
-                # A subscription keeps one; where there is one only, others need it.
-                self._connections = threading.BoundedSemaphore(max(1, most - 1))
-                self._is_alone = most == 1
-                # Channels know no databases.
-                self._channel = f"{self._root}news:{int(options.get('db') or 0)}"
+                pool = getattr(client, "connection_pool", None)
+                most = pool.max_connections if pool else _options_of(client).get("max_connections")
+                self._connections = threading.BoundedSemaphore(int(most or 2**31))
                 self._script = client.register_script(_SCRIPT)
                 self._client = client
-            return self._client
 
     def step(self, step: str, *args: object, seen: tuple[t.Any, ...] = ("", "", 0, 0)) -> t.Any:
         """Run a step of the script.
@@ -222,14 +197,16 @@ class Server:
         :param seen: what this process has seen of the order, for steps that depend on it.
         :raises ReadOnly: where the server answers, but takes no writes.
         """
-        self.connect()
+        self._connect()
         if not self._connections.acquire(timeout=PATIENCE):
             raise StoreError("all connections to the server are busy: raise max_connections")
         try:
-            own = (step, secrets.token_hex(8), self._channel)
-            return self._script([f"{self._root}clock"], (*own, *seen, *args))
+            words = (step, secrets.token_hex(8), *seen, *args)
+            return self._script([f"{self._root}clock"], words)
         except Exception as error:
-            if _is_refusal(error):
+            kinds = [kind.__name__ for kind in type(error).__mro__]
+            said = f"{kinds[0]} {error}"
+            if "ResponseError" in kinds and any(word in said for word in _REFUSALS):
                 raise ReadOnly(str(error)) from error
             raise
         finally:
@@ -242,62 +219,23 @@ class Server:
         left = () if lease.outcome is None else (lease.outcome,)
         self.step("release", lease.name, lease.token, milliseconds(OUTCOME), *left)
 
+    def time(self) -> float:
+        """Seconds since 1970 by the server's clock."""
+        if time.monotonic() >= self._measure_at:
+            here, began = time.time(), time.monotonic()
+            # A server that is away is asked again sooner.
+            self._measure_at = began + CLOCK / 30
+            with contextlib.suppress(Exception):
+                there = self.step("time") / 1000
+                self._offset = there - here - (time.monotonic() - began) / 2
+                self._measure_at = began + CLOCK
+                _advise(self.memory())
+        return time.time() + self._offset
+
     def memory(self) -> dict[str, str]:
         """What the server says of its memory; nothing where this user may not ask."""
         lines = self.step("info", "memory").decode().splitlines()
         return dict(line.split(":", 1) for line in lines if ":" in line)
-
-    def show(self, lineage: str, changed: int, stores: int) -> None:
-        """Show what is new in `signal`.
-
-        :param changed: the number of the last invalidation.
-        :param stores: how many pages were stored or deleted.
-        """
-        with self._lock:
-            known, last_changed, last_stores = self._shown
-            if lineage != known:
-                last_changed = last_stores = -1
-            if changed > last_changed:
-                self.signal[0] = self._next()
-            if stores > last_stores:
-                self.signal[1] = self._next()
-            self._shown = (lineage, max(changed, last_changed), max(stores, last_stores))
-
-    def hear(self, seconds: float) -> None:
-        """Wait for an announcement of the script; without a subscription, wait."""
-        try:
-            if self._subscription is None and time.monotonic() >= self._subscribe_at:
-                self._subscribe_at = time.monotonic() + RESUBSCRIBE
-                self._subscribe()
-            if self._subscription is None:
-                time.sleep(seconds)
-            elif message := self._subscription.get_message(timeout=seconds):
-                # It is subscribed, perhaps anew: as after a new lineage, anything may have changed.
-                anything = b"%d 0 0" % self._next()
-                news = message["data"] if message["type"] == "message" else anything
-                lineage, changed, stores = news.decode().split(" ")
-                self.show(lineage, int(changed), int(stores))
-        except Exception:
-            # Other calls notice that the server is away.
-            self.stop_hearing()
-
-    def _subscribe(self) -> None:
-        client = self.connect()
-        _advise(self.memory())
-        if self._is_alone:
-            self._subscribe_at = math.inf
-            return
-        self._subscription = client.pubsub()
-        # Its own __del__ may come after that of its socket, which warns.
-        self._unsubscribe = weakref.finalize(self, self._subscription.close)
-        self._unsubscribe.atexit = False
-        self._subscription.subscribe(self._channel)
-
-    def stop_hearing(self) -> None:
-        self._subscription = None
-        with contextlib.suppress(Exception):
-            if self._unsubscribe is not None:
-                self._unsubscribe()
 
     def close(self) -> None:
         self.leases.close()

@@ -17,9 +17,9 @@
 -- and the first process that has seen a later number than the server begins a new lineage.
 
 local clock, root = KEYS[1], string.sub(KEYS[1], 1, -6)
-local token, channel = ARGV[2], ARGV[3]
--- What the process has seen of the order, and the number up to which it has the patterns.
-local lineage, run, seen, matched = ARGV[4], ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7])
+-- A new name, what the process has seen of the order, and the number up to which it has patterns.
+local token, lineage, run = ARGV[2], ARGV[3], ARGV[4]
+local seen, matched = tonumber(ARGV[5]), tonumber(ARGV[6])
 local order, patterns, pages = root .. 'order', root .. 'patterns', root .. 'pages'
 -- A member of `order` and `patterns`, which are never empty.
 local LAYOUT = '!3'
@@ -65,18 +65,12 @@ local function read()
     if not string.match(state.cursor, '^%d+ [%[(]') then state.cursor = '' end
 end
 
-local function announce()
-    local message = state.lineage .. ' ' .. text(state.changed) .. ' ' .. text(state.stores)
-    redis.pcall('PUBLISH', channel, message)
-end
-
 -- A full server or a replica refuses; pages then count as stale.
 local function begin(now)
     redis.pcall('UNLINK', clock, order, patterns)
     for _, key in ipairs({order, patterns}) do redis.pcall('ZADD', key, 0, LAYOUT) end
     redis.pcall('HSET', clock, 'lineage', token, 'run', now)
     read()
-    announce()
 end
 
 -- `ask`: for the server's run, which takes longer than all else here.
@@ -105,6 +99,11 @@ end
 local function answer(result)
     return {result or false, state.lineage, state.run, state.sequence, state.changed, state.stores,
         state.cursor, since(patterns, state.lineage == lineage and matched or 0, -1)}
+end
+
+function steps.look()
+    open(false)
+    return answer()
 end
 
 function steps.number()
@@ -140,7 +139,6 @@ function steps.invalidate(expire, max_labels, max_patterns, ...)
             redis.call('HSET', clock, 'floor', state.floor, 'cursor', state.cursor)
         end
     end
-    announce()
     return answer()
 end
 
@@ -194,11 +192,6 @@ local function page_at(name, field)
     end
 end
 
-local function note_stored()
-    state.stores = redis.call('HINCRBY', clock, 'stores', 1)
-    announce()
-end
-
 function steps.get(name)
     open(false)
     return answer(page_at(name, 'body'))
@@ -222,7 +215,7 @@ function steps.put(name, lines, head, body, seconds)
         local other = name_of(member)
         if other and call('EXISTS', key_of(other)) == 0 then redis.call('ZREM', pages, member) end
     end
-    note_stored()
+    state.stores = redis.call('HINCRBY', clock, 'stores', 1)
     return answer(last_of(mine, stale, 0))
 end
 
@@ -234,7 +227,7 @@ function steps.delete(...)
         if meta then redis.call('ZREM', pages, 'n' .. name, 'p' .. meta.path .. '\0' .. name) end
         removed = removed + redis.call('UNLINK', key_of(name))
     end
-    note_stored()
+    state.stores = redis.call('HINCRBY', clock, 'stores', 1)
     return answer(removed)
 end
 
@@ -394,4 +387,4 @@ function steps.minutes(most)
     return found
 end
 
-return steps[ARGV[1]](unpack(ARGV, 8))
+return steps[ARGV[1]](unpack(ARGV, 7))

@@ -1,8 +1,7 @@
 """`RedisStore`: pages and their order on a Redis or Valkey server, for any number of machines.
 
 Whatever has to be one step is a function in ``redis.lua`` beside this file; only patterns are
-matched here, by each process. A process hears of changes from a channel that the server publishes
-them on; `RedisStore.changes` stands behind that.
+matched here, by each process. Nothing is announced: each answer says what is new in the order.
 """
 
 from __future__ import annotations
@@ -39,8 +38,8 @@ MAX_PATTERNS = 1000
 LABELS, PAGES = 100, 25
 #: Seconds after its last report from which a process counts as gone; and reports that are kept.
 GONE, MAX_PROCESSES = 15.0, 5000
-#: Seconds between two measurements of the server's clock, and until one that failed is repeated.
-CLOCK, CLOCK_AGAIN = 60.0, 2.0
+#: Seconds between two looks at the order, and between two steps that apply old labels.
+LOOK, FOLDING = 0.25, 0.01
 
 #: Text as the server has it: without the line feeds and zero bytes that separate texts there.
 _encode = functools.partial(quote, safe="/:*", errors="surrogatepass")
@@ -86,11 +85,13 @@ class RedisStore:
         tag = quote(prefix, safe=":/@.-", errors="surrogatepass") or "%"
         self._server = server = Server(make_client, f"{{{tag}}}", lent)
         self._step, self._call = server.step, functools.partial(server.step, "call")
-        self._leases, self.signal = server.leases, server.signal
+        self._leases = server.leases
         self._end = weakref.finalize(self, server.close)
+        # Not from 0: another object's numbers may have been remembered before a fork.
+        self._next = itertools.count(secrets.randbits(62)).__next__
+        self.signal = [self._next(), self._next()]
         self._lock = threading.Lock()
         self._seen = _Order("", "", 0, 0, 0, b"", Epochs(""))
-        self._offset, self._measure_at = 0.0, 0.0
         self._me, self._has_reported = secrets.token_hex(8), False
 
     # The order.
@@ -110,13 +111,17 @@ class RedisStore:
                 with contextlib.suppress(ValueError):
                     patterns.apply(invalidation)
             seen = self._seen
-            if order.lineage != seen.lineage == before.lineage != "":
-                logger.warning("the server has lost the order of pages: all count as stale")
+            if order.lineage != seen.lineage == before.lineage:
+                if seen.lineage:
+                    logger.warning("the server has lost the order of pages: all count as stale")
+                seen = seen._replace(lineage=order.lineage, sequence=0, changed=-1, stores=-1)
             # Answers overtake each other, and one may be from before a new lineage.
-            if seen.lineage == before.lineage or seen.lineage == order.lineage:
-                self._server.show(order.lineage, order.changed, order.stores)
-                if order.lineage != seen.lineage or order.sequence >= seen.sequence:
-                    self._seen = order
+            if order.lineage == seen.lineage and order[2:5] >= seen[2:5]:
+                if order.changed > seen.changed:
+                    self.signal[0] = self._next()
+                if order.stores > seen.stores:
+                    self.signal[1] = self._next()
+                self._seen = order
         return result, order
 
     def number(self) -> Number:
@@ -332,21 +337,15 @@ class RedisStore:
     # The process.
 
     def time(self) -> float:
-        now = time.monotonic()
-        if now >= self._measure_at:
-            self._measure_at = now + CLOCK_AGAIN
-            with contextlib.suppress(Exception):
-                before = time.time()
-                there = self._step("time") / 1000
-                self._offset = there - before - (time.monotonic() - now) / 2
-                self._measure_at = now + CLOCK
-        return time.time() + self._offset
+        return self._server.time()
 
     def listen(self, seconds: float) -> bool:
         before, end = self.signal[0], time.monotonic() + seconds
         while self.signal[0] == before and (left := end - time.monotonic()) > 0:
             self._fold(1)
-            self._server.hear(min(left, 0.01) if self._seen.cursor else left)
+            time.sleep(min(left, FOLDING if self._seen.cursor else LOOK))
+            with contextlib.suppress(Exception):
+                self._order("look")
         return True
 
     def probe(self) -> None:
@@ -358,7 +357,6 @@ class RedisStore:
         with contextlib.suppress(Exception):
             if self._has_reported:
                 self.report(None)
-        self._server.stop_hearing()
         self._end()
 
 
