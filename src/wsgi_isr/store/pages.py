@@ -168,8 +168,8 @@ class Pages:
         found = self.guard.ask("get", lambda: self.store.get(key.name))
         if found is None:
             return None
-        head = self._codec.decode_head(found.record.head)
-        if head is not None and head.page.name == key.name and _is_sound(found.record, head):
+        head = self._head(found.record)
+        if head is not None and head.page.name == key.name:
             page = self._codec.decode(head, found.record.body)
             if page is not None:
                 return page, found
@@ -178,6 +178,14 @@ class Pages:
             text = "stored page %s is damaged, or signed with another key: it is rendered anew"
             logger.warning(text, key.name)
         return None
+
+    def _head(self, record: Record) -> Head | None:
+        """What the sealed head says, if the store's own account of the page is the same."""
+        head = self._codec.decode_head(record.head)
+        if head is None:
+            return None
+        own = (head.page.name, (head.page.lineage, head.page.sequence), head.labels)
+        return head if (record.name, record.number, record.labels) == own else None
 
     def _keep(
         self, page: Page, validity: Validity | None, in_store: bool = False, used: float = 0.0
@@ -242,10 +250,11 @@ class Pages:
         # Of a process alone, memory lists what it has.
         alone = kind.shared == "process" and not kind.lists
         records = () if alone else self.store.records(build=build, path=path, after=after)
-        for stored in records:
-            name = stored.record.name
-            seen.add(name)
-            yield name, self._listed(stored) if matches(stored.record) else None
+        for record, validity, used in records:
+            seen.add(record.name)
+            head = self._head(record) if matches(record) else None
+            listed = head and Listed(head.page, head.sizes, validity.invalidated, used)
+            yield record.name, listed
         entries = self.memory if path is None else self.memory.of_path(path)
         # What was in the store and is not listed was removed since.
         left = {e.page.name: e for e in entries if alone or not e.in_store}
@@ -256,12 +265,6 @@ class Pages:
                 sizes = tuple((coding, len(body)) for coding, body in page.bodies.items())
                 listed = Listed(page, sizes, entry.invalidated, entry.used_at)
                 yield name, listed if matches(_record(page)) else None
-
-    def _listed(self, stored: Stored) -> Listed | None:
-        head = self._codec.decode_head(stored.record.head)
-        if head is None or not _is_sound(stored.record, head):
-            return None
-        return Listed(head.page, head.sizes, stored.validity.invalidated, stored.used)
 
     # Writing.
 
@@ -315,10 +318,9 @@ class Pages:
         # Earlier builds do not lend it any more.
         lenders = self.earlier_builds()[: self._previous_builds]
         labels = [page_label(key._replace(build=build).name) for build in (key.build, *lenders)]
-        self.memory.discard(key)
         self.guard.ask("withdraw", lambda: self.store.invalidate(labels, True), write=True)
         self.guard.ask("withdraw", lambda: self.store.delete(key.name), write=True)
-        # Another thread may have read it again meanwhile.
+        # Last: until then another thread may read it again.
         self.memory.discard(key)
 
     def invalidate(self, labels: Sequence[str], expire: bool) -> Number:
@@ -350,10 +352,3 @@ def _record(page: Page, head: bytes = b"", body: bytes = b"") -> Record:
     number, path = Number(page.lineage, page.sequence), page.key.full_path or "/"
     gone = page.code in GONE
     return Record(page.name, page.labels, number, page.key.build, path, gone, head, body)
-
-
-def _is_sound(record: Record, head: Head) -> bool:
-    """Whether a store's own account of a page is that of the sealed head."""
-    page = head.page
-    number = (page.lineage, page.sequence)
-    return (record.name, record.number, record.labels) == (page.name, number, head.labels)

@@ -1,35 +1,34 @@
 """`Store`: where pages are kept, and the order of events that all who share a store agree on.
 
 **Numbers.** A store has a counter. A render takes the next number before it begins, and an
-invalidation takes one when it happens. A page carries the number of its render and its *labels*:
-its path, its host and path, its own name, its tags. Two rules follow, without a clock:
+invalidation when it happens. A page carries the number of its render and its *labels*: its path,
+its host and path, its own name, its tags. Two rules follow, without a clock:
 
 - A page is invalidated exactly if one of its labels, or a pattern that matches its path, was
   invalidated under a later number than the page's.
-- A render replaces a stored page exactly if its number is not lower. A render that began before
+- A render replaces a stored page exactly if its number is not lower. One that began before
   `revalidate()` and ends after it loses, in whatever process it ran.
 
-**Lineage.** The counter has a name, its *lineage*, chosen at random when it begins. A store that
-loses its counter begins a new lineage. Pages of another lineage count as stale, because nobody
-knows what happened to them since. A store that goes back to an earlier state as a whole (a power
-loss, a restored copy) keeps its lineage: pages and invalidations go back together.
+**Lineage.** The counter has a random name, its *lineage*. A store that loses its counter begins a
+new lineage. Pages of another lineage count as stale, because nobody knows what happened to them
+since. A store that goes back to an earlier state as a whole (a power loss, a restored copy) keeps
+its lineage: pages and invalidations go back together.
 
 **Epochs.** A store remembers the last invalidation of each label and pattern. When there are too
 many, it applies the oldest to the pages that have them, and forgets them. A page that is put with
 a number from before those counts as stale.
 
-**Following.** A process keeps pages in memory. It knows the number of the last invalidation that
-it has taken into account. `Store.changes` gives it all later ones, and it applies them to what it
-has. ``signal[0]`` changes with every invalidation, so that reading one integer shows whether there
-is anything to follow.
+**Following.** A process applies to the pages in its memory what `Store.changes` gives it: all
+invalidations after the last one that it has taken into account. ``signal[0]`` changes with each,
+so that reading one integer shows whether there is anything to follow.
 
 **Leases.** A lease is the right to render one page. It ends with its release, with the process
-that has it, or after its time. Giving it back never depends on the health of the store: what
-cannot be said to the store now is said later, and lapses by itself otherwise.
+that has it, or after its time. What cannot be said to the store now is said later, and lapses by
+itself otherwise.
 
 **Failing.** Each method is one atomic step and may raise `StoreError`, or whatever its engine
-raises. `wsgi_isr.store.guard` is the one place that catches. `Store.invalidate` either holds
-everywhere when it returns, or raises.
+raises; `wsgi_isr.store.guard` catches it. `Store.invalidate` either holds everywhere when it
+returns, or raises.
 """
 
 from __future__ import annotations
@@ -113,12 +112,11 @@ class Validity(t.NamedTuple):
 class Stored(t.NamedTuple):
     """A page and its validity, read in one step.
 
-    The caller compares the record's labels and number with those in the sealed head, and takes a
-    record where they differ for a damaged one.
+    A record whose labels or number differ from those in its sealed head counts as damaged.
 
-    :param used: seconds since 1970 at which it was used last, as far as the store was told; from
-        `Store.records` alone. What was used longest ago is evicted first, and before it what is
-        gone.
+    :param used: seconds since 1970 at which it was used last, as far as the store was told; 0
+        where `Store.get` does not say. What is gone is evicted first, then what was used longest
+        ago.
     """
 
     record: Record
@@ -141,8 +139,8 @@ class Changes(t.NamedTuple):
     """What was invalidated since a process last followed.
 
     :param at: the number of the last invalidation, and the lineage of the store now.
-    :param complete: false where the store cannot say everything: the lineage is another one, or
-        the process is too far behind. All that the process has is then to be read again.
+    :param complete: false where the lineage is another one, or the process is too far behind: all
+        that it has is then to be read again.
     """
 
     at: Number
@@ -229,10 +227,7 @@ class Kind(t.NamedTuple):
 
 
 class Store(t.Protocol):
-    """Pages and their order, for all who share them.
-
-    One object belongs to one process. It may be used from any thread.
-    """
+    """Pages and their order. An object belongs to one process, and may be used from any thread."""
 
     kind: Kind
 
