@@ -88,6 +88,18 @@ class TestBound:
         assert status_of(visit(isr)) == "isr; hit; ttl=60"
         assert isr.stats()["memory_bytes"] == 0
 
+    def test_of_zero_lets_the_store_know_which_pages_are_used(
+        self, site: Site, make: Make, files: str
+    ) -> None:
+        site.page("/")
+        isr = make(files, memory_size=0)
+        visit(isr)
+        isr.store.database.write(lambda db: db.execute("UPDATE pages SET used = 1") and None)
+        visit(isr)
+        isr.stats()
+        (stored,) = isr.store.records()
+        assert stored.used > 1
+
     def test_keeps_no_page_that_is_larger_and_lets_the_others_stay(self) -> None:
         memory = MemoryLevel(100_000)
         memory.put(entry("/small"))

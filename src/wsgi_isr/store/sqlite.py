@@ -45,7 +45,7 @@ GLANCE = 0.03
 #: Seconds that forgetting labels may take before another process begins it again.
 FORGETTING = 300.0
 _LEAST = "WHERE name != ? ORDER BY gone DESC, used"
-_GET = """SELECT pages.meta, pages.head, bodies.body, state.data FROM pages, state
+_GET = """SELECT state.data, pages.used, pages.meta, pages.head, bodies.body FROM pages, state
     JOIN bodies ON bodies.id = pages.id WHERE pages.name = ?"""
 _PUT = """INSERT INTO pages (name, path, build, gone, used, meta, head)
     VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET path = excluded.path,
@@ -238,19 +238,20 @@ class SQLiteStore(Notes):
 
 def _get(connection: Connection, name: str) -> Stored | None:
     row = connection.execute(_GET, (name,)).fetchone()
-    stored = row and _judge(connection, State.of(row[3]), *row[:3])
+    stored = row and _judge(connection, State.of(row[0]), *row[1:])
     return stored if stored and stored.record.name == name else None
 
 
 def _judge(
-    connection: Connection, state: State, meta: t.Any, head: t.Any, body: t.Any
+    connection: Connection, state: State, used: t.Any, meta: t.Any, head: t.Any, body: t.Any
 ) -> Stored | None:
     """A page and its validity, unless it is damaged."""
     page = Page.of(meta, head, body)
     if page is None or type(head) is not bytes or type(body) is not bytes:
         return None
     made = tables.last_of(connection, state, page).makes(page.record.number, state.lineage)
-    return Stored(page.record, Validity(made, state.at))
+    used = used / 1e6 if isinstance(used, int) else 0.0
+    return Stored(page.record, Validity(made, state.at), used)
 
 
 def _some(
@@ -266,9 +267,7 @@ def _some(
     select = f"SELECT name, used, meta, head FROM pages WHERE {where} ORDER BY name LIMIT 50"
     found: list[tuple[str, Stored | None]] = []
     for name, used, meta, head in connection.execute(select, values):
-        stored = _judge(connection, state, meta, head, b"")
-        used = used / 1e6 if isinstance(used, int) else 0.0
-        found.append((name, stored and stored._replace(used=used)))
+        found.append((name, _judge(connection, state, used, meta, head, b"")))
     return found
 
 
