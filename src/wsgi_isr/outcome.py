@@ -12,13 +12,14 @@ import threading
 import time
 import typing as t
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from . import signals
 from .config import Config
 from .key import PageKey
-from .metadata import InvalidMetadata, is_sound
+from .metadata import is_sound
 from .metrics import Counters
-from .refusals import Refusal, Unsound
+from .refusals import Refusal
 from .render import RenderError, Response
 from .rules import Rule
 from .signals import fields
@@ -37,28 +38,6 @@ QUIET = 60.0
 #: Log lines of the last minute that a process remembers.
 MAX_LOGGED = 1000
 _DETAIL = re.compile(r"[a-z-]*")
-
-
-class Flight:
-    """One render of a page in this process."""
-
-    def __init__(
-        self, key: PageKey, rule: Rule | None, reason: str, after: Flight | None = None
-    ) -> None:
-        self.key = key
-        self.rule = rule
-        self.reason = reason
-        #: Whether it was begun because another flight was outdated. One such flight waits for
-        #: the one before it, so that many calls lead to two renders at a time.
-        self.is_successor = after is not None
-        self.follows = after if after is not None and after.is_successor else None
-        #: When it began; 0.0 while it waits for a thread.
-        self.began = 0.0
-        self.number: Number | None = None
-        #: The span of the request that caused it.
-        self.cause = _current_span()
-        self.outcome: Outcome | None = None
-        self.done = threading.Event()
 
 
 class Kind(enum.Enum):
@@ -165,6 +144,29 @@ def _current_span() -> t.Any:
     return trace.get_current_span().get_span_context()
 
 
+@dataclass(eq=False)
+class Flight:
+    """One render of a page in this process.
+
+    :param is_successor: whether it was begun because another flight was outdated.
+    :param follows: what it waits for: a successor waits for the one before it, so that many calls
+        lead to two renders at a time.
+    :param began: when, by the monotonic clock; 0.0 while it waits for a thread.
+    :param cause: the span of the request that caused it.
+    """
+
+    key: PageKey
+    rule: Rule | None
+    reason: str
+    is_successor: bool = False
+    follows: Flight | None = None
+    began: float = 0.0
+    number: Number | None = None
+    outcome: Outcome | None = None
+    cause: t.Any = field(default_factory=_current_span)
+    done: threading.Event = field(default_factory=threading.Event)
+
+
 def traced(flight: Flight, work: Callable[[], Outcome]) -> Outcome:
     """Render in a span of OpenTelemetry, linked to the span of the request that caused it.
 
@@ -190,17 +192,15 @@ def traced(flight: Flight, work: Callable[[], Outcome]) -> Outcome:
         return outcome
 
 
+@dataclass(eq=False)
 class Failures:
     """Renders that give no page: what is remembered, signalled and logged of them."""
 
-    def __init__(
-        self, config: Config, pages: Pages, counters: Counters, clock: Callable[[], float]
-    ) -> None:
-        self._sender = config.middleware
-        self._pages = pages
-        self.counters = counters
-        self._clock = clock
-        self._logged: dict[str, float] = {}
+    _config: Config
+    _pages: Pages
+    counters: Counters
+    _clock: Callable[[], float]
+    _logged: dict[str, float] = field(default_factory=dict)
 
     def find(self, name: str) -> Failure | None:
         """What is remembered of a page, or under a `refusal_name`."""
@@ -225,7 +225,7 @@ class Failures:
         key, error, detail = flight.key, _as_failure(raised, flight.reason), ""
         if response is not None:
             detail = getattr(error, "detail", "")
-            if isinstance(error, InvalidMetadata | Unsound):
+            if detail in ("metadata", "header"):
                 self.reject(key, Refusal(detail, str(error)))
             # For all who wait: its cookies would be one session for all of them.
             lines = response.headers
@@ -243,7 +243,11 @@ class Failures:
         text = (str(error) or kind)[:500]
         self._set(key.name, Failure(count, retry_at, text, key.url, key.build))
         signals.send(
-            signals.regeneration_failed, self._sender, url=key.url, error=error, failures=count
+            signals.regeneration_failed,
+            self._config.middleware,
+            url=key.url,
+            error=error,
+            failures=count,
         )
         # What a cold render raises reaches the server, which logs it.
         is_ours = previous is not None or flight.reason in ("stale", "prerender")
@@ -271,7 +275,9 @@ class Failures:
             text = "%s is withdrawn: its app no longer offers it (%s)"
             extra = fields("withdrawn", url=key.url, detail=detail)
             logger.warning(text, key.url, refusal, extra=extra)
-            signals.send(signals.page_withdrawn, self._sender, url=key.url, reason=detail)
+            signals.send(
+                signals.page_withdrawn, self._config.middleware, url=key.url, reason=detail
+            )
         kind = Kind.UNSTORED if detail == "too-large" else Kind.NOT_A_PAGE
         if kind is Kind.NOT_A_PAGE:
             # The visitor's own request goes to the app instead.
@@ -282,7 +288,9 @@ class Failures:
     def reject(self, key: PageKey, refusal: Refusal) -> None:
         """Count a refusal; one line for each page and reason, once a minute, and for `explain`."""
         self.counters.rejections += 1
-        signals.send(signals.page_rejected, self._sender, url=key.url, reason=refusal.detail)
+        signals.send(
+            signals.page_rejected, self._config.middleware, url=key.url, reason=refusal.detail
+        )
         if self._is_new("refused", key.name, refusal.detail):
             extra = fields("refused", url=key.url, detail=refusal.detail, culprit=refusal.culprit)
             text = "%s is not stored (%s): %s"

@@ -20,6 +20,7 @@ import weakref
 import zlib
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from . import signals
 from .answer import Answer
@@ -329,15 +330,15 @@ def _at_exit(reference: weakref.ref[Process]) -> None:
         process.sign_off()
 
 
+@dataclass(eq=False)
 class NotPages:
     """URLs whose answers are no pages, for a minute or until something is invalidated."""
 
-    def __init__(self, config: Config, pages: Pages) -> None:
-        self._config = config
-        self._pages = pages
-        self._urls: dict[PageKey, Answer] = {}
-        #: The fingerprints in the hit table that are for these URLs.
-        self._fingerprints: set[Fingerprint] = set()
+    _config: Config
+    _pages: Pages
+    _urls: dict[PageKey, Answer] = field(default_factory=dict)
+    #: The fingerprints in the hit table that are for these URLs.
+    _fingerprints: set[Fingerprint] = field(default_factory=set)
 
     def get(self, key: PageKey) -> str | None:
         """Why a URL is no page; ``""`` where its answer has no metadata."""

@@ -55,20 +55,14 @@ def remedy_of(reason: str) -> str | None:
     return Refusal(detail, culprit).remedy if detail in REMEDIES else None
 
 
-class Unsound(RenderError):
-    """An answer that cannot go over the wire as it is."""
-
-    detail = "header"
-
-
 def judge(
     config: Config, key: PageKey, rule: Rule | None, previous: Page | None, response: Response
 ) -> Page | Refusal:
     """The page that a response makes, or why the app has decided that it is none.
 
     :param previous: what is stored.
-    :raises RenderError: where the render has failed: the answer is no whole one, or says "not now".
-    :raises Unsound: for headers that HTTP does not allow.
+    :raises RenderError: where the render has failed: the answer is not whole, says "not now", or
+        has headers that HTTP does not allow.
     :raises InvalidMetadata: for ISR headers that do not parse.
     """
     code, headers = response.code, response.headers
@@ -80,11 +74,14 @@ def judge(
         raise RenderError(f"the app answered {response.status}")
     for name, value in (*headers, ("Status", response.status)):
         if not is_sound(name, value):
-            raise Unsound(f"HTTP does not allow {name[:80]!r}: {value[:80]!r}")
+            unsound = RenderError(f"HTTP does not allow {name[:80]!r}: {value[:80]!r}")
+            unsound.detail = "header"
+            raise unsound
     if response.detail == "stream":
         return Refusal("stream")
-    if code in REDIRECTS and _leads_to(key, headers, config.parameters(rule)):
-        return Refusal("redirect", _location(headers))
+    location = next(iter(_values(headers, "location")), None)
+    if code in REDIRECTS and _leads_to(key, location, config.parameters(rule)):
+        return Refusal("redirect", location or "")
     said = rule or Rule()
     variants, ignored = dict(said.variants), said.ignore
     metadata = read_metadata(headers, said.revalidate, said.expire, said.tags)
@@ -93,8 +90,10 @@ def judge(
             return Refusal("no-metadata", answered(code, headers))
         # The content is gone, and the app's 404 does not know whose it was.
         metadata = previous.metadata
-    if refused := refusal(code, headers, variants, ignored) or _login(key, code, headers):
+    if refused := refusal(code, headers, variants, ignored):
         return refused
+    if code in STORABLE_IF_DECLARED and location and _carries(key, location):
+        return Refusal("login", location)
     if ignored and (token := form_token(response.body)) is not None:
         return Refusal("form-token", token)
     if response.detail == "too-large":
@@ -122,18 +121,16 @@ def refusal(
     :param variants: request headers, in lower case, that may make a difference.
     :param ignored: response headers, in lower case, that keep no answer from being a page.
     """
-    values: dict[str, list[str]] = {}
-    for name, value in headers:
-        values.setdefault(name.lower(), []).append(value)
-    if status in STORABLE_IF_DECLARED and "isr-revalidate" in values:
+    if status in STORABLE_IF_DECLARED and _values(headers, "isr-revalidate"):
         if "cookie" in fields_of(headers, "vary"):
             return Refusal("login", f"{answered(status, headers)} with Vary: Cookie")
     elif status not in STORABLE:
         return Refusal("status", answered(status, headers))
-    if "set-cookie" in values and "set-cookie" not in ignored:
-        names = (value.partition("=")[0].strip() for value in values["set-cookie"])
+    cookies = _values(headers, "set-cookie")
+    if cookies and "set-cookie" not in ignored:
+        names = (cookie.partition("=")[0].strip() for cookie in cookies)
         return Refusal("set-cookie", ", ".join(dict.fromkeys(names)))
-    control = ", ".join(values.get("cache-control", ()))
+    control = ", ".join(_values(headers, "cache-control"))
     if control and "cache-control" not in ignored:
         # Also behind a mistyped separator, as in "private; max-age=0".
         words = re.findall(r"[\w-]+", control.lower())
@@ -153,38 +150,31 @@ def undeclared_vary(
 
 def answered(status: int, headers: Iterable[tuple[str, str]]) -> str:
     """An answer in a few words: its status, and where it leads."""
-    location = _location(headers)
-    return f"{status} to {location}" if location else str(status)
+    return " to ".join((str(status), *filter(None, _values(headers, "location")[:1])))
 
 
-def _location(headers: Iterable[tuple[str, str]]) -> str:
-    return next((value for name, value in headers if name.lower() == "location"), "")
+def _values(headers: Iterable[tuple[str, str]], name: str) -> list[str]:
+    return [value for other, value in headers if other.lower() == name]
 
 
-def _login(key: PageKey, code: int, headers: Iterable[tuple[str, str]]) -> Refusal | None:
-    """A temporary redirect that carries the page's own URL leads to a login."""
-    if code in STORABLE_IF_DECLARED:
-        location = _location(headers)
-        pairs = parse_qsl(location.partition("?")[2], encoding="latin-1")
-        if any(value.partition("?")[0].endswith(key.full_path or "/") for _, value in pairs):
-            return Refusal("login", location)
-    return None
+def _carries(key: PageKey, location: str) -> bool:
+    """Whether a redirect carries the page's own URL, as one to a login does."""
+    pairs = parse_qsl(location.partition("?")[2], encoding="latin-1")
+    return any(value.partition("?")[0].endswith(key.full_path or "/") for _, value in pairs)
 
 
-def _leads_to(key: PageKey, headers: Iterable[tuple[str, str]], declared: tuple[str, ...]) -> bool:
+def _leads_to(key: PageKey, location: str | None, declared: tuple[str, ...]) -> bool:
     """Whether a redirect leads to the page itself, under whatever scheme.
 
     It does where the app behind ProxyFix takes the canonical request for a plain-text one.
     """
-    location = next((value for name, value in headers if name.lower() == "location"), None)
-    if location is None:
-        return False
     try:
         there = urlsplit(urljoin(key.url, location))
     except ValueError:
         return False
     return (
-        normalize_host(there.netloc, there.scheme) == key.host
+        location is not None
+        and normalize_host(there.netloc, there.scheme) == key.host
         and unquote(there.path or "/", "latin-1") == (key.full_path or "/")
         and canonical_query(there.query, declared) == key.query
     )

@@ -17,6 +17,7 @@ import threading
 import time
 import typing as t
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from . import codings, signals
 from .config import Config
@@ -48,32 +49,22 @@ COMPRESSED_AT_ONCE = 32 * 1024
 Accept: t.TypeAlias = "Callable[[Entry], bool]"
 
 
+@dataclass(eq=False)
 class Renders:
     """Starts renders, one at a time for each page."""
 
-    def __init__(
-        self,
-        config: Config,
-        pages: Pages,
-        codec: Codec,
-        failures: Failures,
-        background: Background,
-        clock: Callable[[], float],
-        on_no_page: Callable[[PageKey, Rule | None, str], object],
-    ) -> None:
-        self._config = config
-        self._pages = pages
-        self._codec = codec
-        self._failures = failures
-        self._background = background
-        self._clock = clock
-        self._on_no_page = on_no_page
-        self._timeout = config.render_timeout
-        self._flights: dict[PageKey, Flight] = {}
-        #: The pages that requests wait for now, one for each request.
-        self.waiting: list[PageKey] = []
-        # Guards the table. Nothing is rendered, read or written under it.
-        self._lock = threading.Lock()
+    _config: Config
+    _pages: Pages
+    _codec: Codec
+    _failures: Failures
+    _background: Background
+    _clock: Callable[[], float]
+    _on_no_page: Callable[[PageKey, Rule | None, str], object]
+    #: The pages that requests wait for now, one for each request.
+    waiting: list[PageKey] = field(default_factory=list)
+    _flights: dict[PageKey, Flight] = field(default_factory=dict)
+    # Guards the table. Nothing is rendered, read or written under it.
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def running(self) -> list[PageKey]:
@@ -100,14 +91,15 @@ class Renders:
         if key in rendering.get():
             raise RenderError("a page cannot wait for its own render")
         accept = self._accept(only_fresh) if after is None else lambda e: _is_after(e.number, after)
-        deadline = time.monotonic() + 2 * self._timeout
+        deadline = time.monotonic() + 2 * self._config.render_timeout
         collapsed = False
         while True:
             flight, leads = self._join(key, rule, reason)
             if leads:
-                if (before := flight.follows) is not None:
-                    before.done.wait(self._remaining(before))
-                    flight.began = time.monotonic()
+                if flight.follows is not None:
+                    flight.follows.done.wait(self._remaining(flight.follows))
+                    # Without it no chain of flights grows.
+                    flight.follows, flight.began = None, time.monotonic()
                 outcome = self._fly(flight, accept, after is not None)
                 assert outcome is not None
                 return outcome._replace(collapsed=outcome.collapsed or collapsed)
@@ -119,7 +111,9 @@ class Renders:
             if found is not None and found.kind is Kind.UNSTORED and after is None:
                 return self.alone(key, rule, reason)
             if time.monotonic() > deadline:
-                error = RenderTimeout(f"no render within render_timeout ({self._timeout} seconds)")
+                error = RenderTimeout(
+                    f"no render within render_timeout ({self._config.render_timeout} seconds)"
+                )
                 return Outcome(Kind.FAILED, error=error)
 
     def alone(self, key: PageKey, rule: Rule | None, reason: str) -> Outcome:
@@ -158,7 +152,8 @@ class Renders:
                 flight = None
             if flight is not None and not self._is_outdated(flight):
                 return flight, False
-            new = self._flights[key] = Flight(key, rule, reason, after=flight)
+            new = self._flights[key] = Flight(key, rule, reason, flight is not None)
+            new.follows = flight if flight is not None and flight.is_successor else None
             new.began = time.monotonic()
             return new, True
 
@@ -168,10 +163,10 @@ class Renders:
         return number is not None and self._pages.memory.is_outdated(flight.key, number)
 
     def _is_overdue(self, flight: Flight) -> bool:
-        return bool(flight.began) and time.monotonic() - flight.began > self._timeout
+        return bool(flight.began) and time.monotonic() - flight.began > self._config.render_timeout
 
     def _remaining(self, flight: Flight) -> float:
-        return max(0.0, flight.began + self._timeout - time.monotonic())
+        return max(0.0, flight.began + self._config.render_timeout - time.monotonic())
 
     def _fly(
         self, flight: Flight, accept: Accept, demanded: bool = False, waits: bool = True
@@ -208,12 +203,14 @@ class Renders:
         No lease where there is no agreement to be had: each process is then on its own.
         """
         store, guard, key = self._pages.store, self._pages.guard, flight.key
-        deadline = time.monotonic() + self._timeout
+        deadline = time.monotonic() + self._config.render_timeout
         pause, longest = PAUSES[self._pages.is_local]
         token = before = None
         while True:
             lease = guard.ask(
-                "lease", lambda: store.lease(key.name, self._timeout, demanded), write=True
+                "lease",
+                lambda: store.lease(key.name, self._config.render_timeout, demanded),
+                write=True,
             )
             # Another process may have stored it before the lease was ours.
             entry = self._pages.find(key, self._clock())
