@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import typing as t
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -204,6 +206,25 @@ class TestManyCallsAtOnce:
         answer = visit(one)
         assert (answer.text, status_of(answer)) == ("render 2", "isr; hit; ttl=10")
         assert visit(other).text == "render 2"
+
+    def test_that_never_end_hold_no_more_than_the_last_renders(
+        self, steps: Steps, make: Make
+    ) -> None:
+        isr = make(rules={"/": Rule()})
+        flights, calls = [], []
+        for render in range(1, 7):
+            # The one before is under way, and outdated by this call.
+            calls.append(start(isr.revalidate, HOME))
+            steps.release(render - 1)
+            steps.wait(render)
+            (flight,) = isr._here().renders._flights.values()
+            flights.append(weakref.ref(flight))
+            del flight
+        gc.collect()
+        assert [reference() is None for reference in flights[:4]] == [True] * 4
+        steps.release()
+        for call in calls:
+            result(call)
 
     def test_of_different_pages_do_not_wait_for_each_other(
         self, steps: Steps, site: Site, make: Make
