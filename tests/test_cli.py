@@ -303,30 +303,12 @@ class TestRevalidate:
         assert result.stdout.startswith("rendered 200 http://localhost/a\n1 page in")
         assert visitor.get("/a").text == "new"
 
-    def test_hosts_come_from_the_store(
-        self, site: Site, elsewhere: Command, browse: Browse, files: str
-    ) -> None:
-        site.page("/a")
-        browse(files).get("/a", base_url="https://one.example")
-        browse(files).get("/a", base_url="https://two.example")
-        result = elsewhere("revalidate", "/a")
-        assert result.exit_code == 0
-        assert "https://one.example/a" in result.stdout
-        assert "https://two.example/a" in result.stdout
-
     def test_a_path_without_a_host_is_told(self, elsewhere: Command) -> None:
         result = elsewhere("revalidate", "/a")
         assert result.exit_code == 1
         assert "no host is known for '/a'" in result.stderr
         assert "--base-url" in result.stderr
         assert "Traceback" not in result.stderr
-
-    def test_a_mistake_in_the_last_path_renders_nothing(self, site: Site, command: Command) -> None:
-        site.page("/a")
-        result = command("revalidate", "/a", "blog")
-        assert result.exit_code == 1
-        assert "a path starts with /" in result.stderr
-        assert site.renders() == 0
 
     def test_a_failure_is_told_and_the_old_page_stays(
         self, site: Site, command: Command, browse: Browse, files: str

@@ -251,11 +251,6 @@ class TestExplain:
         found = json.loads(command("explain", "--json", "/never").stdout)
         assert (found["url"], found["state"]) == (f"{BASE}/never", "unknown")
 
-    def test_what_is_no_path_is_told(self, command: Command) -> None:
-        result = command("explain", "blog")
-        assert result.exit_code == 1
-        assert "a path starts with /" in result.stderr
-
 
 class TestClear:
     @pytest.fixture
@@ -266,10 +261,17 @@ class TestClear:
             visitor.get(path)
         return visitor
 
-    def test_removes_all_pages(self, command: Command, visitor: Browser) -> None:
+    def test_removes_all_pages_of_every_build_and_of_no_other_site(
+        self, command: Command, visitor: Browser, browse: Browse, files: str
+    ) -> None:
+        browse(files, base_url=BASE, build_id="older").get("/")
+        other = browse(files, base_url=BASE, key_prefix="other:")
+        other.get("/")
         result = command("clear")
-        assert (result.exit_code, result.stdout) == (0, "Removed: 3 pages\n")
+        assert (result.exit_code, result.stdout) == (0, "Removed: 4 pages\n")
         assert json.loads(command("list", "--json").stdout) == []
+        assert len(list(other.isr.pages())) == 1
+        assert status_of(other.get("/")).startswith("isr; hit")
 
     def test_running_workers_drop_what_they_have_in_memory(
         self, site: Site, command: Command, visitor: Browser
@@ -279,21 +281,6 @@ class TestClear:
             site.page(path, "new", revalidate=30)
             assert visitor.get(path).text == "new"
             assert status_of(visitor.get(path)) == "isr; hit; ttl=30"
-
-    def test_of_every_build(
-        self, site: Site, command: Command, visitor: Browser, browse: Browse, files: str
-    ) -> None:
-        browse(files, base_url=BASE, build_id="older").get("/")
-        assert command("clear").stdout == "Removed: 4 pages\n"
-
-    def test_but_of_no_other_site(
-        self, command: Command, visitor: Browser, browse: Browse, files: str
-    ) -> None:
-        other = browse(files, base_url=BASE, key_prefix="other:")
-        other.get("/")
-        command("clear")
-        assert len(list(other.isr.pages())) == 1
-        assert status_of(other.get("/")).startswith("isr; hit")
 
 
 class TestPrune:

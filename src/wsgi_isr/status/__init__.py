@@ -223,12 +223,13 @@ class Status:
         now = time.monotonic()
         recent = [at for at in self._attempts.get(bucket, ()) if now - at < PERIOD]
         self._attempts[bucket] = [*recent, now][-ATTEMPTS:]
+        if len(recent) == ATTEMPTS:
+            return False
         store = self.middleware.store
         try:
-            slots = (store.once(f"login:{bucket}:{slot}", PERIOD) for slot in range(ATTEMPTS))
-            return len(recent) < ATTEMPTS and any(slots)
+            return any(store.once(f"login:{bucket}:{slot}", PERIOD) for slot in range(ATTEMPTS))
         except Exception:
-            return len(recent) < ATTEMPTS
+            return True
 
     def _refused(self, context: Context, status: int, why: str, wanted: str) -> Response:
         response = _html(login(context, why, wanted), status)
