@@ -258,6 +258,23 @@ class TestForms:
         assert client_of(operator.isr).get("/a").text == "new"
         assert "on demand" in operator.explained("http://localhost/a")
 
+    @pytest.mark.parametrize(
+        ("status", "said"), [("403 Forbidden", "Withdrawn"), ("404 Not Found", "it is gone")]
+    )
+    def test_say_what_became_of_a_page(
+        self, operator: Operator, site: Site, status: str, said: str
+    ) -> None:
+        site.page("/a", status=status)
+        answer = operator.press("/regenerate", "http://localhost/a")
+        assert said in operator.get("/" + answer.location.rpartition("/")[2]).text
+
+    def test_regenerate_nothing_while_the_library_is_off(
+        self, operator: Operator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(operator.isr, "is_enabled", lambda: False)
+        answer = operator.press("/regenerate", "http://localhost/a")
+        assert "switched off" in operator.get("/" + answer.location.rpartition("/")[2]).text
+
     @pytest.mark.parametrize("path", ["/a", "/b%2Ac"])
     def test_expire_one_path(self, operator: Operator, site: Site, path: str) -> None:
         site.page("/b*c", "b")

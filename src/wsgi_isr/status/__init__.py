@@ -252,11 +252,12 @@ class Status:
             response = _moved(f"{context.root}/")
             self._set_cookie(request, response, "")
             return response
-        url = request.form.get("url", "")
+        url, done = request.form.get("url", ""), "expired"
         try:
             with called_by(f"status page, {request.remote_addr or 'no address'}"):
                 if path == "/regenerate":
-                    context.middleware.revalidate(url)
+                    results = context.middleware.revalidate(url)
+                    done = results[0].outcome if results else "off"
                 else:
                     key = context.middleware.explain(url).key
                     # A path as it is, even with an asterisk in it.
@@ -264,7 +265,7 @@ class Status:
                     context.middleware.invalidate(pattern or "/", expire=True)
         except (RevalidationError, ValueError) as error:
             return _html(views.one_page(context, {"url": url}, str(error)))
-        query = urlencode({"url": url, "done": path[1:]})
+        query = urlencode({"url": url, "done": done})
         return _moved(f"{context.root}/page?{query}")
 
 

@@ -44,8 +44,11 @@ SORTS = {
     "use": "Last use",
 }
 DONE = {
-    "regenerate": "Rendered just now, and new in every worker.",
-    "expire": "Expired: the next visitor of this path waits for a new page.",
+    "rendered": "Rendered just now, and new in every worker.",
+    "gone": "Rendered just now: it is gone.",
+    "withdrawn": "Withdrawn: its app no longer offers it, so it was removed.",
+    "off": "Nothing was rendered, because ISR is switched off. The page is stale.",
+    "expired": "Expired: the next visitor of this path waits for a new page.",
 }
 #: The first sentence on a page, by its state, and how urgent it is.
 VERDICTS = {
