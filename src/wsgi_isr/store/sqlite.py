@@ -55,6 +55,8 @@ _PUT = """INSERT INTO pages (name, path, build, gone, used, meta, head)
 _PUT_BODY = """INSERT INTO bodies SELECT id, ? FROM pages WHERE name = ?
     ON CONFLICT (id) DO UPDATE SET body = excluded.body"""
 
+_MARK = "UPDATE pages SET meta = ? WHERE name = ? AND meta = ?"
+
 
 class SQLiteStore(Notes):
     """The embedded store.
@@ -131,9 +133,9 @@ class SQLiteStore(Notes):
             after = found[-1][0]
 
     def used(self, names: Iterable[str]) -> None:
-        update = "UPDATE pages SET used = ? WHERE name = ?"
         if rows := [(time.time_ns() // 1000, name) for name in names]:
-            self.database.write(lambda connection: connection.executemany(update, rows) and None)
+            update = "UPDATE pages SET used = ? WHERE name = ?"
+            self.database.write(Connection.executemany, update, rows)
 
     # The order.
 
@@ -159,7 +161,8 @@ class SQLiteStore(Notes):
             while (found := self.database.read(tables.concerned, name))[0]:
                 name, pages = found
                 if pages:
-                    self.database.write(tables.mark, pages)
+                    # Those that were replaced meanwhile are later.
+                    self.database.write(Connection.executemany, _MARK, pages)
             for first in range(0, tables.ROWS, tables.BATCH):
                 self.database.write(tables.forget, floor, first)
         finally:

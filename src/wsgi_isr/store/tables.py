@@ -301,22 +301,17 @@ def changes(connection: Connection, since: Number) -> Changes:
     return Changes(state.at, complete, tuple(reversed(found)) if complete else ())
 
 
-# Forgetting labels: first they are applied to the pages that have them.
-
-
 def concerned(connection: Connection, after: str) -> tuple[str, list[tuple[bytes, str, bytes]]]:
-    """The last name of some pages; what the rows of some of them become, names, what they are."""
+    """Before labels are forgotten: what was invalidated of some pages, to be written to them.
+
+    Gives the last name of those pages; for some of them what the row becomes, the name, what it is.
+    """
     state, name, found = State.read(connection), "", []
     select = "SELECT name, meta FROM pages WHERE name > ? ORDER BY name LIMIT ?"
     for name, meta in connection.execute(select, (after, BATCH)).fetchall():
         if (page := Page.of(meta)) and (last := last_of(connection, state, page)) != page.last:
             found.append((page._replace(last=last).seal(), name, meta))
     return name, found
-
-
-def mark(connection: Connection, some: list[tuple[bytes, str, bytes]]) -> None:
-    # Those that were replaced meanwhile are later.
-    connection.executemany("UPDATE pages SET meta = ? WHERE name = ? AND meta = ?", some)
 
 
 def forget(connection: Connection, floor: int, first: int) -> None:
