@@ -109,24 +109,16 @@ def put(store: SQLiteStore, name: str = "a", body: bytes = b"body") -> None:
 
 
 class TestDamage:
-    def test_puts_a_garbage_file_aside_and_begins_anew(
-        self, folder: Path, store: SQLiteStore, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        folder.mkdir(0o700)
-        (folder / "pages.sqlite3").write_bytes(b"garbage" * 1000)
-        put(store)
-        assert store.get("a") is not None
-        assert (folder / "pages.sqlite3.damaged-1").read_bytes() == b"garbage" * 1000
-        assert "put aside" in caplog.text
-
-    @pytest.mark.parametrize("content", [b"", b"x"], ids=["empty", "short"])
-    def test_begins_anew_on_a_truncated_file(
-        self, folder: Path, store: SQLiteStore, content: bytes
+    @pytest.mark.parametrize("content", [b"", b"x", b"garbage" * 1000])
+    def test_puts_a_file_that_is_no_database_aside_and_begins_anew(
+        self, folder: Path, store: SQLiteStore, caplog: pytest.LogCaptureFixture, content: bytes
     ) -> None:
         folder.mkdir(0o700)
         (folder / "pages.sqlite3").write_bytes(content)
         put(store)
         assert store.get("a") is not None
+        assert (folder / "pages.sqlite3.damaged-1").read_bytes() == content
+        assert "put aside" in caplog.text
 
     def test_the_log_of_a_damaged_file_is_not_taken_for_that_of_the_new_one(
         self, folder: Path, store: SQLiteStore
