@@ -1,20 +1,14 @@
-"""What goes wrong at the start: options that cannot work, a folder that is not there, a fork."""
+"""What goes wrong at the start: options that cannot work, a folder that is not there."""
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import Make, Site, status_of
-from flask import Flask
-from steps import PATIENCE, start, visit, wait_until
+from steps import visit, wait_until
 
 from wsgi_isr import RevalidationError, Rule
-from wsgi_isr.flask import ISR, isr_page
 
 
 class TestOptions:
@@ -53,37 +47,3 @@ def _revalidates(isr: object) -> bool:
     except RevalidationError:
         return False
     return True
-
-
-# Python 3.12 and newer warn of any fork of a process with threads.
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-@pytest.mark.processes
-def test_a_child_does_not_wait_for_a_list_of_paths_that_its_parent_makes(tmp_path: Path) -> None:
-    app = Flask(__name__, instance_path=str(tmp_path))
-    isr = ISR(app, cache="memory://", enabled=True)
-    begun, goes_on = threading.Event(), threading.Event()
-    parent = os.getpid()
-
-    @app.get("/post/<slug>")
-    @isr_page(fallback=False)
-    def post(slug: str) -> str:
-        return slug
-
-    @isr.paths
-    def post_paths() -> Iterator[tuple[str, dict[str, str]]]:
-        begun.set()
-        if os.getpid() == parent:
-            assert goes_on.wait(3 * PATIENCE)
-        yield "post", {"slug": "a"}
-
-    visitor = start(app.test_client().get, "/post/a")
-    assert begun.wait(PATIENCE)
-    child = os.fork()
-    if child == 0:
-        signal.alarm(int(PATIENCE))
-        os._exit(app.test_client().get("/post/a").text != "a")
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    goes_on.set()
-    assert visitor.result(PATIENCE).text == "a"
-    with app.app_context():
-        isr.middleware.close()

@@ -106,6 +106,8 @@ class TestHosts:
             ([".example.org"], "a.example.org", True),
             ([".example.org"], "example.org", True),
             (["example.com"], "example.com.evil.example", False),
+            ([".example.org"], "an-example.org", False),
+            ([".größe.example"], f"a.{'größe'.encode('idna').decode()}.example", True),
         ],
     )
     @BOTH

@@ -21,6 +21,7 @@ ERRORS: dict[str, tuple[dict[str, t.Any], str]] = {
     "hosts of Django": ({"trusted_hosts": ["*"]}, "None trusts any"),
     "hosts with a star": ({"trusted_hosts": ["*.example.com"]}, "'.example.com'"),
     "hosts with spaces": ({"trusted_hosts": [" example.com"]}, "not ' example.com'"),
+    "a host that is too long": ({"trusted_hosts": ["ö" * 80]}, "trusted_hosts takes hosts"),
     "a host that is a number": ({"trusted_hosts": [3]}, "not 3"),
     "hosts that are none": ({"trusted_hosts": 3}, r"trusted_hosts takes a list"),
     "a build_id that is no text": ({"build_id": "v1\udcff"}, "build_id takes what UTF-8 can"),

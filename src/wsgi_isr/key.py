@@ -6,6 +6,7 @@ is the proof: the renderer takes a `PageKey` and there is no way to hand it a vi
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import io
@@ -16,8 +17,6 @@ import sys
 import typing as t
 from collections.abc import Iterable
 from urllib.parse import parse_qsl, quote, unquote_to_bytes, urlencode, urlsplit
-
-from werkzeug.sansio.utils import host_is_trusted
 
 from .metadata import check_list
 
@@ -30,9 +29,6 @@ DEFAULT_PORTS = {"http": "80", "https": "443"}
 
 #: Longer keys are not stored: every byte of a key is chosen by the client.
 MAX_KEY_LENGTH = 2048
-
-#: The longest domain name (RFC 1035 section 2.3.4), with its last dot and a port.
-MAX_HOST_LENGTH = 260
 
 # Paths that proxies, frameworks and file systems read differently (web cache deception).
 # Control characters are those of C1 too, which are two bytes in UTF-8.
@@ -95,12 +91,10 @@ class PageKey(t.NamedTuple):
         return _name(self)
 
     @property
-    def path_label(self) -> str:
-        return f"path:{self.full_path or '/'}"
-
-    @property
-    def host_label(self) -> str:
-        return f"host:{self.host}{self.full_path or '/'}"
+    def labels(self) -> tuple[str, str, str]:
+        """What the page can be invalidated by, whatever its tags are."""
+        path = self.full_path or "/"
+        return f"path:{path}", f"host:{self.host}{path}", page_label(self.name)
 
     def to_environ(self, reason: str, middleware: object) -> WSGIEnvironment:
         """The canonical request: an allow-list, never a copy of a visitor's environ.
@@ -134,6 +128,11 @@ class PageKey(t.NamedTuple):
         return environ
 
 
+def page_label(name: str) -> str:
+    """What names one page alone, whatever else shares its path."""
+    return f"page:{name}"
+
+
 @functools.lru_cache(1024)
 def _name(key: PageKey) -> str:
     path = hashlib.sha256(key.full_path.encode("latin-1")).hexdigest()
@@ -156,14 +155,7 @@ def is_ambiguous(path: str, mount: str = "") -> bool:
 
 def normalize_host(host: str, scheme: str) -> str | None:
     """Lower case, no trailing dot, no default port; ``None`` for what is no host at all."""
-    # Clients choose it, and what is looked up is kept.
-    return _normal_host(host, scheme) if len(host) <= MAX_HOST_LENGTH else None
-
-
-@functools.lru_cache(1024)
-def _normal_host(host: str, scheme: str) -> str | None:
-    host = host.lower()
-    name, port = _split_port(host)
+    name, port = _split_port(host.lower())
     name = name.removesuffix(".")
     # Checked with its port: without it "a:80:80" would look like a host.
     if name.endswith(".") or not _HOST.fullmatch(f"{name}:{port}" if port else name):
@@ -209,7 +201,7 @@ class Origins:
     """
 
     def __init__(self, base_url: str | None, trusted_hosts: Iterable[str] | None) -> None:
-        self._trusted: list[tuple[str, str]] | None = None
+        self._trusted: list[tuple[bool, str, str]] | None = None
         #: Whether somebody has come by a trusted host, or a warning has said that nobody does.
         self._is_used = False
         if trusted_hosts is not None:
@@ -249,18 +241,12 @@ class Origins:
             return normal if (scheme, normal) == self.base[:2] else None
         if self._trusted is None:
             return normal
-        name, port = _split_port(normal)
-        try:
-            trusted = any(
-                (its_port == "*" or port == ("" if its_port == DEFAULT_PORTS[scheme] else its_port))
-                # Werkzeug does not read addresses in brackets.
-                and (name == its_name or host_is_trusted(name, [its_name]))
-                for its_name, its_port in self._trusted
-            )
-        except UnicodeError:
-            # A name that IDNA does not encode.
-            return None
-        return normal if trusted else None
+        (name, port), default = _split_port(normal), DEFAULT_PORTS[scheme]
+        for is_domain, trusted, its_port in self._trusted:
+            if name == trusted or is_domain and name.endswith(f".{trusted}"):
+                if (its_port or default) in ("*", port or default):
+                    return normal
+        return None
 
 
 def _split_port(host: str) -> tuple[str, str]:
@@ -268,20 +254,21 @@ def _split_port(host: str) -> tuple[str, str]:
     return (name, port) if colon and not port.endswith("]") else (host, "")
 
 
-def _parse_trusted(host: object) -> tuple[str, str]:
-    """The name and the port of a host that is trusted; a dot before the name trusts subdomains.
+def _parse_trusted(host: object) -> tuple[bool, str, str]:
+    """Whether subdomains are trusted, too (a dot says so), the name, and the port.
 
     A port of ``*`` is any, for adapters of frameworks that trust hosts without their ports.
     """
-    bare = host.lower().removeprefix(".") if isinstance(host, str) else ""
-    named = bare.removesuffix(":*")
-    if not named or named.isascii() and normalize_host(named, "") is None:
+    text = host.lower() if isinstance(host, str) else ""
+    name, port = _split_port(text.removeprefix("."))
+    with contextlib.suppress(UnicodeError):
+        name = name.removesuffix(".").encode("idna").decode()
+    if normalize_host(name if port in ("", "*") else f"{name}:{port}", "") is None:
         raise ValueError(
             "trusted_hosts takes hosts, as in ['www.example.com'], or '.example.com' with its "
             f"subdomains, not URLs and no *; None trusts any; not {host!r}"
         )
-    name, port = _split_port(bare)
-    return str(host)[: str(host).startswith(".")] + name.removesuffix("."), port
+    return text.startswith("."), name, port
 
 
 def _parse_base_url(base_url: str) -> Origin:

@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from . import signals
 from .explain import Lookup, Named, label_of, parse
-from .key import PageKey, canonical_query
+from .key import PageKey, canonical_query, page_label
 from .metadata import GONE, check_list, check_tags
 from .outcome import Kind
-from .page import Invalidated, page_label
+from .page import Invalidated
 from .refusals import remedy_of
 from .render import RenderError, current_origin, rendering
 from .rules import Rule

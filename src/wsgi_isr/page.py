@@ -129,8 +129,7 @@ class Page:
     @property
     def labels(self) -> tuple[str, ...]:
         """What the page can be invalidated by; made when it is looked up, which is rare."""
-        tags = (f"tag:{tag}" for tag in self.metadata.tags)
-        return (self.key.path_label, self.key.host_label, page_label(self.name), *tags)
+        return (*self.key.labels, *(f"tag:{tag}" for tag in self.metadata.tags))
 
     @property
     def code(self) -> int:
@@ -147,11 +146,6 @@ class Page:
 
     def header(self, name: str) -> str | None:
         return next((value for key, value in self.headers if key.lower() == name), None)
-
-
-def page_label(name: str) -> str:
-    """What names one page alone, whatever else shares its path."""
-    return f"page:{name}"
 
 
 # Is a page fresh, stale or expired, and for how long does that hold? No I/O, and no clock.

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from ..key import PageKey
 from ..metadata import intern
-from ..page import Invalidated, Page, page_label
+from ..page import Invalidated, Page
 from .epochs import Epochs, replaces
 from .protocol import MAX_HISTORY, Changes, Invalidation, Number
 
@@ -183,10 +183,9 @@ class MemoryLevel:
 
         Its tags are in its answer, which is not there yet: each may be one of them.
         """
-        labels = (key.path_label, key.host_label, page_label(key.name))
         with self._lock:
             recent = self._recent
-            if number.sequence < self._base or recent.validity(labels, key.full_path, number):
+            if number.sequence < self._base or recent.validity(key.labels, key.full_path, number):
                 return True
             tags = (last for label, last in recent.labels.items() if label.startswith("tag:"))
             return any(last.any > number.sequence for last in tags)

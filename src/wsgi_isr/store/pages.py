@@ -9,9 +9,9 @@ import typing as t
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from ..key import PageKey
+from ..key import PageKey, page_label
 from ..metadata import GONE
-from ..page import Codec, Head, Invalidated, Page, Size, State, page_label, state_of
+from ..page import Codec, Head, Invalidated, Page, Size, State, state_of
 from .guard import Guard
 from .memory import Entry, MemoryLevel, is_same_render
 from .protocol import (
