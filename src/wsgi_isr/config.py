@@ -229,3 +229,11 @@ def guarded(bypass: Bypass, other: Bypass | None = None) -> Bypass:
             return "bypass"
 
     return decide
+
+
+def name_of(app: object) -> str:
+    """Names an app, so that two apps in one folder never share pages by default."""
+    owner = getattr(app, "__self__", app)
+    name = getattr(owner, "import_name", None) or getattr(owner, "__qualname__", None)
+    module = getattr(owner, "__module__", None) or type(owner).__module__
+    return f"{module}.{name or type(owner).__qualname__}"

@@ -196,10 +196,11 @@ def is_isr_header(name: str) -> bool:
     return False
 
 
-def remove_isr(environ: WSGIEnvironment) -> None:
+def prepare(environ: WSGIEnvironment, middleware: object) -> None:
     """Take from a visitor's request what means nothing in it, and what only a render has."""
     for name in ("HTTP_ISR_REVALIDATE", "HTTP_ISR_EXPIRE", "HTTP_ISR_TAGS", "wsgi_isr.reason"):
         environ.pop(name, None)
+    environ["wsgi_isr.middleware"] = middleware
 
 
 def without_isr(headers: Iterable[tuple[str, str]]) -> Headers:

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from time import time
 
 from .answer import Answer, send
-from .config import Config, guarded, make_bypass, mistakes
+from .config import Config, guarded, make_bypass, mistakes, name_of
 from .explain import Explanation
 from .key import Origin, Origins
 from .listing import PageInfo
-from .metadata import remove_isr
+from .metadata import prepare
 from .metrics import Counters
 from .ondemand import OnDemand, Result, check_workers
 from .passing import Passing, make_pass_through
@@ -32,29 +32,23 @@ if t.TYPE_CHECKING:
 
 logger = logging.getLogger("wsgi_isr")
 
-#: ``Cache-Status`` after an exception of our own.
-UNREAD = "isr; fwd=bypass; detail=error"
-
 
 class ISRMiddleware:
     """Incremental static regeneration for any WSGI app.
 
-    Responses that carry ``ISR-Revalidate`` are pages. A page is rendered once and stored. It is
-    served to everybody while it is fresh, served once more while it is rendered anew, and kept
-    when a render fails.
+    Responses that carry ``ISR-Revalidate`` are pages. A page is rendered once, stored, and served
+    to everybody: fresh, then once more while it is rendered anew. It stays when a render fails.
 
     :param app: any WSGI application. While pages are rendered, several threads call it.
     :param cache: where pages are kept. ``None``: a database in ``.isr-cache`` under the working
         directory, which all workers of the machine share. A URL, as ``file:///var/cache/site``,
         ``redis://host:6379/0`` or ``memory://``; a cachelib cache; a callable that returns one,
         called once in each process; or a `wsgi_isr.store.protocol.Store`.
-    :param rules: what you say of URLs before the app is asked: a mapping of path patterns to
-        `Rule` or seconds, where ``None`` excludes a URL; or a callable that takes an environ and
-        returns a `Rule` or ``None``.
+    :param rules: a mapping of path patterns to `Rule` or seconds, where ``None`` excludes a URL;
+        or a callable that takes an environ and returns a `Rule` or ``None``.
     :param query: query parameters that are part of a page's key, where no rule says otherwise.
     :param base_url: scheme, host and perhaps mount point under which pages are rendered.
-    :param trusted_hosts: hosts that may have pages, with a port only where one is named; ``None``:
-        any.
+    :param trusted_hosts: may have pages, with a port only where one is named; ``None``: any host.
     :param bypass: visitors who always get the app's own answer, never stored: names of cookies,
         or a callable that takes an environ and returns true for them.
     :param memory_size: bytes of rendered pages kept in this process; 0: none.
@@ -63,18 +57,13 @@ class ISRMiddleware:
         ``python -m wsgi_isr MODULE:APP regenerate`` render stale pages.
     :param executor: regenerates in place of these threads: anything with ``submit``, or a
         callable that makes one, called once in each process.
-    :param render_timeout: seconds after which a render no longer blocks another attempt, and is
-        stopped between two blocks of its answer.
-    :param build_id: pages of different builds live side by side. ``None``: a digest of a mapping
-        of rules.
-    :param previous_builds: builds before this one whose pages are served, as stale ones, until
-        this one has rendered its own.
+    :param render_timeout: seconds until a render blocks no other, and ends between two blocks.
+    :param build_id: builds have pages of their own. ``None``: a digest of a mapping of rules.
+    :param previous_builds: earlier builds whose pages are served, stale, until this one has them.
     :param enabled: ``False``: every request goes to the app.
     :param key_prefix: keeps several sites in one store apart.
-    :param signing_key: bytes or text, at least 16; pages are authenticated with HMAC-SHA256, and
-        others count as missing.
-    :param tags_header: the header in which a CDN gets the tags of a page, as ``"Cache-Tag"`` or
-        ``"Surrogate-Key"``.
+    :param signing_key: 16 bytes or more, or text: pages without its HMAC-SHA256 count as missing.
+    :param tags_header: tells a CDN the tags of a page: ``"Cache-Tag"`` or ``"Surrogate-Key"``.
     :param cdn_purged: whether the site purges its CDN, which may keep pages until then.
     :raises TypeError: for an argument of the wrong kind, with the remedy.
     :raises ValueError: for a value that cannot work, with the remedy.
@@ -112,7 +101,7 @@ class ISRMiddleware:
         #: What was handed over. A URL may have a password in it.
         self.cache = cache
         self._clock: Callable[[], float] = time
-        kind, self._open_store = plan(cache, key_prefix, _name_of(app))
+        kind, self._open_store = plan(cache, key_prefix, name_of(app))
         self._config = Config(
             app=app,
             middleware=self,
@@ -215,10 +204,7 @@ class ISRMiddleware:
         fingerprint: Fingerprint | None,
         stale: Answer | None = None,
     ) -> Iterable[bytes]:
-        """Every other request, and the one guard around our own code.
-
-        What it raises before the app was asked is logged, and the request goes to the app.
-        """
+        """Every other request. What our own code raises before the app is asked goes to the log."""
         request = None
         try:
             request = Request(self._here(), environ, start_response, fingerprint)
@@ -228,11 +214,10 @@ class ISRMiddleware:
                 raise
             logger.exception("%r: the request goes to the app", environ.get("PATH_INFO", "")[:200])
         self._counters.bypassed += 1
-        remove_isr(environ)
-        environ["wsgi_isr.middleware"] = self
+        prepare(environ, self)
         rule, origin = (None, None) if request is None else (request.rule, request.origin)
-        passing = Passing(start_response, origin, UNREAD, always=rule is not None)
-        return passing.run(self.app, environ)
+        member, always = "isr; fwd=bypass; detail=error", rule is not None
+        return Passing(start_response, origin, member, always=always).run(self.app, environ)
 
     def _renew(self, hit: Answer, now: float) -> bool:
         try:
@@ -244,8 +229,6 @@ class ISRMiddleware:
             return False
         self._signal = process.pages.signal
         return renewed
-
-    # What belongs to this process.
 
     def _here(self) -> Process:
         process = self._process
@@ -261,9 +244,7 @@ class ISRMiddleware:
         return process
 
     def set_bypass(self, bypass: Callable[[WSGIEnvironment], str | None]) -> None:
-        """Let a function say why a request never gets a page; for adapters of frameworks.
-
-        It is asked before what says so already.
+        """Let a function say first why a request never gets a page; for adapters of frameworks.
 
         :param bypass: returns ``"draft"``, ``"disabled"``, ``"bypass"`` or ``None``.
         """
@@ -312,7 +293,8 @@ class ISRMiddleware:
         When this returns, every later visitor, in any worker, gets a page whose render began
         after the call. It renders the page on the host of the current request (or of
         ``base_url``), and every host and declared variant of it that the store can list. Whatever
-        else is stored of the path expires. A page that its app no longer offers is removed.
+        else is stored of the path expires. A page that its app no longer offers is removed. While
+        the library is switched off nothing is rendered; stored pages become stale.
 
         :param paths: as a visitor's address bar shows them: percent-encoded, with the mount
             point and the declared query. A whole URL names one host.
@@ -321,16 +303,13 @@ class ISRMiddleware:
         :raises RevalidationError: if a render failed, after all were tried. The old pages stay,
             as stale ones.
         :raises ValueError: before any render, for what is no path, or has no known host.
-
-        While the library is switched off nothing is rendered; stored pages become stale.
         """
         return self.on_demand(render=self.is_enabled()).revalidate(paths, only_generated, workers)
 
     def revalidate_tag(self, *tags: str, expire: bool = False) -> None:
         """Make all pages with one of the tags stale; nothing is rendered in the call.
 
-        :param expire: the next visitor of each waits for a new page, instead of getting the old
-            one.
+        :param expire: the next visitor of each waits for a new page, and gets no old one.
         :raises RevalidationError: if the store did not take it, so that it may not hold.
         :raises ValueError: for what is no tag.
         """
@@ -340,8 +319,7 @@ class ISRMiddleware:
         """Make all pages whose path matches stale; nothing is rendered in the call.
 
         :param patterns: paths with ``*`` for one segment and ``**`` for any number.
-        :param expire: the next visitor of each waits for a new page, instead of getting the old
-            one.
+        :param expire: the next visitor of each waits for a new page, and gets no old one.
         :raises RevalidationError: if the store did not take it, so that it may not hold.
         :raises ValueError: for a pattern that can never match.
         """
@@ -350,8 +328,7 @@ class ISRMiddleware:
     def prerender(self, paths: Iterable[str], workers: int | None = None) -> Iterator[Result]:
         """Render paths ahead of their visitors, in all declared variants, going on after failures.
 
-        A page that is fresh is not rendered again. While the library is switched off all paths are
-        skipped.
+        A page that is fresh is not rendered again. While the library is off all are skipped.
 
         :param workers: renders at a time; ``None``: two.
         :returns: results as they end.
@@ -421,11 +398,3 @@ class ISRMiddleware:
         if process is not None and process.is_open:
             process.close(timeout)
             self._hits = {}
-
-
-def _name_of(app: object) -> str:
-    """Names an app, so that two apps in one folder never share pages by default."""
-    owner = getattr(app, "__self__", app)
-    name = getattr(owner, "import_name", None) or getattr(owner, "__qualname__", None)
-    module = getattr(owner, "__module__", None) or type(owner).__module__
-    return f"{module}.{name or type(owner).__qualname__}"

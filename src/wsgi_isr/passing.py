@@ -21,7 +21,7 @@ from .metadata import (
     Headers,
     declares_page,
     is_isr_header,
-    remove_isr,
+    prepare,
     status_code,
     without_isr,
 )
@@ -198,7 +198,7 @@ def make_pass_through(
             or "HTTP_ISR_TAGS" in environ
             or "wsgi_isr.reason" in environ
         ):
-            remove_isr(environ)
+            prepare(environ, middleware)
         environ["wsgi_isr.middleware"] = middleware
         # A method of a list: an instance of a class of ours, or a closure, takes longer.
         request: _Request = [start_response, None, become_page, environ, no_page]

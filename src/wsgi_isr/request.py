@@ -12,7 +12,7 @@ from werkzeug.wsgi import ClosingIterator
 
 from .answer import Answer, choose_coding, send
 from .key import MAX_KEY_LENGTH, Origin, PageKey, has_undeclared, is_ambiguous
-from .metadata import NOT_NOW, REDIRECTS, InvalidMetadata, read_metadata, remove_isr
+from .metadata import NOT_NOW, REDIRECTS, InvalidMetadata, prepare, read_metadata
 from .outcome import Kind, Outcome
 from .page import State, state_of
 from .passing import (
@@ -66,8 +66,7 @@ class Request:
 
     def serve(self) -> Iterable[bytes]:
         environ, config = self._environ, self._config
-        remove_isr(environ)
-        environ["wsgi_isr.middleware"] = config.middleware
+        prepare(environ, config.middleware)
         self.origin = config.origins.of(environ)
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
             return self._pass()
