@@ -168,11 +168,8 @@ class RedisStore:
 
     def get(self, name: str) -> Stored | None:
         found, order = self._order("get", name)
-        if found is None:
-            return None
-        meta, labels, head, body = found
-        record = _record(name, meta, head, body)
-        return None if record is None else Stored(record, self._validity(record, labels, order))
+        record = found and _record(name, found[0], *found[2:])
+        return record and Stored(record, self._validity(record, found[1], order))
 
     def put(self, record: Record) -> Validity | None:
         if len(record.body) > MAX_BODY:
@@ -349,8 +346,8 @@ class RedisStore:
         return True
 
     def probe(self) -> None:
-        self._order("changes", "", 0, 0)
-        self._call("SET", "probe", 1, "PX", 1000)
+        # It reads and writes.
+        self.number()
         self._leases.say_again()
 
     def close(self) -> None:
