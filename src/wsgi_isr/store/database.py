@@ -2,8 +2,7 @@
 
 Connections belong to one process; before a fork they are closed. All writers queue behind a file
 lock: SQLite's own waiting sleeps too long. A file that is damaged, foreign or planted is put aside,
-and a new one begins, under that lock and once for all processes. Each process notices that another
-file is at the path.
+and a new one begins, under that lock and once for all processes.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ class Opened(t.NamedTuple):
 class Database:
     """The database of a folder, for one process and any of its threads.
 
-    Nothing happens before the first `read` or `write`.
+    Nothing happens before the first `read` or `write`. They raise `StoreError`.
     """
 
     def __init__(self, folder: str) -> None:
@@ -69,10 +68,7 @@ class Database:
         _databases.add(self)
 
     def read(self, step: Step[*Args, T], *args: *Args) -> T:
-        """Run a step that sees one state of the database.
-
-        :raises StoreError: if the database cannot be read.
-        """
+        """Run a step that sees one state of the database."""
         for _ in range(3):
             if self._opened is None:
                 self.check()
@@ -88,8 +84,6 @@ class Database:
         """Run a step in a transaction that no other process is in.
 
         :param bump: the counter that others see change afterwards.
-        :raises ReadOnly: if nothing can be written.
-        :raises StoreError: if the transaction failed; it changed nothing.
         """
         for _ in range(3):
             with self.lock:
@@ -113,10 +107,7 @@ class Database:
     # The file at the path.
 
     def check(self) -> None:
-        """Open the file that is at the path now, unless it is open.
-
-        :raises StoreError: if that is not possible.
-        """
+        """Have the files open that are at the paths now."""
         self.lock.check()
         if not self._is_there():
             with self.lock.threads:
@@ -182,10 +173,6 @@ class Database:
         raise StoreError(f"{self.path} is replaced again and again")
 
     def _connect(self, before: object, writes: bool) -> Opened:
-        """
-        :param before: what was at the path: another file may be there now, which then shows.
-        :raises Damage: for a file that is not ours.
-        """
         has_log, reader, writer = os.path.exists(f"{self.path}-wal"), None, None
         mode = "rw" if writes else "ro" if has_log else "ro&immutable=1"
         try:
@@ -204,6 +191,7 @@ class Database:
             raise
         # Should nobody close it. Not at exit: a forked child has other descriptors.
         weakref.finalize(self, _close, reader, writer).atexit = False
+        # Should another file be there by now, it shows at the next look.
         return Opened(reader, writer, [before, self._see(writes)[1]], state.lineage)
 
     def _begin(self, damage: Exception | None) -> None:
@@ -228,10 +216,7 @@ class Database:
             _remove(new)
 
     def _recover(self, opened: Opened | None, error: Exception) -> None:
-        """Heal, so that the caller may try again.
-
-        :raises StoreError: if that does not help.
-        """
+        """Heal, so that the caller may try again, or raise what the fault means."""
         fault = translate(error)
         is_damage = isinstance(fault, Damage)
         if is_damage or code_of(error) in ("IOERR", "CANTOPEN", "READONLY"):
@@ -304,10 +289,6 @@ def _connect(path: str, mode: str, timeout: float) -> Connection:
 
 
 def _validate(connection: Connection) -> State:
-    """
-    :raises Damage: for a file that is not one of ours as we write it.
-    :raises StoreError: for one of a later version.
-    """
     (identity,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if identity == APPLICATION_ID and version > VERSION:

@@ -59,10 +59,7 @@ class LockedFile:
             return False
 
     def lock(self) -> bool:
-        """Lock the file, which is made where it is not there; false if another process has it.
-
-        :raises OSError: if that is not possible.
-        """
+        """Lock the file, which is made where it is not there; false if another process has it."""
         if self.descriptor < 0:
             self.open()
         is_locked = _flock(self.descriptor, fcntl.LOCK_EX)
@@ -88,11 +85,7 @@ def _flock(descriptor: int, kind: int) -> bool:
 
 
 class Lock(LockedFile):
-    """The one lock of all writers, over threads and processes.
-
-    As a context manager it raises `ReadOnly` if the folder cannot be written, and `StoreError` if
-    the lock is not to be had in time.
-    """
+    """The one lock of all writers, over threads and processes: `StoreError` if it takes too long."""
 
     #: Two numbers that all processes see change, in another object where another file is. Empty
     #: while no file is open.
@@ -164,10 +157,7 @@ class Lock(LockedFile):
 
 
 class Presence(LockedFile):
-    """A locked file of this process: where its lock is free, the process is gone.
-
-    :param folder: of the store.
-    """
+    """A locked file of this process: where its lock is free, the process is gone."""
 
     def __init__(self, folder: str) -> None:
         self._folder = os.path.join(folder, "processes")

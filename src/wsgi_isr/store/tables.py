@@ -179,14 +179,11 @@ class State:
 
 
 class Page(t.NamedTuple):
-    """What is sealed in a page's row.
-
-    :param record: but for its bytes, of which there are ``size``.
-    :param last: the last invalidations that were applied to it.
-    """
+    """What is sealed in a page's row: its record but for the bytes, of which there are ``size``."""
 
     record: Record
     size: int
+    #: The last invalidations that were applied to it.
     last: Last = Last()
 
     def seal(self) -> bytes:
