@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import random
 import shutil
@@ -361,6 +362,20 @@ class TestFiles:
             values, before = second.signal, second.signal[0]
             store.invalidate(["tag:x"], False)
             assert values is second.signal and values[0] != before
+
+    def test_a_disk_that_has_no_room_for_a_lock_heals_by_itself(
+        self, store: SQLiteStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*args: object) -> t.Any:
+            raise OSError(errno.ENOSPC, "no space")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "pwrite", fail)
+            for _ in range(2):
+                with pytest.raises(ReadOnly, match="no space"):
+                    store.number()
+        put(store)
+        assert store.signal[0] and store.get("a") is not None
 
     def test_waits_for_nobody_who_keeps_the_file_locked(
         self, folder: Path, store: SQLiteStore

@@ -85,7 +85,7 @@ def _flock(descriptor: int, kind: int) -> bool:
 
 
 class Lock(LockedFile):
-    """The one lock of all writers, over threads and processes: `StoreError` if it takes too long."""
+    """The one lock of all writers, over threads and processes."""
 
     #: Two numbers that all processes see change, in another object where another file is. Empty
     #: while no file is open.
@@ -107,10 +107,15 @@ class Lock(LockedFile):
         if reason := unwritable(folder):
             raise ReadOnly(f"{folder}: {reason}")
         super().open()
-        if os.fstat(self.descriptor).st_size < _SIZE:
-            # They begin anywhere, so that they differ from those that were there before.
-            os.pwrite(self.descriptor, secrets.token_bytes(_SIZE), 0)
-        self.counters = memoryview(mmap.mmap(self.descriptor, _SIZE, prot=mmap.PROT_READ)).cast("Q")
+        try:
+            if os.fstat(self.descriptor).st_size < _SIZE:
+                # They begin anywhere, so that they differ from those that were there before.
+                os.pwrite(self.descriptor, secrets.token_bytes(_SIZE), 0)
+            mapped = mmap.mmap(self.descriptor, _SIZE, prot=mmap.PROT_READ)
+        except BaseException:
+            self.close()
+            raise
+        self.counters = memoryview(mapped).cast("Q")
 
     def close(self) -> None:
         super().close()
