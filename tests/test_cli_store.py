@@ -226,6 +226,15 @@ class TestExplain:
         assert ["reason", "miss"] in lines
         assert ["error", "-"] in lines
 
+    def test_names_who_has_invalidated_a_page(
+        self, site: Site, command: Command, browse: Browse, files: str
+    ) -> None:
+        site.page("/a", tags=["one"])
+        browse(files, base_url=BASE).get("/a")
+        command("invalidate", "--tag", "one")
+        said = command("explain", "/a").stdout
+        assert ", tags, one, stale, isr invalidate (" in said
+
     def test_is_of_a_visitor_with_cookies_and_headers(
         self, site: Site, command: Command, make: Make, files: str
     ) -> None:

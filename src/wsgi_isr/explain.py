@@ -7,7 +7,6 @@ import re
 import typing as t
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from .key import Origin, Origins, PageKey, has_undeclared, is_ambiguous
 from .listing import Inspection, call_row, info_of, millis, moment, span
@@ -22,7 +21,9 @@ from .store.pages import Listed
 if t.TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
-_UNPRINTABLE = re.compile(r"[\x00-\x20\x7f\ud800-\udfff]")
+#: A path or a whole URL: scheme, host, path, query.
+_NAMED = re.compile(r"(?=/|\w+://)(?:(\w+)://([^/?]*))?([^?]*)(?:\?(.*))?")
+_FORBIDDEN = re.compile(r"[\x00-\x20\x7f\ud800-\udfff#]")
 #: Facts of an explanation that are shown even where there are none; and those of a stored page.
 _FACTS = 14
 _SHARED = {"state", "age", "ttl", "tags", "status", "seconds", "renders", "failures"}
@@ -254,9 +255,7 @@ def explanation_rows(found: Explanation) -> Iterator[tuple[str, str]]:
             f"{moment(r.at)}: {millis(r.seconds)} {r.reason}" for r in found.renders
         )
     if (call := found.invalidation) is not None:
-        kind, what, effect, by, where = call_row(call)
-        at = moment(call.get("at", 0))
-        said["invalidation"] = f"{at}: {kind} {what}, {effect}, by {by}, process {where}"
+        said["invalidation"] = ", ".join((moment(call.get("at", 0)), *call_row(call)))
     for name, value in said.items():
         words = value or ("-",) if isinstance(value, tuple) else (value,)
         for index, word in enumerate(words):
@@ -274,27 +273,23 @@ def parse(origins: Origins, path: str, origin: Origin | None) -> Named:
     """
     if not isinstance(path, str):
         raise ValueError(f"pass each path as an argument: revalidate(*paths), not {path!r}")
-    if not path or _UNPRINTABLE.search(path):
-        raise ValueError(f"a path starts with / and is percent-encoded, not {path!r}")
-    mount, host, local = _mount(origins, origin), None, path
+    found = None if _FORBIDDEN.search(path) else _NAMED.fullmatch(path)
+    if found is None:
+        raise ValueError(f"a path starts with /, is percent-encoded and has no fragment: {path!r}")
+    scheme, netloc, local, query_string = found.groups("")
+    mount, host = _mount(origins, origin), None
     place = origin if origins.base is None else origins.base._replace(mount=mount)
-    if "://" in path.partition("?")[0]:
-        with contextlib.suppress(ValueError):
-            parts = urlsplit(path)
-            host = origins.trust(parts.scheme, parts.netloc)
+    if scheme:
+        host = origins.trust(scheme.lower(), netloc)
         if host is None:
             raise ValueError(f"{path!r} is on a host that has no pages")
-        place = Origin(parts.scheme, host, mount)
-        local = path.split("://", 1)[1][len(parts.netloc) :] or "/"
-    if not local.startswith("/") or "#" in local:
-        raise ValueError(f"a path starts with / and has no fragment: {path!r}")
-    local, _, query_string = local.partition("?")
+        place = Origin(scheme.lower(), host, mount)
     if is_pattern(local):
         raise ValueError(
             f"{path!r} is a pattern, which invalidate() takes; write *, < and [ of a path as %2A, "
             "%3C and %5B"
         )
-    full_path = to_wsgi(local)
+    full_path = to_wsgi(local or "/")
     if is_ambiguous(full_path):
         raise ValueError(f"{path!r} has //, dot segments, \\ or control characters")
     if not is_under(mount, full_path):
