@@ -44,8 +44,7 @@ CLOCK_TOLERANCE = 5.0
 _STATUSES = STORABLE | STORABLE_IF_DECLARED
 _DIGEST = re.compile(r"[0-9a-f]{32}")
 _HISTORY = re.compile(r"(?:(?:;|^)[0-9]{1,12} [0-9]{1,5}\.[0-9]{3} [a-z]{0,20}){0,10}")
-#: What a head says of a page, as it is in `Page`; all texts but ``key``, ``headers``, ``metadata``
-#: and ``vary``, which are lists, and two numbers.
+#: What a head says of a page, as it is in `Page`.
 _TEXTS = ("status", "lineage", "reason", "history", "digest")
 _FIELDS = ("key", "headers", "metadata", "vary", "generated_at", "seconds", "sequence", *_TEXTS)
 
@@ -132,6 +131,11 @@ class Page:
         return (*self.key.labels, *(f"tag:{tag}" for tag in self.metadata.tags))
 
     @property
+    def render(self) -> tuple[object, ...]:
+        """What pages that come from one render have in common, whatever their codings."""
+        return self.lineage, self.sequence, self.generated_at, self.digest
+
+    @property
     def code(self) -> int:
         return status_code(self.status)
 
@@ -213,12 +217,7 @@ def window_of(page: Page, invalidated: Invalidated, now: float) -> Window | None
 
 
 class Head(t.NamedTuple):
-    """What a head says.
-
-    :param page: without its bodies.
-    :param check: the checksum of all bodies.
-    :param labels: those of the page.
-    """
+    """A page without its bodies, their sizes and their checksum, and the labels of the page."""
 
     page: Page
     sizes: tuple[Size, ...]

@@ -80,8 +80,13 @@ class Guard:
         :raises NotImplementedError: for what this kind of store cannot do,
         :raises TooLarge: for a page that it does not take.
         """
-        if self._circuit > (Circuit.CLOSED if write else Circuit.WRITES) and not self._may_try():
-            return None
+        if self._circuit > (Circuit.CLOSED if write else Circuit.WRITES):
+            with self._lock:
+                now = time.monotonic()
+                if now < self._try_at:
+                    return None
+                # Others go on without the store until this call has shown how it is.
+                self._try_at = now + OVERDUE
         try:
             return self.demand(operation, function, write)
         except (NotImplementedError, TooLarge):
@@ -105,15 +110,6 @@ class Guard:
             self._failures = 0
             self._become(Circuit.CLOSED)
         return result
-
-    def _may_try(self) -> bool:
-        with self._lock:
-            now = time.monotonic()
-            may_try = now >= self._try_at
-            if may_try:
-                # Others go on without the store until this call has shown how it is.
-                self._try_at = now + OVERDUE
-            return may_try
 
     def failed(self, operation: str, error: Exception) -> None:
         """Note that the store did not do what it was asked."""

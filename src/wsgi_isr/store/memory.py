@@ -148,7 +148,7 @@ class MemoryLevel:
     def _confirm_all(self, lineage: str, base: int) -> None:
         """Apply what is in `_recent` to all pages, and begin it anew."""
         for entry in self._entries.values():
-            self._confirm(entry)
+            entry.confirmed = self.generation, self._validity(entry)
         self._recent, self._base = Epochs(lineage), base
 
     def invalidate(self, labels: t.Iterable[str], expire: bool) -> None:
@@ -167,10 +167,7 @@ class MemoryLevel:
         """Apply to a page what was invalidated since it was last confirmed."""
         if entry.confirmed[0] != self.generation:
             with self._lock:
-                self._confirm(entry)
-
-    def _confirm(self, entry: Entry) -> None:
-        entry.confirmed = self.generation, self._validity(entry)
+                entry.confirmed = self.generation, self._validity(entry)
 
     def _validity(self, entry: Entry) -> Invalidated:
         page, made = entry.page, entry.invalidated
@@ -213,8 +210,10 @@ class MemoryLevel:
                 return entry
             old = self._entries.get(key)
             if old is not None:
-                newer = replaces(entry.number, old.number, self.at.lineage)
-                if not newer or is_same_render(entry.page, old.page, with_codings=True):
+                is_same = entry.page.render == old.page.render
+                if not replaces(entry.number, old.number, self.at.lineage) or (
+                    is_same and entry.page.codings == old.page.codings
+                ):
                     return old
                 self._remove(old)
             made = entry.invalidated if at == self.at else self._validity(entry)
@@ -226,7 +225,7 @@ class MemoryLevel:
         """Keep a page in place of another form of the same render, if that is here."""
         with self._lock:
             old = self._entries.get(page.key)
-            if old is not None and is_same_render(page, old.page):
+            if old is not None and page.render == old.page.render:
                 self._remove(old)
                 self._add(old.renewed(page))
 
@@ -310,13 +309,3 @@ def weight_of(fingerprint: Fingerprint) -> int:
 def is_long(fingerprint: Fingerprint) -> bool:
     """Whether a request is parsed each time, because its words are not worth keeping."""
     return sum(len(part) for part in fingerprint if part) > MAX_LENGTH
-
-
-def is_same_render(one: Page, other: Page, with_codings: bool = False) -> bool:
-    """Whether two pages come from one render.
-
-    :param with_codings: and have the same content codings.
-    """
-    same = one.lineage == other.lineage and one.sequence == other.sequence
-    same = same and one.generated_at == other.generated_at and one.digest == other.digest
-    return same and (not with_codings or one.codings == other.codings)

@@ -13,7 +13,7 @@ from ..key import PageKey, page_label
 from ..metadata import GONE
 from ..page import Codec, Head, Invalidated, Page, Size, State, state_of
 from .guard import Guard
-from .memory import Entry, MemoryLevel, is_same_render
+from .memory import Entry, MemoryLevel
 from .protocol import (
     Changes,
     Invalidation,
@@ -305,7 +305,7 @@ class Pages:
     def recode(self, page: Page) -> None:
         """Add content codings to a stored page; one that is gone or replaced stays so."""
         found = self._read(page.key) if self.store.kind.name != "memory" else None
-        if found is not None and is_same_render(page, found[0]):
+        if found is not None and page.render == found[0].render:
             record = _record(page, *self._codec.encode(page))
             try:
                 self.guard.ask("put", lambda: self.store.put(record), write=True)
