@@ -20,8 +20,8 @@ from werkzeug.test import create_environ
 from wsgi_isr import ISRMiddleware
 from wsgi_isr.key import PageKey
 from wsgi_isr.page import Invalidated
-from wsgi_isr.store.memory import Entry, MemoryLevel
-from wsgi_isr.store.protocol import Changes, Invalidation, Number
+from wsgi_isr.store.memory import MAX_FINGERPRINTS, MAX_LENGTH, Entry, MemoryLevel
+from wsgi_isr.store.protocol import MAX_HISTORY, Changes, Invalidation, Number
 
 DEFAULT = 50 * 2**20
 SIZE = 20 * 1024
@@ -141,6 +141,66 @@ class TestEviction:
         assert memory.hits == {}
         memory.add_hit(first, fingerprint, "an answer")
         assert memory.hits == {}, "a page that is not kept is not found"
+
+    def test_bounds_the_requests_that_lead_to_a_page(self) -> None:
+        memory = MemoryLevel(DEFAULT)
+        kept = memory.put(entry("/"))
+        before = memory.size
+        for number in range(10 * MAX_FINGERPRINTS):
+            memory.add_hit(kept, ("/", f"q={number}", "localhost", "http", "", None), "an answer")
+        assert 1 <= len(memory.hits) <= MAX_FINGERPRINTS and memory.size > before
+        memory.add_hit(kept, ("/", "q" * MAX_LENGTH, "localhost", "http", "", None), "an answer")
+        assert len(memory.hits) <= MAX_FINGERPRINTS
+        memory.discard(kept.page.key)
+        assert memory.size == len(memory.hits) == 0
+
+
+class TestInvalidations:
+    """They are kept until each page has been confirmed, but not too many of them."""
+
+    @pytest.fixture
+    def memory(self) -> MemoryLevel:
+        memory = MemoryLevel(DEFAULT)
+        self.apply(memory, 5)
+        return memory
+
+    @staticmethod
+    def apply(memory: MemoryLevel, at: int, *labels: str, complete: bool = True) -> None:
+        made = tuple(Invalidation(label, at, False) for label in labels)
+        memory.apply(Changes(Number("a lineage", at), complete, made))
+        memory.generation = at
+
+    def test_apply_to_the_page_when_it_is_next_used(self, memory: MemoryLevel) -> None:
+        kept, other = memory.put(entry("/a")), memory.put(entry("/b"))
+        self.apply(memory, 6, "path:/a")
+        for page in (kept, other):
+            memory.confirm(page)
+        assert (kept.invalidated, other.invalidated) == (Invalidated.STALE, Invalidated.NO)
+        # A page that was read before says so too.
+        late = entry("/a", sequence=5)
+        memory.discard(kept.page.key)
+        assert memory.put(late, Number("a lineage", 5)).invalidated is Invalidated.STALE
+
+    def test_are_forgotten_when_they_were_applied_to_all(self, memory: MemoryLevel) -> None:
+        kept, other = memory.put(entry("/a")), memory.put(entry("/b"))
+        self.apply(memory, 6, "path:/a", *map(str, range(MAX_HISTORY)))
+        assert (kept.invalidated, other.invalidated) == (Invalidated.STALE, Invalidated.NO)
+        late = entry("/c")
+        assert memory.put(late, Number("a lineage", 5)).invalidated is Invalidated.STALE
+        assert memory.get(late.page.key) is None, "it may have missed one of them"
+        sound = memory.put(entry("/c"), Number("a lineage", 6))
+        assert memory.get(late.page.key) is sound and sound.invalidated is Invalidated.NO
+
+    def test_that_nobody_can_name_leave_no_page(self, memory: MemoryLevel) -> None:
+        memory.put(entry("/a"))
+        self.apply(memory, 9, complete=False)
+        assert not list(memory)
+
+    def test_hold_here_where_the_store_did_not_take_them(self, memory: MemoryLevel) -> None:
+        kept, other = memory.put(entry("/a", tags=("t",))), memory.put(entry("/b"))
+        memory.invalidate(["tag:t"], True)
+        assert (kept.invalidated, other.invalidated) == (Invalidated.EXPIRED, Invalidated.NO)
+        assert memory.put(entry("/a", sequence=5, generated_at=1.0)).invalidated is Invalidated.NO
 
 
 class TestPut:

@@ -143,7 +143,7 @@ class MemoryLevel:
                 self._recent.apply(invalidation)
             self.at = at
             if len(self._recent.labels) > MAX_HISTORY:
-                self._confirm_all(at.lineage, at.sequence)
+                self._confirm_all(at.lineage, max(at.sequence, self._recent.changed))
 
     def _confirm_all(self, lineage: str, base: int) -> None:
         """Apply what is in `_recent` to all pages, and begin it anew."""
@@ -159,9 +159,9 @@ class MemoryLevel:
         with self._lock:
             for entry in self._entries.values():
                 page = entry.page
-                made = epochs.validity(page.labels, page.key.full_path, Number("", 0))
-                entry.confirmed = (entry.confirmed[0], max(entry.invalidated, made))
-                self._forget_hits(entry)
+                if made := epochs.validity(page.labels, page.key.full_path, Number("", 0)):
+                    entry.confirmed = (entry.confirmed[0], max(entry.invalidated, made))
+                    self._forget_hits(entry)
 
     def confirm(self, entry: Entry) -> None:
         """Apply to a page what was invalidated since it was last confirmed."""
