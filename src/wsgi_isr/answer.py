@@ -154,7 +154,8 @@ class Answer:
             endless = page.metadata.revalidate is None and not purged
             caching = _cache_headers(left, stale, endless, age if own_cdn else None)
             moment = caching + moment if own_cdn else caching
-        moment = *moment, header("Cache-Status", self.statuses + _hit_member(left))
+        member = "isr; hit" if left is None else f"isr; hit; ttl={left}"
+        moment = *moment, header("Cache-Status", self.statuses + member)
         whole, of_304 = self._lasting
         self.headers, self.headers_of_304 = (*whole, *moment), (*of_304, *moment)
         self.is_fresh, self.since = fresh, now
@@ -193,12 +194,6 @@ def _cache_headers(
     window = YEAR if stale is None else min(stale, LONGEST)
     cdn = f"max-age={seconds}, stale-while-revalidate={window}"
     return control, ("CDN-Cache-Control", cdn)
-
-
-@functools.lru_cache(1024)
-def _hit_member(left: int | None) -> str:
-    """What ``Cache-Status`` says of a page from the store (RFC 9211)."""
-    return "isr; hit" if left is None else f"isr; hit; ttl={left}"
 
 
 def _etag(page: Page, own: str | None, coding: str) -> str:

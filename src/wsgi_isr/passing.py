@@ -10,6 +10,7 @@ import itertools
 import re
 import typing as t
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from types import MethodType
 
 from werkzeug.wsgi import ClosingIterator
@@ -76,9 +77,11 @@ class Discovery(t.NamedTuple):
     no_page: Callable[[str, int], None]
 
 
+@dataclass
 class Passing:
     """``start_response`` of one request that goes to the app as it is, and what the server gets.
 
+    :param to_server: the server's ``start_response``.
     :param origin: where the request came in.
     :param member: ``Cache-Status`` of an answer that has metadata; ``None`` where the request has
         nothing to do with pages.
@@ -86,24 +89,15 @@ class Passing:
     :param always: whether that goes for every answer: its URL is declared.
     """
 
-    def __init__(
-        self,
-        start_response: StartResponse,
-        origin: Origin | None,
-        member: str | None = None,
-        private: bool = True,
-        always: bool = False,
-        discovery: Discovery | None = None,
-    ) -> None:
-        self._start_response = start_response
-        self._origin = origin
-        self._member = member
-        self._private = private
-        self._always = always
-        self._discovery = discovery
-        self.has_started = False
-        self._capture: Capture | None = None
-        self._iterable: Iterable[bytes] = ()
+    to_server: StartResponse
+    origin: Origin | None
+    member: str | None = None
+    private: bool = True
+    always: bool = False
+    discovery: Discovery | None = None
+    has_started: bool = False
+    _capture: Capture | None = None
+    _iterable: Iterable[bytes] = ()
 
     def start_response(
         self, status: str, headers: Headers, exc_info: OptExcInfo | None = None, /
@@ -111,23 +105,23 @@ class Passing:
         if self._capture is not None:
             return self._capture.start_response(status, headers, exc_info)
         has_metadata = declares_page(headers)
-        if self._discovery is not None and not self.has_started:
+        if self.discovery is not None and not self.has_started:
             if has_metadata and not is_endless(headers):
-                self._capture = Capture(self._discovery.limit)
+                self._capture = Capture(self.discovery.limit)
                 return self._capture.start_response(status, headers)
             if has_metadata:
-                self._member = "isr; fwd=uri-miss; detail=stream"
-            self._discovery.no_page("stream" if has_metadata else "", status_code(status))
+                self.member = "isr; fwd=uri-miss; detail=stream"
+            self.discovery.no_page("stream" if has_metadata else "", status_code(status))
         self.has_started = True
-        if has_metadata or self._always:
-            headers = with_status(headers, self._member, self._private)
+        if has_metadata or self.always:
+            headers = with_status(headers, self.member, self.private)
         if exc_info is None:
-            return self._start_response(status, headers)
-        return self._start_response(status, headers, exc_info)
+            return self.to_server(status, headers)
+        return self.to_server(status, headers, exc_info)
 
     def run(self, app: WSGIApplication, environ: WSGIEnvironment) -> Iterable[bytes]:
         """Ask the app; what goes to the server is mostly the very object that it returns."""
-        token = _enter(self._origin)
+        token = _enter(self.origin)
         try:
             iterable = app(environ, self.start_response)
         finally:
@@ -145,8 +139,8 @@ class Passing:
 
     def _replace(self, capture: Capture, iterable: Iterable[bytes]) -> Iterable[bytes]:
         """What goes to the server in place of an answer that was put aside."""
-        assert self._discovery is not None
-        return self._discovery.page(capture.collect(iterable, check_length=False))
+        assert self.discovery is not None
+        return self.discovery.page(capture.collect(iterable, check_length=False))
 
     # The answer of an app that calls `start_response` only while it is iterated.
 
@@ -165,7 +159,7 @@ class Passing:
 
     def _next(self, blocks: Iterator[bytes]) -> list[bytes]:
         """The app's next block, if there is one; its code may ask where the request came in."""
-        token = _enter(self._origin)
+        token = _enter(self.origin)
         try:
             return list(itertools.islice(blocks, 1))
         finally:

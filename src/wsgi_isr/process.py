@@ -351,35 +351,34 @@ class NotPages:
             return None
         return found.detail
 
-    def add(self, key: PageKey, rule: Rule | None, detail: str) -> bool:
+    def add(
+        self, key: PageKey, rule: Rule | None, detail: str, fingerprint: Fingerprint | None = None
+    ) -> None:
         """Remember a URL, unless it may be no page for one visitor alone.
 
         :param rule: by which it is none.
+        :param fingerprint: of requests that pass without being parsed from now on, unless there is
+            more to say than that its answer has no metadata.
         """
-        if not self._config.rules.by_url and self._config.rule_of(key) != rule:
+        by_url, hits = self._config.rules.by_url, self._pages.memory.hits
+        if not by_url and self._config.rule_of(key) != rule:
             # What one visitor's headers made of the rules says nothing of others.
-            return False
+            return
         # A new object each time, so that no fingerprint holds longer, or for another reason.
         self.discard(key)
         if len(self._urls) >= MAX_NOT_PAGES:
             self._urls.clear()
         now, generation = self._config.clock(), self._pages.signal[0]
-        self._urls[key] = Answer.of_no_page(key, detail, now, generation)
-        return True
-
-    def add_fingerprint(self, fingerprint: Fingerprint, key: PageKey) -> None:
-        """Let a request pass without being parsed, as long as its URL is no page."""
-        found = self._urls.get(key)
-        if found is None or is_long(fingerprint):
+        self._urls[key] = answer = Answer.of_no_page(key, detail, now, generation)
+        if detail or not by_url or fingerprint is None or is_long(fingerprint):
             return
-        hits = self._pages.memory.hits
         if len(self._fingerprints) >= MAX_NOT_PAGES:
             with contextlib.suppress(KeyError):
                 # Another thread may be doing the same.
                 while self._fingerprints:
                     hits.pop(self._fingerprints.pop(), None)
         self._fingerprints.add(fingerprint)
-        hits[fingerprint] = found
+        hits[fingerprint] = answer
 
     def discard(self, key: PageKey) -> None:
         """Forget a URL that has become a page."""

@@ -267,12 +267,7 @@ class Request:
         return self._pass(miss(detail), always=self.rule is not None)
 
     def _remember_no_page(self, detail: str) -> None:
-        rule, process = self.rule, self._process
-        if not process.not_pages.add(self._key, rule, detail):
-            return
-        if not detail and self._fingerprint is not None and self._config.rules.by_url:
-            if rule is None or rule.undeclared != "pass":
-                process.not_pages.add_fingerprint(self._fingerprint, self._key)
+        self._process.not_pages.add(self._key, self.rule, detail, self._fingerprint)
 
     # The visitor's own request goes to the app.
 
