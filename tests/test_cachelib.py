@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cachelib import BaseCache, FileSystemCache, MemcachedCache, NullCache, SimpleCache
+from cachelib import BaseCache, FileSystemCache, MemcachedCache, SimpleCache
 from redis_server import Memcached, running
 
 from wsgi_isr.page import Invalidated
@@ -60,25 +60,6 @@ class TestOwnCache(StoreContract):
     def open_store(self) -> t.Any:
         cache = OwnCache()
         return lambda: CachelibStore(cache, "isr:")
-
-
-class TestOwnCacheOfAProcess(StoreContract):
-    # Nobody can find the pages in the cache that have a label.
-    test_forgets_labels_without_making_other_pages_stale = None  # type: ignore[assignment]
-
-    @pytest.fixture
-    def open_store(self) -> t.Any:
-        store = CachelibStore(OwnCache(), "isr:", LOCAL)
-        return lambda: store
-
-
-class TestNullCache(StoreContract):
-    keeps_pages = False
-
-    @pytest.fixture
-    def open_store(self) -> t.Any:
-        store = CachelibStore(NullCache(), "", LOCAL)
-        return lambda: store
 
 
 def put(store: Store, name: str = "page", **fields: t.Any) -> None:

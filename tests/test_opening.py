@@ -122,12 +122,6 @@ class TestKinds:
         store = CachelibStore(NullCache(), "", MEMORY)
         assert stores(lambda: store) is store
 
-    def test_are_those_that_the_stores_claim(self) -> None:
-        for name in ("sqlite", "redis", "memcached", "cachelib", "local", "memory"):
-            assert KINDS[name].name == name
-        assert KINDS["sqlite"] == SQLiteStore.kind and KINDS["redis"] == RedisStore.kind
-        assert MEMORY == KINDS["memory"]
-
     def test_have_limits_that_follow_from_what_they_claim(self) -> None:
         assert [name for name, kind in KINDS.items() if not limits(kind)] == [
             "sqlite",

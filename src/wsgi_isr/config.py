@@ -25,6 +25,14 @@ _PREFIX = re.compile(r"[\x21-\x7e]{0,64}")
 _COOKIE_NAME = re.compile(r"[^\s=;](?:[^=;]*[^\s=;])?")
 #: Says why a request never gets a page.
 Bypass: t.TypeAlias = "Callable[[WSGIEnvironment], str | None]"
+#: Options that are whole numbers, and the least that they take; others, and what they take.
+_LEAST = {"memory_size": 0, "max_body_size": 1, "workers": 0, "previous_builds": 0}
+_TYPES: dict[str, tuple[t.Any, str]] = {
+    **dict.fromkeys(_LEAST, (int, "a whole number")),
+    "cdn_purged": (bool, "True or False"),
+    "render_timeout": (int | float, "seconds"),
+    "build_id": (str, "a string"),
+}
 #: Middlewares within each other that are searched.
 _MAX_DEPTH = 20
 
@@ -67,24 +75,17 @@ class Config:
             raise TypeError(f"app is a WSGI application, not {app!r}")
         if any(map(inspect.iscoroutinefunction, (app, getattr(app, "__call__", None)))):  # noqa: B004
             raise TypeError(f"app is an ASGI application, which this cannot serve: {app!r}")
-        least = {"memory_size": 0, "max_body_size": 1, "workers": 0, "previous_builds": 0}
-        for name, minimum in least.items():
+        for name, (type_, words) in _TYPES.items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name} takes a whole number, not {value!r}")
-            if value < minimum:
-                raise ValueError(f"{name} must be at least {minimum}, not {value}")
-        timeout = self.render_timeout
-        if isinstance(timeout, bool) or not isinstance(timeout, int | float):
-            raise TypeError(f"render_timeout takes seconds, not {timeout!r}")
-        if not 0 < timeout <= 86400:
+            if not isinstance(value, type_) or (isinstance(value, bool) and type_ is not bool):
+                raise TypeError(f"{name} takes {words}, not {value!r}")
+        for name, minimum in _LEAST.items():
+            if getattr(self, name) < minimum:
+                raise ValueError(f"{name} must be at least {minimum}, not {getattr(self, name)}")
+        if not 0 < self.render_timeout <= 86400:
             raise ValueError(
-                f"render_timeout takes more than 0 seconds, up to 86400, not {timeout}"
+                f"render_timeout takes more than 0 seconds, up to 86400, not {self.render_timeout}"
             )
-        if not isinstance(self.cdn_purged, bool):
-            raise TypeError(f"cdn_purged takes True or False, not {self.cdn_purged!r}")
-        if not isinstance(self.build_id, str):
-            raise TypeError(f"build_id takes a string, not {self.build_id!r}")
         if self.build_id != self.build_id.encode(errors="ignore").decode():
             raise ValueError(f"build_id takes what UTF-8 can encode, not {self.build_id!r}")
         if not isinstance(self.key_prefix, str) or not _PREFIX.fullmatch(self.key_prefix):
@@ -141,9 +142,8 @@ class Config:
     def find(self, origin: Origin, environ: WSGIEnvironment) -> tuple[PageKey, Rule | None, bool]:
         """The key and the rule of a request, and whether a rule excludes it."""
         found = self.rules.resolve(environ)
-        excluded = isinstance(found, Excluded)
         rule = None if isinstance(found, Excluded) else found
-        return self.key(origin, environ, rule), rule, excluded
+        return self.key(origin, environ, rule), rule, found is not rule
 
     def is_canonical(self, key: PageKey) -> bool:
         """Whether a key may have a page, and is the key of its own canonical request.

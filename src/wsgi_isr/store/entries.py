@@ -101,8 +101,6 @@ class Entries:
             self._cache = copy.copy(cache)
             t.cast(t.Any, self._cache).serializer = RawSerializer()
         self._prefix = prefix
-        #: Whether one of all callers succeeds with ``add``.
-        self._is_atomic = isinstance(cache, MemcachedCache)
 
     def _key(self, name: str) -> str:
         # Any prefix and name fit into any cache, and no two share a key.
@@ -113,10 +111,10 @@ class Entries:
         """Bytes of an entry at most, as far as that is said."""
         names = (kind.__name__ for kind in type(self._cache).__mro__)
         limit: float = next((LIMITS[name] for name in names if name in LIMITS), math.inf)
-        for client in vars(self._cache).values() if self._is_atomic else ():
-            if hasattr(client, "stats"):
-                size = client.stats("settings").get(b"item_size_max")
-                limit = size if isinstance(size, int) else limit
+        if isinstance(self._cache, MemcachedCache):
+            client = next((it for it in vars(self._cache).values() if hasattr(it, "stats")), None)
+            size = client and client.stats("settings").get(b"item_size_max")
+            limit = size if isinstance(size, int) else limit
         return limit - OVERHEAD
 
     def get(self, name: str) -> bytes | None:
@@ -159,12 +157,12 @@ class Entries:
         last: bytes | None = b""
         began = changed = time.monotonic()
         refusals = 0
-        while (
-            not (self._cache.add(self._key(lock), _MAGIC + token, LOCK) and self._is_atomic)
-            and (owner := self.get(lock)) != token
-        ):
+        while True:
+            self._cache.add(self._key(lock), _MAGIC + token, LOCK)
             # Where `add` is not atomic, the last of two writers has it. A client may have tried
             # twice. And FileSystemCache refuses to add where an expired entry lies.
+            if (owner := self.get(lock)) == token:
+                break
             refusals = 0 if owner else refusals + 1
             if refusals > MAX_REFUSALS:
                 self.delete(lock)

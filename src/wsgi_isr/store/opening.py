@@ -259,29 +259,39 @@ def _open_local(cache: cachelib.BaseCache, prefix: str) -> Store:
 
 
 def _open_made(make: Callable[[], object], prefix: str) -> Store:
-    def attempt() -> Store:
-        made = make()
-        if isinstance(made, cachelib.BaseCache):
-            return _of_cache(made, prefix)[1](None)
-        if _is_store(made):
-            return t.cast(Store, made)
-        raise TypeError(f"it returned neither a cachelib cache nor a Store: {type(made)}")
-
+    store = AwayStore(make, prefix)
     try:
-        return attempt()
-    except Exception as error:
+        return store.open()
+    except Exception:
         # A request waits, which an error does not help.
         logger.exception("the callable given as cache failed; it is called again until it succeeds")
-        return t.cast(Store, AwayStore(attempt, error))
+        return t.cast(Store, store)
 
 
 class AwayStore:
-    """A store that could not be opened: all methods raise `StoreError` until `probe` opens it."""
+    """What a callable makes: all methods raise `StoreError` until it succeeds, in `probe`."""
 
-    def __init__(self, attempt: Callable[[], Store], error: Exception) -> None:
-        self._attempt, self._error = attempt, error
+    def __init__(self, make: Callable[[], object], prefix: str) -> None:
+        self._make, self._prefix = make, prefix
         self._opened: Store | None = None
+        self._error: Exception | None = None
         self._lock = threading.Lock()
+
+    def open(self) -> Store:
+        with self._lock:
+            try:
+                self._opened = self._opened or self._open(self._make())
+            except Exception as error:
+                self._error = error
+                raise
+        return self._opened
+
+    def _open(self, made: object) -> Store:
+        if isinstance(made, cachelib.BaseCache):
+            return _of_cache(made, self._prefix)[1](None)
+        if _is_store(made):
+            return t.cast(Store, made)
+        raise TypeError(f"it returned neither a cachelib cache nor a Store: {type(made)}")
 
     def __getattr__(self, name: str) -> t.Any:
         if self._opened is not None:
@@ -296,14 +306,7 @@ class AwayStore:
         raise StoreError(f"the store could not be opened: {self._error}") from self._error
 
     def probe(self) -> None:
-        with self._lock:
-            if self._opened is None:
-                try:
-                    self._opened = self._attempt()
-                except Exception as error:
-                    self._error = error
-                    raise
-        self._opened.probe()
+        self.open().probe()
 
     def listen(self, seconds: float) -> bool:
         """Announce something now and then: its thread waits, even if nothing is announced here."""
