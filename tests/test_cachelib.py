@@ -16,10 +16,10 @@ from redis_server import Memcached, running
 
 from wsgi_isr.page import Invalidated
 from wsgi_isr.store import entries, leases
-from wsgi_isr.store.cachelib import LOCAL, CachelibStore
+from wsgi_isr.store.cachelib import KIND, LOCAL, CachelibStore
 from wsgi_isr.store.entries import Entries, frame, unframe
 from wsgi_isr.store.opening import plan
-from wsgi_isr.store.protocol import Busy, Number, Store, StoreError, TooLarge
+from wsgi_isr.store.protocol import Busy, Kind, Number, Store, StoreError, TooLarge
 from wsgi_isr.testing import StoreContract, make_record
 
 NO, STALE, EXPIRED = Invalidated.NO, Invalidated.STALE, Invalidated.EXPIRED
@@ -278,6 +278,18 @@ class TestLeases:
         assert not isinstance(lease, Busy)
         lease.release()
         assert not isinstance(other.lease("page", 60, False), Busy)
+
+    @pytest.mark.parametrize("kind", [KIND, LOCAL])
+    def test_of_a_render_that_hangs_end_with_their_time_in_its_own_process(
+        self, kind: Kind, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """To the moment, although caches count whole seconds."""
+        monkeypatch.setattr(leases, "BEAT", 0.05)
+        store = CachelibStore(OwnCache(), "", kind)
+        assert not isinstance(store.lease("page", 0.3, False), Busy)
+        assert isinstance(store.lease("page", 60, False), Busy)
+        time.sleep(0.4)
+        assert not isinstance(store.lease("page", 60, False), Busy)
 
     def test_are_given_back_at_the_end(self) -> None:
         cache = OwnCache()

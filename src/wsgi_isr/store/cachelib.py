@@ -231,7 +231,8 @@ class CachelibStore:
         with self._entries.exclusive(entry):
             there = self._entries.read(entry, Claim)
             if there and (there.demanded or not demanded):
-                return Busy(there.token)
+                if not self._leases.has_lapsed(there.token):
+                    return Busy(there.token)
             try:
                 self._claim(lease, self._leases.add(lease))
             except Exception:

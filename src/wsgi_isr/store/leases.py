@@ -72,6 +72,10 @@ class Leases:
         with self._lock:
             self._leases.discard(lease)
 
+    def has_lapsed(self, token: str) -> bool:
+        """Whether a lease is one of this process whose time is over."""
+        return any(one.token == token and one.left <= 0 for one in list(self._leases))
+
     def later(self, lease: Lease) -> None:
         """Release a lease that the store may have given, as soon as it answers."""
         lease.is_over, lease.deadline = True, time.monotonic() + RETRY
@@ -88,11 +92,11 @@ class Leases:
     def _settle(self, lease: Lease) -> bool:
         """Extend a lease, or end it; false where the store does not answer."""
         try:
-            if lease.left > 0 and lease.is_over:
-                self._end(lease)
-            elif lease.left > 0 and (
-                self._extend is None or self._extend(lease, min(TERM, lease.left))
-            ):
+            if lease.is_over:
+                if lease.left > 0:
+                    self._end(lease)
+            elif lease.left <= 0 or not self._extend or self._extend(lease, min(TERM, lease.left)):
+                # A render that hangs has it until it ends.
                 return True
         except Exception:
             return False
