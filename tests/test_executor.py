@@ -186,15 +186,19 @@ class TestFlask:
 
 
 class TestMistakes:
-    def test_an_executor_of_other_processes_is_none_for_renders(self) -> None:
-        with ProcessPoolExecutor(1) as executor:
-            with pytest.raises(TypeError, match="workers=0 and start 'python -m wsgi_isr"):
-                ISRMiddleware(Site(), "memory://", executor=executor)
-
-    def test_what_is_no_executor_is_refused(self) -> None:
-        with pytest.raises(TypeError, match="takes anything with submit"):
-            ISRMiddleware(Site(), "memory://", executor=3)  # type: ignore[arg-type]
-
-    def test_it_is_of_no_use_where_other_processes_render(self) -> None:
-        with pytest.raises(ValueError, match="leave executor out"):
-            ISRMiddleware(Site(), executor=Inline(), workers=0)
+    @pytest.mark.parametrize(
+        ("executor", "workers", "error", "message"),
+        [
+            # Renders need this process.
+            (ProcessPoolExecutor(1), 2, TypeError, "workers=0 and start 'python -m wsgi_isr"),
+            (3, 2, TypeError, "takes anything with submit"),
+            # Other processes render.
+            (Inline(), 0, ValueError, "leave executor out"),
+        ],
+        ids=["of processes", "none", "beside workers=0"],
+    )
+    def test_are_refused(
+        self, executor: t.Any, workers: int, error: type[Exception], message: str
+    ) -> None:
+        with pytest.raises(error, match=message):
+            ISRMiddleware(Site(), executor=executor, workers=workers)

@@ -148,20 +148,6 @@ class TestRegeneration:
         assert is_warning_of(refused, case)
         assert URL in withdrawn.getMessage() and case.words[0] in withdrawn.getMessage()
 
-    def test_where_the_page_has_expired_visitors_get_answers_of_their_own(
-        self, site: t.Any, browse: t.Any, clock: t.Any, case: Case
-    ) -> None:
-        site.page("/x", "good", revalidate=60, expire=60)
-        client = browse()
-        client.get("/x")
-        site.answers["/x"] = case.app
-        clock.advance(60)
-        response = client.get("/x")
-        assert response.text == "a page"
-        assert response.headers["Cache-Control"] == "private, no-store"
-        assert status_of(response) == f"isr; fwd=stale; detail={case.detail}"
-        assert list(client.isr.pages()) == []
-
 
 class TestVary:
     """What a page may say it depends on."""

@@ -164,7 +164,7 @@ class TestTwoMiddlewaresOnOneStore:
 
 
 class TestRenderTimeout:
-    TIMEOUT = 0.2
+    TIMEOUT = 0.5
 
     def test_a_hung_cold_render_does_not_block_another_attempt(
         self, steps: Steps, make: Make, cache: str

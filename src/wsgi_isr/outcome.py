@@ -25,7 +25,7 @@ from .rules import Rule
 from .signals import fields
 from .store.memory import Entry
 from .store.pages import Pages
-from .store.protocol import Failure, Number
+from .store.protocol import Busy, Failure, Lease, Number
 
 logger = logging.getLogger("wsgi_isr")
 
@@ -162,6 +162,7 @@ class Flight:
     follows: Flight | None = None
     began: float = 0.0
     number: Number | None = None
+    lease: Lease | Busy | None = None
     outcome: Outcome | None = None
     cause: t.Any = field(default_factory=_current_span)
     done: threading.Event = field(default_factory=threading.Event)

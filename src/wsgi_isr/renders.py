@@ -30,7 +30,7 @@ from .rules import Rule
 from .signals import fields
 from .store.memory import Entry
 from .store.pages import Pages
-from .store.protocol import Busy, Lease, Number, Wanted
+from .store.protocol import Busy, Number, Wanted
 from .threads import Background
 
 logger = logging.getLogger("wsgi_isr")
@@ -173,19 +173,18 @@ class Renders:
     ) -> Outcome | None:
         """Render a page, unless another process has done so; ``None`` if another does so now."""
         outcome: Outcome | None = None
-        lease = None
         try:
-            lease, entry, outcome = self._lease(flight, accept, demanded, waits)
-            if outcome is None and (waits or not isinstance(lease, Busy)):
+            entry, outcome = self._lease(flight, accept, demanded, waits)
+            if outcome is None and (waits or not isinstance(flight.lease, Busy)):
                 # First: what is invalidated from now on has a later number.
                 flight.number = self._pages.number()
                 outcome = traced(flight, lambda: self._attempt(flight, entry))
             return outcome
         finally:
             # Even a SystemExit lets the others go on.
-            if lease is not None and not isinstance(lease, Busy):
+            if flight.lease is not None and not isinstance(flight.lease, Busy):
                 record = None if outcome is None else outcome.record()
-                lease.release(None if record is None else self._codec.seal(record))
+                flight.lease.release(None if record is None else self._codec.seal(record))
             self._land(flight, outcome)
 
     def _land(self, flight: Flight, outcome: Outcome | None) -> None:
@@ -197,37 +196,38 @@ class Renders:
 
     def _lease(
         self, flight: Flight, accept: Accept, demanded: bool, waits: bool
-    ) -> tuple[Lease | Busy | None, Entry | None, Outcome | None]:
-        """The lease of a page, what is stored of it, and what came of a render elsewhere.
+    ) -> tuple[Entry | None, Outcome | None]:
+        """What is stored of a page, and what came of it elsewhere. Its flight may have the lease.
 
-        No lease where there is no agreement to be had: each process is then on its own.
+        It has none where no agreement is to be had: each process is then on its own.
         """
         store, guard, key = self._pages.store, self._pages.guard, flight.key
-        deadline = time.monotonic() + self._config.render_timeout
+        seconds = self._config.render_timeout
+        deadline = time.monotonic() + seconds
         pause, longest = PAUSES[self._pages.is_local]
-        token = before = None
+        busy: Busy | None = None
+        before: Number | None = None
         while True:
-            lease = guard.ask(
-                "lease",
-                lambda: store.lease(key.name, self._config.render_timeout, demanded),
-                write=True,
+            flight.lease = lease = guard.ask(
+                "lease", lambda: store.lease(key.name, seconds, demanded), write=True
             )
-            # Another process may have stored it before the lease was ours.
-            entry = self._pages.find(key, self._clock())
+            # On demand, a render that was waited for may have begun too early.
+            waited = busy is not None and not demanded
+            # Another process may have stored it before the lease was this one's.
+            entry, outcome = self._pages.find(key, self._clock()), None
             if entry is not None:
                 # A render that takes longer than its page lasts is good for those who waited.
                 is_new = entry.number != before and entry.invalidated is not Invalidated.EXPIRED
-                if accept(entry) or (token is not None and is_new and not demanded):
-                    return lease, entry, Outcome(Kind.FOUND, entry, collapsed=token is not None)
-            # On demand, that render may have begun too early.
-            left: Outcome | None = None if token is None or demanded else self._left(token)
-            if left is not None or not isinstance(lease, Busy) or not waits:
-                return lease, entry, left
-            if token is None:
+                if accept(entry) or (waited and is_new):
+                    outcome = Outcome(Kind.FOUND, entry, collapsed=busy is not None)
+            if outcome is None and busy is not None and waited:
+                outcome = self._left(busy.token)
+            is_over = not waits or time.monotonic() > deadline
+            if outcome is not None or not isinstance(lease, Busy) or is_over:
+                return entry, outcome
+            if busy is None:
                 before = None if entry is None else entry.number
-            elif time.monotonic() > deadline:
-                return None, entry, None
-            token = lease.token
+            busy = lease
             self._wait(flight, pause)
             pause = min(1.5 * pause, longest)
 
