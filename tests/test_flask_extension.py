@@ -197,11 +197,6 @@ class TestSwitchedOff:
         app.config[key] = True
         assert twice(flask_browser(app, enabled=True), "/blog/a") == (COLD, HIT)
 
-    def test_off_if_it_is_asked_for(self, app: Flask) -> None:
-        app.config["ISR_ENABLED"] = False
-        browser = flask_browser(app)
-        assert status_of(browser.get("/blog/a")) == "isr; fwd=bypass; detail=disabled"
-
     def test_views_and_hooks_work_as_without_it(self, app: Flask) -> None:
         browser = flask_browser(app, enabled=False)
         with app.test_request_context():
@@ -210,10 +205,6 @@ class TestSwitchedOff:
         answer = browser.get("/blog/a", headers={"Cookie": "a=b"})
         assert answer.text == "old a"
         assert "ISR-Revalidate" not in answer.headers
-
-    def test_the_debug_flag_of_the_app_counts(self, app: Flask, browser: Browser) -> None:
-        app.debug = True
-        assert status_of(browser.get("/blog/a")) == "isr; fwd=bypass; detail=disabled"
 
 
 class TestConfiguration:
@@ -313,14 +304,8 @@ class TestConfiguration:
         with pytest.raises(TypeError, match=f"{key} takes True or False"):
             flask_browser(app)
 
-    def test_a_signing_key_may_be_a_text(self, app: Flask) -> None:
-        assert twice(flask_browser(app, signing_key="sixteen letters."), "/blog/a") == (COLD, HIT)
-
-    @pytest.mark.parametrize(
-        "bypass", [["member"], lambda environ: "member" in environ.get("HTTP_COOKIE", "")]
-    )
-    def test_visitors_may_bypass(self, app: Flask, bypass: t.Any) -> None:
-        browser = flask_browser(app, bypass=bypass)
+    def test_visitors_may_bypass(self, app: Flask) -> None:
+        browser = flask_browser(app, bypass=["member"])
         assert twice(browser, "/blog/a") == (COLD, HIT)
         browser.set_cookie("member", "1")
         assert status_of(browser.get("/blog/a")) == "isr; fwd=bypass; detail=bypass"
@@ -379,11 +364,6 @@ class TestConfiguration:
     def test_a_view_that_is_declared_wins_over_the_rules(self, app: Flask) -> None:
         browser = flask_browser(app, rules={"/**": 7})
         assert twice(browser, "/blog/a") == (COLD, HIT)
-
-    def test_the_test_client_of_the_app_goes_through_it(self, app: Flask, browser: Browser) -> None:
-        client = app.test_client()
-        client.get("/blog/a")
-        assert status_of(client.get("/blog/a")) == HIT
 
 
 class TestMistakes:

@@ -138,10 +138,6 @@ class TestAView:
         )
         assert paths(app, isr) == paths(app, isr) == ["/one/a", "/one/b"]
 
-    def test_with_one_text_for_its_paths_is_an_error_at_once(self) -> None:
-        with pytest.raises(TypeError, match="paths takes a list of paths"):
-            isr_page(paths="/blog/a")
-
     def test_in_a_blueprint(self, app: Flask, isr: ISR) -> None:
         shop = Blueprint("shop", __name__, url_prefix="/shop")
         shop.get("/")(isr_page(lambda: "shop"))
