@@ -24,7 +24,7 @@ from ..build import digest_of_code
 from ..cli import App, group
 from ..key import Origin
 from ..middleware import ISRMiddleware
-from ..ondemand import Result
+from ..ondemand import OnDemand, Result
 from ..route import answer
 from ..rules import EXCLUDED, Rule, digest_of
 from ..status import PATHS, Status
@@ -39,11 +39,10 @@ logger = logging.getLogger("wsgi_isr")
 
 GeneratorT = t.TypeVar("GeneratorT", bound="Callable[[], Iterable[t.Any]]")
 
-#: Arguments of the middleware that are config keys as they are, as ``ISR_BASE_URL``; what is
-#: treated here, and what the extension has beyond the middleware.
-_OWN = {"cache", "rules", "enabled", "build_id", "secret", "url_prefix"}
-_OPTIONS = set(inspect.signature(ISRMiddleware).parameters) - _OWN - {"app"}
-_KEYS = {f"ISR_{name.upper()}" for name in _OPTIONS | _OWN}
+#: Arguments of the middleware are config keys, as ``ISR_BASE_URL``; the extension has two more.
+_KEYS = {f"ISR_{name.upper()}": name for name in inspect.signature(ISRMiddleware).parameters}
+del _KEYS["ISR_APP"]
+_ALL_KEYS = {*_KEYS, "ISR_SECRET", "ISR_URL_PREFIX"}
 #: Where an app has what belongs to it alone; an extension may have several apps.
 _WRAPPED = "isr.wsgi_app"
 #: The endpoint of our own routes, which are no pages whatever rules say.
@@ -72,8 +71,8 @@ class ISR:
     """
 
     def __init__(self, app: Flask | None = None, **options: t.Any) -> None:
-        if unknown := set(options) - _OPTIONS - _OWN:
-            raise TypeError(f"ISR has no argument {', '.join(sorted(unknown))}")
+        if unknown := [name for name in options if f"ISR_{name.upper()}" not in _ALL_KEYS]:
+            raise TypeError(f"ISR has no argument {', '.join(unknown)}")
         self._options = {f"ISR_{name.upper()}": value for name, value in options.items()}
         self._generators: pages.Generators = []
         self._apps: weakref.WeakSet[Flask] = weakref.WeakSet()
@@ -149,7 +148,7 @@ class ISR:
         :raises ValueError: or ``TypeError``, for a config that cannot work.
         """
         if current_app and current_app.extensions.get("isr") is self:
-            return _here()[0]
+            return _middleware_of(current_app)
         if len(self._apps) == 1:
             return _middleware_of(*self._apps)
         raise RuntimeError("work in an app context of an app that has the ISR extension")
@@ -206,19 +205,19 @@ class _Wrapped:
         _check_keys(config)
         for key in ("ISR_ENABLED", "ISR_CDN_PURGED"):
             config[key] = _truth(key, config.get(key))
-        keys = {name: f"ISR_{name.upper()}" for name in _OPTIONS}
-        options = {name: config[key] for name, key in keys.items() if config.get(key) is not None}
-        rules, secret = config.get("ISR_RULES"), config.get("ISR_SECRET")
-        cache, build_id = config.get("ISR_CACHE"), config.get("ISR_BUILD_ID")
-        if cache is None:
+        options = {name: config[key] for key, name in _KEYS.items() if config.get(key) is not None}
+        if "cache" not in options:
             # The name of the app, so that two apps in one folder have no pages in common.
             folder = os.path.join(flask.instance_path, "isr-cache", quote(flask.name, safe=""))
-            cache = DefaultFolder(folder)
-        if build_id is None:
+            options["cache"] = DefaultFolder(folder)
+        rules = options.pop("rules", None)
+        if "build_id" not in options:
             digests = (self._digest or build_digest(flask), digest_of(rules))
-            build_id = "-".join(filter(None, digests))
+            options["build_id"] = "-".join(filter(None, digests))
+        # Whether it is on may change from request to request.
+        options["enabled"] = True
         found = ViewRules(rules, self._find, lambda: pages.listed(flask, self._generators))
-        middleware = ISRMiddleware(self.app, cache, rules=found, build_id=build_id, **options)
+        middleware = ISRMiddleware(self.app, rules=found, **options)
 
         def is_enabled() -> bool:
             enabled = config["ISR_ENABLED"]
@@ -231,7 +230,7 @@ class _Wrapped:
 
         middleware.is_enabled = is_enabled
         middleware.set_bypass(bypass)
-        if secret:
+        if secret := config.get("ISR_SECRET"):
             _add_routes(flask, middleware, secret, config.get("ISR_URL_PREFIX") or "/_isr")
         return middleware
 
@@ -243,8 +242,8 @@ class _Wrapped:
 
 
 def _check_keys(config: t.Mapping[str, t.Any]) -> None:
-    for key in sorted(key for key in config if key.startswith("ISR_") and key not in _KEYS):
-        names = [key.removeprefix("ISR_") for key in _KEYS]
+    names = [key.removeprefix("ISR_") for key in _ALL_KEYS]
+    for key in sorted(key for key in config if key.startswith("ISR_") and key not in _ALL_KEYS):
         near = difflib.get_close_matches(key.removeprefix("ISR_"), names, 1, 0.7)
         if near:
             raise ValueError(f"there is no config key {key}: did you mean ISR_{near[0]}?")
@@ -353,14 +352,14 @@ def _origin(app: Flask, middleware: ISRMiddleware) -> Origin | None:
     return middleware.origin_of({**environ, "HTTP_HOST": app.config["SERVER_NAME"] or ""})
 
 
-def _here() -> tuple[ISRMiddleware, Origin | None]:
-    """The middleware of the current app, and where its pages are."""
+def _on_demand() -> OnDemand:
+    """The operations on the pages of the current app."""
     if not current_app:
         raise RuntimeError("work in an app context, or call the method of the middleware")
     if "isr" not in current_app.extensions:
         raise RuntimeError("this app has no ISR extension: call ISR(app) first")
     middleware = _middleware_of(current_app)
-    return middleware, _origin(current_app, middleware)
+    return middleware.on_demand(_origin(current_app, middleware), middleware.is_enabled())
 
 
 def revalidate(
@@ -372,20 +371,17 @@ def revalidate(
     of a request ``SERVER_NAME``, ``PREFERRED_URL_SCHEME`` and ``APPLICATION_ROOT`` say where a
     page is, as they do for `flask.url_for`, unless ``ISR_BASE_URL`` does.
     """
-    middleware, origin = _here()
-    on_demand = middleware.on_demand(origin, middleware.is_enabled())
-    return on_demand.revalidate(paths, only_generated, workers)
+    return _on_demand().revalidate(paths, only_generated, workers)
 
 
 def revalidate_tag(*tags: str, expire: bool = False) -> None:
     """`wsgi_isr.ISRMiddleware.revalidate_tag` of the current app."""
-    _here()[0].revalidate_tag(*tags, expire=expire)
+    _on_demand().invalidate((), expire, tags)
 
 
 def invalidate(*patterns: str, expire: bool = False) -> None:
     """`wsgi_isr.ISRMiddleware.invalidate` of the current app."""
-    middleware, origin = _here()
-    middleware.on_demand(origin).invalidate(patterns, expire)
+    _on_demand().invalidate(patterns, expire)
 
 
 @click.group("isr", commands=group.commands)
