@@ -169,6 +169,26 @@ class TestAStoreThatFailsAndComesBack:
         isr._here().pages.follow()
         assert visit(isr).text == "new"
 
+    def test_that_shows_no_changes_is_asked_for_them(
+        self,
+        site: Site,
+        make: Make,
+        files: str,
+        clock: Clock,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """As one whose folder this process can only read."""
+        site.page("/", "old", revalidate=False)
+        isr, other = make(files), make(files)
+        monkeypatch.setattr(type(isr.store), "signal", (0, 0))
+        visit(isr)
+        assert status_of(visit(isr)) == "isr; hit"
+        site.page("/", "new", revalidate=False)
+        other.invalidate("/", expire=True)
+        clock.advance(1)
+        isr._here().pages.follow()
+        assert visit(isr).text == "new"
+
     @pytest.mark.servers
     @pytest.mark.parametrize("call", ["revalidate", "revalidate_tag", "invalidate"])
     def test_does_not_stand_between_a_process_and_what_it_has_invalidated(

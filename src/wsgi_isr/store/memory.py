@@ -131,7 +131,7 @@ class MemoryLevel:
         """Take in what was invalidated. Nothing is confirmed before `generation` is set anew."""
         with self._lock:
             at, complete, invalidations = changes
-            self.generation = None
+            is_shown, self.generation = self.generation != 0, None
             if at.lineage != self.at.lineage:
                 # Pages of the old lineage count as stale; what made them expired still holds.
                 self._confirm_all(at.lineage, 0)
@@ -142,7 +142,8 @@ class MemoryLevel:
             for invalidation in invalidations:
                 self._recent.apply(invalidation)
             self.at = at
-            if len(self._recent.labels) > MAX_HISTORY:
+            # A signal that stays 0 shows nothing: no page would be confirmed again.
+            if len(self._recent.labels) > MAX_HISTORY or not is_shown:
                 self._confirm_all(at.lineage, max(at.sequence, self._recent.changed))
 
     def _confirm_all(self, lineage: str, base: int) -> None:

@@ -236,8 +236,8 @@ class Store(t.Protocol):
         """Two numbers that show changes; a hit reads the first one.
 
         ``[0]`` changes with every invalidation, ``[1]`` with every stored or deleted page, whatever
-        process did it; 0 where that does not show. On a network both belong to this process, and
-        `listen` says when something happened. `changes` may replace the object by another one.
+        process did it; each stays 0 where that does not show. On a network both belong to this
+        process, and `listen` says when something happened. `changes` may replace the object.
         """
 
     # Pages.
