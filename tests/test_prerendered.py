@@ -56,8 +56,12 @@ def assert_all_are_hits(server: Server) -> None:
         assert len(server.folder.renders(name)) == 1
 
 
-def test_before_the_server_starts(server: Server, folder: Folder) -> None:
+def test_before_the_server_starts_and_after_a_restart(server: Server, folder: Folder) -> None:
     assert "3 pages in" in prerender(folder)
+    server.start()
+    assert_all_are_hits(server)
+    server.stop()
+    assert "3 skipped" in prerender(folder)
     server.start()
     assert_all_are_hits(server)
 
@@ -65,13 +69,4 @@ def test_before_the_server_starts(server: Server, folder: Folder) -> None:
 def test_while_the_server_runs(server: Server, folder: Folder) -> None:
     server.start()
     prerender(folder)
-    assert_all_are_hits(server)
-
-
-def test_and_after_a_restart(server: Server, folder: Folder) -> None:
-    server.start()
-    prerender(folder)
-    server.stop()
-    assert "3 skipped" in prerender(folder)
-    server.start()
     assert_all_are_hits(server)

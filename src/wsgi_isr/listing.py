@@ -232,13 +232,11 @@ def selector(
     wanted, compiled = set(tags), [compile_pattern(pattern) for pattern in patterns]
 
     def selects(page: PageInfo) -> bool:
+        if failed and page.last_error is None or stale and page.state not in ("stale", "expired"):
+            return False
         path = unquote_to_bytes(urlsplit(page.url).path).decode("latin-1") or "/"
         is_named = not wanted.isdisjoint(page.tags) or any(p.fullmatch(path) for p in compiled)
-        return (
-            (is_named or not (wanted or compiled))
-            and (not failed or page.last_error is not None)
-            and (not stale or page.state in ("stale", "expired"))
-        )
+        return is_named or not (wanted or compiled)
 
     return selects
 
