@@ -38,8 +38,6 @@ from .tables import Page, State
 BATCH, BATCH_BYTES = 20, 2**20
 #: Seconds between two steps of pruning, in which others write.
 PAUSE = 0.002
-#: Steps of pruning after which the log is moved into the file: nobody else is to sync it.
-CHECKPOINT = 5
 #: Seconds between two glances at the counters.
 GLANCE = 0.03
 #: Seconds that forgetting labels may take before another process begins it again.
@@ -207,13 +205,12 @@ class SQLiteStore(Notes):
 
     def _in_steps(self, step: Callable[..., int], *args: object) -> int:
         """Run a step until nothing is left to do, and let others write in between."""
-        total = turn = 0
+        total = 0
         while count := self.database.write(step, *args, bump=1):
-            total, turn = total + count, turn + 1
-            if turn % CHECKPOINT == 0:
-                self.database.checkpoint("PASSIVE")
+            total += count
+            # Nobody else is to sync it.
+            self.database.checkpoint("PASSIVE")
             time.sleep(PAUSE)
-        self.database.checkpoint("PASSIVE")
         return total
 
     # The process.
