@@ -147,7 +147,9 @@ def prefix_of(cache: RedisCache | ValkeyCache) -> str:
 
 def _options_of(client: t.Any) -> t.Any:
     pool = getattr(client, "connection_pool", None)
-    return client.get_connection_kwargs() if pool is None else pool.connection_kwargs
+    if pool is None:
+        return client.get_connection_kwargs()
+    return {"max_connections": pool.max_connections, **pool.connection_kwargs}
 
 
 def _refuse_text(options: t.Any) -> None:
@@ -177,7 +179,7 @@ class Server:
         self.leases = Leases(self._extend, self._end)
         self._client: t.Any = None
         self._script: t.Any = None
-        self._connections = threading.BoundedSemaphore()
+        self._connections = threading.Semaphore()
         self._lock = threading.Lock()
         self._offset, self._measure_at = 0.0, 0.0
 
@@ -185,9 +187,8 @@ class Server:
         with self._lock:
             if self._client is None:
                 client = self._make_client()
-                pool = getattr(client, "connection_pool", None)
-                most = pool.max_connections if pool else _options_of(client).get("max_connections")
-                self._connections = threading.BoundedSemaphore(int(most or 2**31))
+                most = _options_of(client).get("max_connections")
+                self._connections = threading.Semaphore(int(most or 2**31))
                 self._script = client.register_script(_SCRIPT)
                 self._client = client
 

@@ -23,7 +23,7 @@ local seen, matched = tonumber(ARGV[5]), tonumber(ARGV[6])
 local order, patterns, pages = root .. 'order', root .. 'patterns', root .. 'pages'
 -- A member of `order` and `patterns`, which are never empty.
 local LAYOUT = '!3'
-local steps, state, index = {}
+local ordered, steps, state, index = {}, {}
 
 local function text(number) return string.format('%.0f', number) end
 
@@ -101,26 +101,18 @@ local function answer(result)
         state.cursor, since(patterns, state.lineage == lineage and matched or 0, -1)}
 end
 
-function steps.look()
-    open(false)
-    return answer()
-end
+-- Steps that depend on the order: their result goes out with the order as it then is.
 
-function steps.number()
-    open(true)
-    state.sequence = redis.call('HINCRBY', clock, 'sequence', 1)
-    return answer()
-end
+function ordered.look() end
+function ordered.number() state.sequence = redis.call('HINCRBY', clock, 'sequence', 1) end
 
-function steps.changes(its_lineage, number, most)
-    open(true)
+function ordered.changes(its_lineage, number, most)
     number = tonumber(number)
-    if its_lineage ~= state.lineage or number < state.floor then return answer() end
-    return answer({since(order, number, most), since(patterns, number, most)})
+    if its_lineage ~= state.lineage or number < state.floor then return end
+    return {since(order, number, most), since(patterns, number, most)}
 end
 
-function steps.invalidate(expire, max_labels, max_patterns, ...)
-    open(true)
+function ordered.invalidate(expire, max_labels, max_patterns, ...)
     local number = redis.call('HINCRBY', clock, 'sequence', 1)
     redis.call('HSET', clock, 'changed', number)
     state.sequence, state.changed = number, number
@@ -139,7 +131,6 @@ function steps.invalidate(expire, max_labels, max_patterns, ...)
             redis.call('HSET', clock, 'floor', state.floor, 'cursor', state.cursor)
         end
     end
-    return answer()
 end
 
 -- Pages.
@@ -192,18 +183,14 @@ local function page_at(name, field)
     end
 end
 
-function steps.get(name)
-    open(false)
-    return answer(page_at(name, 'body'))
-end
+function ordered.get(name) return page_at(name, 'body') end
 
-function steps.put(name, lines, head, body, seconds)
-    open(false)
+function ordered.put(name, lines, head, body, seconds)
     local key, mine = key_of(name), meta_of(lines)
     local there, ours = meta_of(call('HGET', key, 'meta')) or {}, mine.lineage == state.lineage
     if there.lineage == state.lineage and not ours
         or there.lineage == mine.lineage and there.sequence > mine.sequence then
-        return answer()
+        return
     end
     local stale = ours and mine.sequence < state.floor and state.floor or 0
     redis.call('ZADD', pages, 0, 'n' .. name, 0, 'p' .. mine.path .. '\0' .. name)
@@ -216,11 +203,10 @@ function steps.put(name, lines, head, body, seconds)
         if other and call('EXISTS', key_of(other)) == 0 then redis.call('ZREM', pages, member) end
     end
     state.stores = redis.call('HINCRBY', clock, 'stores', 1)
-    return answer(last_of(mine, stale, 0))
+    return last_of(mine, stale, 0)
 end
 
-function steps.delete(...)
-    open(false)
+function ordered.delete(...)
     local removed = 0
     for _, name in ipairs({...}) do
         local meta = meta_of(call('HGET', key_of(name), 'meta'))
@@ -228,13 +214,12 @@ function steps.delete(...)
         removed = removed + redis.call('UNLINK', key_of(name))
     end
     state.stores = redis.call('HINCRBY', clock, 'stores', 1)
-    return answer(removed)
+    return removed
 end
 
 -- Where to go on, and some pages with the time of their last use, and their bytes. The server's own
 -- idea of use counts listing. What is no page any more leaves the index.
-function steps.list(from, to, limit)
-    open(false)
+function ordered.list(from, to, limit)
     local members, rows = call('ZRANGEBYLEX', pages, from, to, 'LIMIT', 0, limit), {}
     for _, member in ipairs(members) do
         local name = name_of(member) or ''
@@ -247,14 +232,13 @@ function steps.list(from, to, limit)
             redis.pcall('ZREM', pages, member)
         end
     end
-    return answer({#members == tonumber(limit) and '(' .. members[#members] or '', rows})
+    return {#members == tonumber(limit) and '(' .. members[#members] or '', rows}
 end
 
 -- What old labels made of the pages of a list, unless another process was here first. The cursor
 -- has the number of the last of these labels, too: no list from before it counts.
-function steps.fold(from, to, ...)
-    open(false)
-    if state.cursor ~= from then return answer() end
+function ordered.fold(from, to, ...)
+    if state.cursor ~= from then return end
     local given = {...}
     for place = 1, #given, 4 do
         local name, meta, any, hard = unpack(given, place, place + 3)
@@ -268,7 +252,6 @@ function steps.fold(from, to, ...)
     for _, key in ipairs(to == '' and {order, patterns} or {}) do
         redis.call('ZREMRANGEBYSCORE', key, '(0', state.floor)
     end
-    return answer()
 end
 
 function steps.used(...)
@@ -387,4 +370,7 @@ function steps.minutes(most)
     return found
 end
 
-return steps[ARGV[1]](unpack(ARGV, 7))
+local step = ARGV[1]
+if steps[step] then return steps[step](unpack(ARGV, 7)) end
+open(step == 'number' or step == 'changes' or step == 'invalidate')
+return answer(ordered[step](unpack(ARGV, 7)))
