@@ -121,6 +121,23 @@ class TestDraftMode:
         assert status_of(answer).startswith(HIT)
 
 
+def signed(key: str, purpose: str, value: t.Any) -> t.Any:
+    return URLSafeTimedSerializer(key, salt=purpose).dumps(value)
+
+
+FORGED: dict[str, Callable[[str], str]] = {
+    "a word": lambda value: "draft",
+    "nothing": lambda value: "",
+    # Not the last character, of whose bits some mean nothing in Base64.
+    "another signature": lambda v: v[:-2] + ("A" if v[-2] != "A" else "B") + v[-1],
+    "no signature": lambda value: value.partition(".")[0],
+    "beyond ASCII": lambda value: "caf\u00e9." + value,
+    "another key": lambda value: signed("guessed", "wsgi-isr-draft", "draft"),
+    "another purpose": lambda value: signed("not a secret", "x", "draft"),
+    "another value": lambda value: signed("not a secret", "wsgi-isr-draft", 1),
+}
+
+
 class TestTheCookie:
     def test_is_out_of_reach_of_scripts_and_other_sites(self, app: Flask, visitor: Browser) -> None:
         cookie = visitor.post("/preview").headers["Set-Cookie"]
@@ -130,30 +147,7 @@ class TestTheCookie:
         cookie = visitor.post("/preview", base_url="https://localhost").headers["Set-Cookie"]
         assert "Secure" in cookie
 
-    @pytest.mark.parametrize(
-        "forge",
-        [
-            lambda value: "draft",
-            lambda value: "",
-            # Not the last character, of whose bits some mean nothing in Base64.
-            lambda value: value[:-2] + ("A" if value[-2] != "A" else "B") + value[-1],
-            lambda value: value.partition(".")[0],
-            lambda value: "caf\u00e9." + value,
-            lambda value: URLSafeTimedSerializer("guessed", salt="wsgi-isr-draft").dumps("draft"),
-            lambda value: URLSafeTimedSerializer("not a secret", salt="x").dumps("draft"),
-            lambda value: URLSafeTimedSerializer("not a secret", salt="wsgi-isr-draft").dumps(1),
-        ],
-        ids=[
-            "a word",
-            "nothing",
-            "another signature",
-            "no signature",
-            "beyond ASCII",
-            "another key",
-            "another purpose",
-            "another value",
-        ],
-    )
+    @pytest.mark.parametrize("forge", FORGED.values(), ids=FORGED)
     def test_that_is_forged_makes_an_ordinary_visitor(
         self, editor: Browser, visitor: Browser, forge: Callable[[str], str]
     ) -> None:

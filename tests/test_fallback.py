@@ -148,13 +148,6 @@ class TestARenderAfterAShell:
             assert answer.text == "with a cookie"
             assert status_of(answer) == "isr; fwd=uri-miss; detail=set-cookie"
 
-    def test_that_is_a_404_is_a_page(self, client: Browser, site: Site) -> None:
-        site.page("/blog/a", "no such post", status="404 Not Found")
-        client.get("/blog/a")
-        client.isr.close()
-        answer = client.get("/blog/a")
-        assert (answer.status_code, status_of(answer)) == (404, "isr; hit; ttl=60")
-
 
 class TestNoFallback:
     """``fallback=False``: only paths that were rendered ahead or on demand exist."""
