@@ -186,16 +186,20 @@ class TestLoss:
         assert state(other) is NO
         assert len({record.getMessage() for record in caplog.records}) == 1
 
-    def test_of_one_invalidation_is_noticed(self) -> None:
+    @pytest.mark.parametrize("lineage", [False, True])
+    def test_of_an_invalidation_or_a_lineage_is_noticed(self, lineage: bool) -> None:
         """The cache brings back what it had before, as one of several servers may."""
         cache = OwnCache()
-        store = CachelibStore(cache, "")
-        put(store)
+        store, entries = CachelibStore(cache, ""), Entries(cache, "")
         store.invalidate(["tag:a"], True)
-        record = Entries(cache, "").get("epochs")
-        store.invalidate(["page:page"], True)
-        assert record is not None
-        Entries(cache, "").set("epochs", record)
+        record = entries.get("epochs")
+        if lineage:
+            entries.delete("clock")
+        put(store)
+        assert record is not None and state(store) is NO
+        if not lineage:
+            store.invalidate(["page:page"], True)
+        entries.set("epochs", record)
         assert state(CachelibStore(cache, "")) is STALE
 
     def test_of_the_number_of_an_invalidation_does_not_hide_the_next_one(self) -> None:
@@ -209,18 +213,6 @@ class TestLoss:
         Entries(cache, "").set("clock", clock)
         assert store.invalidate(["tag:b"], True) > failed
         assert state(other) is EXPIRED
-
-    def test_of_a_lineage_is_noticed(self) -> None:
-        """The cache brings back the invalidations of an earlier one."""
-        cache = OwnCache()
-        store = CachelibStore(cache, "")
-        store.invalidate(["tag:a"], True)
-        record = Entries(cache, "").get("epochs")
-        Entries(cache, "").delete("clock")
-        put(store)
-        assert record is not None and state(store) is NO
-        Entries(cache, "").set("epochs", record)
-        assert state(CachelibStore(cache, "")) is STALE
 
     def test_of_labels_makes_earlier_pages_stale_and_no_later_ones(
         self, monkeypatch: pytest.MonkeyPatch

@@ -285,14 +285,6 @@ class TestSharing:
         del store
         assert len(opening._local) == before
 
-    def test_two_prefixes_in_one_sqlite_cache_are_apart(
-        self, tmp_path: Path, stores: t.Any
-    ) -> None:
-        cache = SQLiteCache(str(tmp_path / "cache"))
-        put(stores(cache, "one"))
-        assert stores(cache, "one").get("page") is not None
-        assert stores(cache, "two").get("page") is None
-
     @pytest.mark.processes
     @pytest.mark.parametrize("make", [ProcessCache, lambda: "memory://"])
     def test_a_child_goes_on_with_the_order_of_its_parent(self, make: t.Any, stores: t.Any) -> None:

@@ -15,7 +15,7 @@ from django.apps import apps
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
-from ..build import INSTALLED, digest_of_code
+from ..config import INSTALLED, digest_of_code
 from ..middleware import ISRMiddleware
 from ..store.opening import FOLDER, DefaultFolder
 

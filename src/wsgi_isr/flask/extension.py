@@ -20,8 +20,8 @@ from flask.cli import with_appcontext
 from itsdangerous import BadData, URLSafeTimedSerializer
 from werkzeug.sansio.http import parse_cookie
 
-from ..build import digest_of_code
 from ..cli import App, group
+from ..config import digest_of_code
 from ..key import Origin
 from ..middleware import ISRMiddleware
 from ..ondemand import OnDemand, Result
