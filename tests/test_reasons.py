@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import typing as t
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from conftest import Browser, Clock, Site
-from flasks import flask_app, flask_browser
 
 from wsgi_isr import Rule
-from wsgi_isr.flask import isr_page
 
 Browse = Callable[..., Browser]
 Reasons = Callable[[], list[str | None]]
@@ -98,22 +95,3 @@ def test_no_client_can_give_one(client: Browser, reasons: Reasons, path: str, me
             environ_overrides={KEY: "revalidate"},
         )
     assert set(reasons()) <= {None, "miss"}
-
-
-def test_a_flask_view_can_skip_what_concerns_visitors(tmp_path: Path) -> None:
-    app = flask_app(tmp_path)
-    seen: list[str | None] = []
-
-    @app.get("/")
-    @isr_page(revalidate=60)
-    def home() -> str:
-        seen.append(isr_page.current.reason)
-        return "home"
-
-    browser = flask_browser(app, base_url="http://localhost")
-    list(browser.isr.prerender(["/"]))
-    browser.isr.revalidate("/")
-    browser.get("/")
-    app.config["ISR_ENABLED"] = False
-    browser.get("/")
-    assert seen == ["prerender", "revalidate", None]
