@@ -1,4 +1,4 @@
-"""What goes wrong at the start: options that cannot work, a folder that is not there."""
+"""What goes wrong at the start: a folder that is not there."""
 
 from __future__ import annotations
 
@@ -9,19 +9,6 @@ from conftest import Make, Site, status_of
 from steps import visit, wait_until
 
 from wsgi_isr import RevalidationError, Rule
-
-
-class TestOptions:
-    @pytest.mark.parametrize(
-        "pattern", ["/blog/<slug>", "/blog/[slug]", "/blog/[a-z]+", "/?page=*", "/a#b", "/a//b"]
-    )
-    def test_a_rule_that_can_never_match_is_an_error(self, make: Make, pattern: str) -> None:
-        with pytest.raises(ValueError, match="can never match"):
-            make("memory://", rules={pattern: 60})
-
-    def test_trusted_hosts_are_no_urls(self, make: Make) -> None:
-        with pytest.raises(ValueError, match="not URLs"):
-            make("memory://", trusted_hosts=["https://www.example.com"])
 
 
 def test_a_folder_that_cannot_be_opened_is_a_store_that_is_away(

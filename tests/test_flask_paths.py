@@ -35,44 +35,31 @@ def paths(app: Flask, isr: ISR) -> list[str]:
 
 
 class TestAGenerator:
-    def test_yields_dicts_of_url_values_and_its_name_is_the_endpoint(
-        self, app: Flask, isr: ISR
+    @pytest.mark.parametrize(
+        ("items", "expected"),
+        [
+            ([{"slug": "a"}, {"slug": "h\u00e9"}], ["/blog/a", "/blog/h%C3%A9"]),
+            ([("post", {"slug": "a"}), ("index", {})], ["/blog/a", "/index"]),
+            # With the time of the last change.
+            ([("post", {"slug": "a"}, 1700000000.0)], ["/blog/a"]),
+            (["/blog/a", "/elsewhere"], ["/blog/a", "/elsewhere"]),
+        ],
+    )
+    @pytest.mark.parametrize("lazy", [True, False])
+    def test_has_a_vocabulary_and_its_name_is_the_endpoint(
+        self, app: Flask, isr: ISR, items: list[t.Any], expected: list[str], lazy: bool
     ) -> None:
+        app.get("/index", endpoint="index")(lambda: "no page")
+
         @isr.paths
-        def post() -> Iterator[dict[str, str]]:
-            yield {"slug": "a"}
-            yield {"slug": "h\u00e9"}
+        def post() -> t.Iterable[t.Any]:
+            return iter(items) if lazy else items
 
-        assert paths(app, isr) == ["/blog/a", "/blog/h%C3%A9"]
+        assert paths(app, isr) == expected
 
-    def test_yields_an_endpoint_with_a_dict(self, app: Flask, isr: ISR) -> None:
-        @isr.paths
-        def all_posts() -> Iterator[tuple[str, dict[str, str]]]:
-            yield "post", {"slug": "a"}
-
-        assert paths(app, isr) == ["/blog/a"]
-
-    def test_yields_the_time_of_the_last_change_besides(self, app: Flask, isr: ISR) -> None:
-        @isr.paths
-        def all_posts() -> Iterator[tuple[str, dict[str, str], float]]:
-            yield "post", {"slug": "a"}, 1700000000.0
-
-        assert paths(app, isr) == ["/blog/a"]
-
-    def test_yields_paths_and_may_build_them(self, app: Flask, isr: ISR) -> None:
-        @isr.paths
-        def all_posts() -> Iterator[str]:
-            yield "/blog/a"
-            yield url_for("post", slug="b")
-
-        assert paths(app, isr) == ["/blog/a", "/blog/b"]
-
-    def test_returns_a_list(self, app: Flask, isr: ISR) -> None:
-        @isr.paths
-        def post() -> list[dict[str, str]]:
-            return [{"slug": "a"}]
-
-        assert paths(app, isr) == ["/blog/a"]
+    def test_may_build_urls(self, app: Flask, isr: ISR) -> None:
+        isr.paths(lambda: [url_for("post", slug="b")])
+        assert paths(app, isr) == ["/blog/b"]
 
     def test_runs_in_a_request_of_its_own(self, app: Flask, isr: ISR) -> None:
         @isr.paths
