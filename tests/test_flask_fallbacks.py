@@ -69,6 +69,14 @@ class TestAShellView:
     def test_that_raises_is_an_error_of_the_app(self, browser: Browser) -> None:
         assert browser.get("/blog/broken").status_code == 500
 
+    def test_may_be_a_page_elsewhere(self, app: Flask, browser: Browser) -> None:
+        loading = isr_page(lambda slug="": f"loading {slug}")
+        app.get("/loading", endpoint="loading")(loading)
+        app.get("/news/<slug>", endpoint="news")(isr_page(fallback=loading)(lambda slug: slug))
+        assert browser.get("/news/a").text == "loading a"
+        settle(browser)
+        assert browser.get("/news/a").text == "a"
+
     def test_may_be_async(self, app: Flask, browser: Browser) -> None:
         async def loading(slug: str) -> str:
             return f"{slug} comes"

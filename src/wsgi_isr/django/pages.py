@@ -36,7 +36,7 @@ def _decorate(view: View, declaration: Declaration) -> View:
     is_async = iscoroutinefunction(view)
 
     def wrapper(request: HttpRequest, /, *args: t.Any, **values: t.Any) -> t.Any:
-        if (shell := request.META.get(SHELL)) is not None:
+        if (shell := request.META.pop(SHELL, None)) is not None:
             if iscoroutinefunction(shell) != is_async:
                 shell = sync_to_async(shell) if is_async else async_to_sync(shell)
             return shell(request, *args, **values)

@@ -47,7 +47,7 @@ def _decorate(view: View, declaration: Declaration) -> View:
         raise TypeError(f"put @isr_page among the decorators of the class: {view.__qualname__}")
 
     def wrapper(*args: t.Any, **values: t.Any) -> t.Any:
-        if (shell := request.environ.get(SHELL)) is not None:
+        if (shell := request.environ.pop(SHELL, None)) is not None:
             return current_app.ensure_sync(shell)(*args, **values)
         current = declaration.begin(view, request.environ, **values)
         g._wsgi_isr_page = current
