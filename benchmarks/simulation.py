@@ -178,7 +178,7 @@ class Play:
         figures.calls += 1
         figures.read += self.wire
         entry = self.keep(machine, self.page(url))
-        entry.newest_at = (None, self.stores)
+        entry.newest_at = self.stores
         return entry
 
     def keep(self, machine: Machine, page: Page) -> Entry:
@@ -201,7 +201,7 @@ class Play:
         else:
             machine.memory.confirm(entry)
             state = state_of(entry.page, entry.invalidated, now)
-            if state is not State.FRESH and entry.newest_at[1] != self.stores:
+            if state is not State.FRESH and entry.newest_at != self.stores:
                 # Another machine may have rendered it.
                 entry = self.load(machine, url)
                 figures.from_store += 1

@@ -120,7 +120,7 @@ class TestReplaces:
             (("now", 2), ("now", 1), True), (("now", 1), ("now", 1), True),
             (("now", 1), ("now", 2), False), (("now", 1), ("before", 9), True),
             (("before", 9), ("now", 1), False), (("before", 1), ("before", 2), False),
-            (("before", 1), ("long ago", 2), True),
+            (("before", 1), ("long ago", 2), True), (("", 1), ("before", 1), False),
         ],
     )  # fmt: skip
     def test_a_page_of_the_stores_own_lineage_stays(

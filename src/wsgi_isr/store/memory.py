@@ -49,8 +49,8 @@ class Entry:
         #: A generation of the memory level, and what invalidations up to it made of the page. One
         #: value, so that no thread sees one without the other.
         self.confirmed: tuple[object, Invalidated] = (None, invalidated)
-        #: `Store.signal`, and its second number when the store had nothing newer.
-        self.newest_at: tuple[t.Any, int] = (None, 0)
+        #: The second number of `Store.signal` when the store had nothing newer.
+        self.newest_at = 0
         #: Whether the store has had the page.
         self.in_store = in_store
         #: Seconds since 1970 before which no regeneration is started.

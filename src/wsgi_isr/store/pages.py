@@ -130,22 +130,20 @@ class Pages:
 
     def is_newest(self, entry: Entry) -> bool:
         """Whether no page was stored since the store had nothing newer."""
-        signal = self.store.signal
-        return entry.newest_at[0] is signal and entry.newest_at[1] == signal[1] != 0
+        return bool(self.store.signal[1] == entry.newest_at != 0)
 
     def newest(self, key: PageKey) -> Entry | None:
         """The page in memory or in the store, whichever is newer, or that of an earlier build."""
         self.catch_up()
-        signal = self.store.signal
         # Read before the page is: one that is stored later shows as another number.
-        now = signal[1]
+        now = self.store.signal[1]
         loaded = self._load(key)
         entry = loaded or self.memory.get(key)
         if entry is None:
             return self._borrow(key)
         self.memory.confirm(entry)
         if self.guard.is_well:
-            entry.newest_at = (signal, now)
+            entry.newest_at = now
             known = entry.in_store and entry.page.lineage == self.memory.at.lineage
             if loaded is None and known and entry.invalidated:
                 # It may have had a successor, which was removed: nobody gets it who came later.

@@ -237,7 +237,8 @@ class Store(t.Protocol):
 
         ``[0]`` changes with every invalidation, ``[1]`` with every stored or deleted page, whatever
         process did it; each stays 0 where that does not show. On a network both belong to this
-        process, and `listen` says when something happened. `changes` may replace the object.
+        process, and `listen` says when something happened. `changes` may replace the object by
+        another one, whose numbers are others.
         """
 
     # Pages.
