@@ -124,6 +124,18 @@ class TestAnswersThatAreNoPages:
         assert (stats["passed"], stats["misses"]) == (3, 1)
 
 
+@pytest.mark.parametrize("undeclared", ["ignore", "pass"])
+@pytest.mark.parametrize("query", ["", "?a=1"])
+def test_of_a_declared_url_they_are_a_bypassed_visitors_alone(
+    site: t.Any, browse: t.Any, undeclared: t.Any, query: str
+) -> None:
+    site.answers["/x"] = app_of([b"for members"])
+    client = browse(rules={"/x": Rule(undeclared=undeclared)}, bypass=lambda environ: True)
+    response = client.get(f"/x{query}")
+    assert (response.text, status_of(response)) == ("for members", "isr; fwd=bypass; detail=bypass")
+    assert response.headers["Cache-Control"] == "private, no-store"
+
+
 class TestOtherMethods:
     def test_reach_the_app_with_body_and_query(self, site: t.Any, browse: t.Any) -> None:
         def echo(environ: dict[str, t.Any], start_response: t.Any) -> list[bytes]:

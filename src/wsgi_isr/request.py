@@ -15,15 +15,7 @@ from .key import MAX_KEY_LENGTH, Origin, PageKey, has_undeclared, is_ambiguous
 from .metadata import NOT_NOW, REDIRECTS, InvalidMetadata, prepare, read_metadata
 from .outcome import Kind, Outcome
 from .page import State, state_of
-from .passing import (
-    FALLBACK,
-    Discovery,
-    Passing,
-    deliver,
-    is_crawler,
-    not_found,
-    refreshing,
-)
+from .passing import FALLBACK, Discovery, Passing, deliver, is_crawler, not_found, refreshing
 from .process import Process
 from .refusals import Refusal, undeclared_vary
 from .render import Response, rendering
@@ -89,7 +81,7 @@ class Request:
         """Give a visitor the app's own answer, which is theirs alone where it could be a page."""
         self._process.counters.bypassed += 1
         always = False
-        if self._identify() is None:
+        if self._identify() in (None, "query"):
             rule = self.rule
             # Where only the rule makes it a page, the answer has no metadata.
             always = rule is not None and (rule.revalidate is not None or detail == "bypass")
