@@ -56,8 +56,6 @@ class Clock(t.NamedTuple):
 
 
 class Claim(t.NamedTuple):
-    """Of a lease, as long as it lasts."""
-
     token: str
     demanded: bool
 
@@ -171,11 +169,10 @@ class CachelibStore:
         epochs = self._sync()
         with self._lock:
             at = Number(epochs.lineage, epochs.changed)
-            if since.lineage == at.lineage and since.sequence >= epochs.floor:
-                found = epochs.since(since.sequence)
-                if len(found) <= protocol.MAX_HISTORY:
-                    return Changes(at, True, found)
-        return Changes(at, False, ())
+            is_near = since.lineage == at.lineage and since.sequence >= epochs.floor
+            found = epochs.since(since.sequence) if is_near else ()
+        complete = is_near and len(found) <= protocol.MAX_HISTORY
+        return Changes(at, complete, found if complete else ())
 
     # Pages.
 
@@ -276,9 +273,9 @@ class CachelibStore:
         else:
             self._entries.write(f"failure:{name}", failure, WEEK)
 
-    def failures(self) -> Iterator[tuple[str, Failure]]:
+    def failures(self) -> t.Any:
         if self._memory is None:
-            return t.cast("Iterator[tuple[str, Failure]]", self.records())
+            return self.records()
         found = ((name, self.failure(name)) for name in self._memory.names("failure:"))
         return ((name, failure) for name, failure in found if failure is not None)
 

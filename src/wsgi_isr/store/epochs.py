@@ -130,16 +130,13 @@ class Epochs:
 
     def last(self, labels: Sequence[str], path: str) -> Last:
         """The last invalidations of a page with these labels and this path."""
-        last = Last(self.floor)
-        for label in (*labels, *self._matching(path or "/")):
+        path, last = path or "/", Last(self.floor)
+        beginnings = range(len(path) + 1) if self._patterns else ()
+        groups = (list(self._patterns.get(path[:end], {}).items()) for end in beginnings)
+        matching = (label for group in groups for label, it in group if it.fullmatch(path))
+        for label in (*labels, *matching):
             last = last.later(self.labels.get(label, Last()))
         return last
-
-    def _matching(self, path: str) -> Iterator[str]:
-        for end in range(len(path) + 1) if self._patterns else ():
-            for label, pattern in list(self._patterns.get(path[:end], {}).items()):
-                if pattern.fullmatch(path):
-                    yield label
 
     def since(self, sequence: int) -> tuple[Invalidation, ...]:
         """The invalidations after a number, in their order."""
