@@ -9,6 +9,7 @@ python .ci/budgets.py [ROOT]
 from __future__ import annotations
 
 import ast
+import re
 import sys
 import tokenize
 from pathlib import Path
@@ -16,13 +17,16 @@ from pathlib import Path
 AIM_LINES = 6_500
 AIM_FILES = 40
 
-MAX_LINES = 14_600
-MAX_FILES = 61
-MAX_LINES_OF_A_FILE = 510
+MAX_LINES = 12_700
+MAX_FILES = 48
+MAX_LINES_OF_A_FILE = 400
 MAX_TESTS = 2.0  # times the lines of the source
 
-# Of src/wsgi_isr: what is shipped beside the library, and does not count.
-APART = ("django", "django.py", "status", "status.py", "testing", "testing.py")
+# What is shipped beside the library does not count, nor do the tests of that.
+APART = ("django", "status", "testing")
+TESTS_APART = re.compile(
+    r"browser|djangos|shelf|test_(django|flask_status|status|wagtail)|wagtails"
+)
 SUFFIXES = (".lua", ".py")
 
 NO_CODE = {
@@ -67,7 +71,9 @@ def main(root: str = ".") -> int:
     package = Path(root) / "src" / "wsgi_isr"
     every = files_of(package)
     source = {p: lines(p) for p in every if p.relative_to(package).parts[0] not in APART}
-    tests = sum(map(lines, files_of(Path(root) / "tests")))
+    folder = Path(root) / "tests"
+    names = {path: str(path.relative_to(folder)) for path in files_of(folder)}
+    tests = sum(lines(path) for path, name in names.items() if not TESTS_APART.match(name))
     total = sum(source.values())
     longest = max(source, key=source.__getitem__)
     over = [
