@@ -147,13 +147,13 @@ class Answer:
         # A page that expired while it was rendered goes out all the same.
         fresh, left, stale, change = window or (False, 0, 0, 0.0)
         own_control, own_cdn, purged = self._caching
-        age = max(0, int(now + offset - page.generated_at))
-        moment: tuple[Header, ...] = (("Age", str(age)),)
-        if not own_control:
+        moment: tuple[Header, ...]
+        if own_control:
+            moment = (("Age", str(max(0, int(now + offset - page.generated_at)))),)
+        else:
             # On demand only: a CDN that nobody purges would keep it.
             endless = page.metadata.revalidate is None and not purged
-            caching = _cache_headers(left, stale, endless, age if own_cdn else None)
-            moment = caching + moment if own_cdn else caching
+            moment = _cache_headers(left, stale, endless)[: 1 if own_cdn else 2]
         member = "isr; hit" if left is None else f"isr; hit; ttl={left}"
         moment = *moment, header("Cache-Status", self.statuses + member)
         whole, of_304 = self._lasting
@@ -172,9 +172,7 @@ class Answer:
 
 
 @functools.lru_cache(1024)
-def _cache_headers(
-    left: int | None, stale: int | None, endless: bool, age: int | None
-) -> tuple[Header, ...]:
+def _cache_headers(left: int | None, stale: int | None, endless: bool) -> tuple[Header, ...]:
     """What browsers and shared caches are told; see the contract of `ISRMiddleware`.
 
     Browsers always ask again. CDNs may keep a page as long as it is fresh, and no longer unless
@@ -183,13 +181,10 @@ def _cache_headers(
     :param left: seconds of freshness, 0 or negative for a stale page; ``None`` for ever.
     :param stale: seconds for which it may be served as a stale one; ``None`` for ever.
     :param endless: whether only a purge would end that.
-    :param age: seconds, where the app speaks to CDNs itself, so that the answer has an ``Age``.
     """
     seconds = 0 if endless else YEAR if left is None else max(0, left)
-    # Caches take an Age off (RFC 9111 section 4.2).
-    shared = seconds + age if seconds and age else seconds
-    control = ("Cache-Control", f"public, max-age=0, must-revalidate, s-maxage={shared}")
-    if endless or age is not None:
+    control = ("Cache-Control", f"public, max-age=0, must-revalidate, s-maxage={seconds}")
+    if endless:
         return (control,)
     window = YEAR if stale is None else min(stale, LONGEST)
     cdn = f"max-age={seconds}, stale-while-revalidate={window}"
