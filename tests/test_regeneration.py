@@ -107,7 +107,7 @@ class TestOneRender:
         first = start(visit, isr)
         steps.wait(1)
         waiting = visitors(other, 8)
-        wait_until(lambda: other.stats()["waiting"])
+        wait_until(lambda: other.stats()["waiting"] == 8)
         clock.advance(20)
         steps.release()
         assert {result(visitor).text for visitor in [first, *waiting]} == {"render 1"}
