@@ -100,12 +100,10 @@ class Record(t.NamedTuple):
 
 
 class Validity(t.NamedTuple):
-    """What invalidations have made of a page.
-
-    :param at: the number of the last invalidation of the store that this takes into account.
-    """
+    """What invalidations have made of a page."""
 
     invalidated: Invalidated
+    #: The number of the last invalidation of the store that this takes into account.
     at: Number
 
 
@@ -125,11 +123,9 @@ class Stored(t.NamedTuple):
 
 
 class Invalidation(t.NamedTuple):
-    """Pages with a label become stale, or expired.
+    """Pages with a label become stale, or expired."""
 
-    :param label: ``path:…``, ``host:…``, ``page:…``, ``tag:…`` or ``pattern:…``.
-    """
-
+    #: ``path:…``, ``host:…``, ``page:…``, ``tag:…`` or ``pattern:…``.
     label: str
     sequence: int
     expire: bool
@@ -184,12 +180,10 @@ class Lease(t.Protocol):
 
 
 class Wanted(t.NamedTuple):
-    """A page that waits to be rendered by a process of ``regenerate``.
-
-    :param data: what names it, as it was given to `Store.want`.
-    """
+    """A page that waits to be rendered by a process of ``regenerate``."""
 
     name: str
+    #: What names it, as it was given to `Store.want`.
     data: bytes
 
 
