@@ -174,12 +174,13 @@ local function name_of(member)
     return string.match(member, '^n(.*)$') or string.match(member, '%z(.*)$')
 end
 
--- A page with its last invalidations and one more field; nothing where it is missing or damaged.
+-- A page: its last invalidations, its last use and one more field; nothing where it is missing or
+-- damaged.
 local function page_at(name, field)
-    local got = call('HMGET', key_of(name), 'meta', 'stale', 'expired', 'head', field)
+    local got = call('HMGET', key_of(name), 'meta', 'stale', 'expired', 'head', 'used', field)
     local meta = meta_of(got[1])
-    if meta and got[4] and got[5] then
-        return {got[1], last_of(meta, got[2], got[3]), got[4], got[5]}
+    if meta and got[4] and got[6] then
+        return {got[1], last_of(meta, got[2], got[3]), got[4], tonumber(got[5]) or 0, got[6]}
     end
 end
 
@@ -226,7 +227,7 @@ function ordered.list(from, to, limit)
         local page = page_at(name, 'used')
         if page then
             local size = #page[3] + redis.call('HSTRLEN', key_of(name), 'body')
-            rows[#rows + 1] = {name, page[1], page[2], page[3], tonumber(page[4]) or 0, size}
+            rows[#rows + 1] = {name, page[1], page[2], page[3], page[4], size}
         else
             redis.pcall('UNLINK', key_of(name))
             redis.pcall('ZREM', pages, member)

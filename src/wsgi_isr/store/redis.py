@@ -168,8 +168,11 @@ class RedisStore:
 
     def get(self, name: str) -> Stored | None:
         found, order = self._order("get", name)
-        record = found and _record(name, found[0], *found[2:])
-        return record and Stored(record, self._validity(record, found[1], order))
+        if not found:
+            return None
+        meta, labels, head, used, body = found
+        record = _record(name, meta, head, body)
+        return record and Stored(record, self._validity(record, labels, order), used / 1000)
 
     def put(self, record: Record) -> Validity | None:
         if len(record.body) > MAX_BODY:
