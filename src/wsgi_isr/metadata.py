@@ -94,15 +94,19 @@ def check_expire(expire: object, revalidate: int | t.Literal[False] | None) -> N
         raise ValueError(f"expire ({expire}) must be at least revalidate ({revalidate})")
 
 
-def check_list(name: str, value: object, example: str) -> tuple[t.Any, ...]:
-    """What is listed.
-
+def check_iterable(name: str, value: object, example: str) -> Iterable[t.Any]:
+    """
     :raises TypeError: for a string, or for anything else that is not a list, with the remedy.
     """
     if isinstance(value, str | bytes) or not isinstance(value, Iterable):
         shown = value if isinstance(value, str) else example
         raise TypeError(f"{name} takes a list, as in [{shown!r}], not {value!r}")
-    return tuple(value)
+    return value
+
+
+def check_list(name: str, value: object, example: str) -> tuple[t.Any, ...]:
+    """What is listed; the same error for what is no list."""
+    return tuple(check_iterable(name, value, example))
 
 
 def check_tags(tags: Iterable[str], limit: int | None = MAX_TAGS) -> tuple[str, ...]:

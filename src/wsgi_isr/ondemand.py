@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from . import signals
 from .explain import Lookup, Named, label_of, parse
 from .key import PageKey, canonical_query, page_label
-from .metadata import GONE, check_list, check_tags
+from .metadata import GONE, check_iterable, check_tags
 from .outcome import Kind
 from .page import Invalidated
 from .refusals import remedy_of
@@ -291,7 +291,7 @@ class OnDemand(Lookup):
     # Ahead of the visitors.
 
     def prerender(self, paths: Iterable[str], workers: int | None) -> Iterator[Result]:
-        check_list("paths", paths, "/")
+        paths = check_iterable("paths", paths, "/")
         jobs = (job for path in paths for job in self._ahead(path))
         return _in_parallel(jobs, check_workers(workers))
 
