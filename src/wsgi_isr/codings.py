@@ -22,7 +22,7 @@ PREFERENCE = ("zstd", "br", "gzip")
 _MIN_LENGTH = 500
 _COMPRESSIBLE = re.compile(
     r"text/.*|.*\+(?:json|xml)|application/(?:javascript|json|wasm|xml|x-ndjson)"
-    r"|application/vnd\.ms-fontobject|font/[ot]tf|image/(?:bmp|x-icon)"
+    r"|application/vnd\.ms-fontobject|font/(?:otf|ttf)|image/(?:bmp|x-icon)"
 )
 
 
