@@ -6,6 +6,8 @@ import pytest
 from wagtails import OTHER, PATHS, Shelf
 from wagtails import shelf as shelf
 
+pytestmark = pytest.mark.processes
+
 ALL = {*PATHS, OTHER}
 SITE = {*PATHS}
 STRING = {"/", "/text/", "/text/string/"}
@@ -233,7 +235,8 @@ class TestAPage:
     def test_is_served_while_the_database_is_away(self, shelf: Shelf) -> None:
         shelf.get("/text/")
         # A query that nobody has sent yet, so the rule is asked for.
-        assert shelf.do("without_a_database('/text/?utm_source=new')") == "isr; hit; ttl=3600"
+        status = shelf.do("without_a_database('/text/?utm_source=new')")
+        assert status.startswith("isr; hit; ttl=3")
 
     def test_belongs_to_its_site(self, shelf: Shelf) -> None:
         for _ in range(2):
