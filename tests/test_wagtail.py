@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from wagtails import OTHER, PATHS, Shelf
 from wagtails import shelf as shelf
@@ -236,7 +238,7 @@ class TestAPage:
         shelf.get("/text/")
         # A query that nobody has sent yet, so the rule is asked for.
         status = shelf.do("without_a_database('/text/?utm_source=new')")
-        assert status.startswith("isr; hit; ttl=3")
+        assert re.fullmatch("isr; hit; ttl=3(600|59[0-9])", status)
 
     def test_belongs_to_its_site(self, shelf: Shelf) -> None:
         for _ in range(2):
