@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib
+import os
 import re
 import shutil
+import subprocess
 import sys
 import typing as t
 from pathlib import Path
@@ -32,11 +35,19 @@ def example() -> t.Iterator[None]:
         del sys.modules[name]
 
 
-@pytest.fixture(scope="module")
-def filled(example: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database after the first start of the blog."""
-    path = tmp_path_factory.mktemp("blog") / "blog.db"
-    module("blog").create_app({"DATABASE": path, "ISR_CACHE": "memory://"})
+@pytest.fixture(scope="session")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database after the first start of the blog, made once for all processes of the tests."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    path = folder / "blog.db"
+    with (folder / "blog.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            start = "import blog, sys; blog.create_app({'DATABASE': sys.argv[1]})"
+            subprocess.run([sys.executable, "-c", start, f"{path}.new"], cwd=EXAMPLE, check=True)
+            Path(f"{path}.new").rename(path)
     return path
 
 

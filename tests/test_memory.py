@@ -73,14 +73,14 @@ class TestBound:
     def test_holds_for_small_pages_and_the_requests_that_find_them(
         self, site: Site, make: Make
     ) -> None:
-        isr = make(memory_size=2**20, query=["q"])
-        for number in range(1500):
+        isr = make(memory_size=2**19, query=["q"])
+        for number in range(750):
             site.page(f"/{number}", f"{number}", tags=[f"tag {number}"])
             for query in ("", "?utm=1", "?q=" + "x" * 50):
                 visit(isr, f"/{number}{query}")
         memory = isr._here().pages.memory
-        assert 100 < len(memory) < 1500
-        assert real_size(memory) <= 1.1 * 2**20
+        assert 50 < len(memory) < 750
+        assert real_size(memory) <= 1.1 * 2**19
 
     def test_of_zero_keeps_nothing(self, site: Site, make: Make, files: str) -> None:
         site.page("/")

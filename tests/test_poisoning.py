@@ -208,7 +208,7 @@ UNPOISONED = clean(ISRMiddleware(mirror, "memory://"))
     st.booleans(),
     st.sampled_from([None, "invalidate", "expire"]),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_no_request_whatsoever_leaves_a_trace(
     attacks: list[dict[str, t.Any]], declared: bool, first: str | None
 ) -> None:

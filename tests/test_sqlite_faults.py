@@ -224,7 +224,7 @@ class TestDamage:
         before = descriptors()
         work = in_memory / "flipped"
         work.mkdir(0o700)
-        for turn in range(3000):
+        for turn in range(1000):
             place = chance.choice(live) if turn % 2 else chance.randrange(len(content))
             if 60 <= place < 64:
                 # The number of the version: a file of a newer one is left alone.
