@@ -1,6 +1,7 @@
 """Prints each dependency of an extra at its lower bound, as constraints for pip.
 
-    python .ci/lowest.py test > lowest.txt && pip install --constraint lowest.txt '.[test]'
+    python .ci/lowest.py test-core > lowest.txt
+    pip install --constraint lowest.txt '.[test-core]'
 
 A bound that was never released fails there; one without a bound fails here.
 """
