@@ -19,7 +19,6 @@ from .codings import PREFERENCE, is_compressible
 from .key import Origin, PageKey
 from .metadata import Header, header, tags_value
 from .page import Page, window_of
-from .rules import Rule
 from .store.memory import Entry
 
 if t.TYPE_CHECKING:
@@ -68,7 +67,6 @@ class Answer:
         "key",
         "last_modified",
         "origin",
-        "rule",
         "since",
         "status",
         "statuses",
@@ -86,7 +84,7 @@ class Answer:
     is_fresh: bool
 
     def __init__(
-        self, entry: Entry, coding: str, rule: Rule | None, tags_header: str | None, purged: bool
+        self, entry: Entry, coding: str, tags_header: str | None, purged: bool
     ) -> None:
         page = entry.page
         own = {name.lower(): value for name, value in page.headers}
@@ -106,7 +104,7 @@ class Answer:
             vary = "Accept-Encoding", *vary
         if vary:
             headers.append(header("Vary", ", ".join(vary)))
-        self.entry, self.rule = entry, rule
+        self.entry = entry
         self.status, self.body = page.status, page.bodies[coding]
         #: The headers that last as long as the page, of the whole answer and of a 304.
         self._lasting = headers, [it for it in headers if it[0].lower() in _NOT_MODIFIED]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import typing as t
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from .key import Origin, Origins, PageKey, has_undeclared, is_ambiguous
@@ -86,7 +86,7 @@ class Named(t.NamedTuple):
     path: str
     query_string: str
     stored: Sequence[Listed] = ()
-    pages: Mapping[PageKey, Rule | None] = {}
+    pages: Sequence[PageKey] = ()
 
     @property
     def label(self) -> str:

@@ -21,7 +21,6 @@ from .outcome import Kind
 from .page import Invalidated
 from .refusals import remedy_of
 from .render import RenderError, current_origin, rendering
-from .rules import Rule
 from .signals import fields
 from .store.protocol import Number, StoreError
 
@@ -157,19 +156,19 @@ class OnDemand(Lookup):
     def _requested(self, path: str, only_generated: bool) -> Named:
         """The pages that a path means: on its host, and whatever variants of it are stored."""
         config, named = self._config, self._named(path)
-        pages: dict[PageKey, Rule | None] = {}
+        pages: list[PageKey] = []
         for key in (listed.page.key for listed in named.stored):
             if named.host in (None, key.host) and config.is_canonical(key):
-                rule = config.rule_of(key)
-                if key.query == canonical_query(named.query_string, config.parameters(rule)):
-                    pages[key] = rule
+                declared = config.parameters(config.rule_of(key))
+                if key.query == canonical_query(named.query_string, declared):
+                    pages.append(key)
         if named.place is not None or not (pages or only_generated):
             own = self._variants(named)
-            if not only_generated or self._pages.find(next(iter(own)), self._clock()) is not None:
-                pages = own | pages
-        return named._replace(pages=dict(itertools.islice(pages.items(), MAX_VARIANTS)))
+            if not only_generated or self._pages.find(own[0], self._clock()) is not None:
+                pages = list(dict.fromkeys(own + pages))
+        return named._replace(pages=pages[:MAX_VARIANTS])
 
-    def _variants(self, named: Named) -> dict[PageKey, Rule | None]:
+    def _variants(self, named: Named) -> list[PageKey]:
         """The page that a path names, and its declared variants.
 
         :raises ValueError: where no host is known, or a rule excludes it.
@@ -178,7 +177,7 @@ class OnDemand(Lookup):
         if excluded:
             raise ValueError(f"{named.asked!r} has no page: a rule of None excludes it")
         found = () if rule is None else itertools.islice(rule.all_variants(), MAX_VARIANTS)
-        return dict.fromkeys([key, *(key._replace(vary=vary) for vary in found)], rule)
+        return list(dict.fromkeys([key, *(key._replace(vary=vary) for vary in found)]))
 
     def _demanded(self, named: Named, key: PageKey, after: Number) -> tuple[str, Result]:
         # A page of an earlier build is one, too; by now this call has expired it.
@@ -187,7 +186,7 @@ class OnDemand(Lookup):
             and listed.invalidated is not Invalidated.EXPIRED
             for listed in named.stored
         )
-        result = self._render(key, named.pages[key], after, was_page)
+        result = self._render(key, after, was_page)
         if result.error is None:
             url, status = result.url, result.status
             signals.send(signals.page_revalidated, self._config.middleware, url=url, status=status)
@@ -196,19 +195,19 @@ class OnDemand(Lookup):
     def _render(
         self,
         key: PageKey,
-        rule: Rule | None,
         after: Number | None = None,
         was_page: bool = False,
     ) -> Result:
         """A page rendered after an invalidation; or ahead of its visitors, unless it is fresh."""
         reason = "prerender" if after is None else "revalidate"
         try:
-            found = self._process.renders.get(key, rule, reason, only_fresh=True, after=after)
+            found = self._process.renders.get(key, reason, only_fresh=True, after=after)
         except RenderError as error:
             return Result(key.url, None, error, "failed")
         found.discard()
         if found.stored:
             self._process.not_pages.discard(key)
+            rule = self._config.rule_of(key)
             if rule is not None and rule.fallback != "blocking":
                 # It exists, whatever is evicted later.
                 path, pages = key.full_path or "/", self._pages
@@ -301,9 +300,9 @@ class OnDemand(Lookup):
         except ValueError as error:
             yield functools.partial(Result, str(path), None, error, "failed")
             return
-        for key, rule in variants.items():
+        for key in variants:
             if self._may_render:
-                yield functools.partial(self._render, key, rule)
+                yield functools.partial(self._render, key)
             else:
                 yield functools.partial(Result, key.url, None, None, "skipped")
 

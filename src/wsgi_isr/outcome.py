@@ -21,7 +21,6 @@ from .metadata import is_sound
 from .metrics import Counters
 from .refusals import Refusal
 from .render import RenderError, Response
-from .rules import Rule
 from .signals import fields
 from .store.memory import Entry
 from .store.pages import Pages
@@ -156,7 +155,6 @@ class Flight:
     """
 
     key: PageKey
-    rule: Rule | None
     reason: str
     is_successor: bool = False
     follows: Flight | None = None

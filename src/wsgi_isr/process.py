@@ -30,7 +30,6 @@ from .metrics import PERIODS, SERVED, Counters, beginning
 from .outcome import Failures
 from .page import Codec, parse_key
 from .renders import Renders
-from .rules import Rule
 from .store.memory import Fingerprint, is_long
 from .store.opening import Opener
 from .store.pages import Pages
@@ -309,8 +308,7 @@ class Process:
             key = None if payload is None else parse_key(json.loads(payload))
             # Anybody who can write to the store can ask for anything.
             if key is not None and self.config.is_canonical(key):
-                rule = self.config.rule_of(key)
-                self.renders.get(key, rule, "stale", only_fresh=True).discard()
+                self.renders.get(key, "stale", only_fresh=True).discard()
         except (ValueError, TypeError, RecursionError):
             pass
         finally:
@@ -351,19 +349,13 @@ class NotPages:
             return None
         return found.detail
 
-    def add(
-        self, key: PageKey, rule: Rule | None, detail: str, fingerprint: Fingerprint | None = None
-    ) -> None:
-        """Remember a URL, unless it may be no page for one visitor alone.
+    def add(self, key: PageKey, detail: str, fingerprint: Fingerprint | None = None) -> None:
+        """Remember a URL.
 
-        :param rule: by which it is none.
         :param fingerprint: of requests that pass without being parsed from now on, unless there is
             more to say than that its answer has no metadata.
         """
         by_url, hits = self._config.rules.by_url, self._pages.memory.hits
-        if not by_url and self._config.rule_of(key) != rule:
-            # What one visitor's headers made of the rules says nothing of others.
-            return
         # A new object each time, so that no fingerprint holds longer, or for another reason.
         self.discard(key)
         if len(self._urls) >= MAX_NOT_PAGES:

@@ -56,7 +56,7 @@ def remedy_of(reason: str) -> str | None:
 
 
 def judge(
-    config: Config, key: PageKey, rule: Rule | None, previous: Page | None, response: Response
+    config: Config, key: PageKey, previous: Page | None, response: Response
 ) -> Page | Refusal:
     """The page that a response makes, or why the app has decided that it is none.
 
@@ -79,7 +79,7 @@ def judge(
             raise unsound
     if response.detail == "stream":
         return Refusal("stream")
-    location = next(iter(_values(headers, "location")), None)
+    rule, location = config.rule_of(key), next(iter(_values(headers, "location")), None)
     if code in REDIRECTS and _leads_to(key, location, config.parameters(rule)):
         return Refusal("redirect", location or "")
     said = rule or Rule()

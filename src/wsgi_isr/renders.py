@@ -26,7 +26,6 @@ from .outcome import MAX_BACK_OFF, Failures, Flight, Kind, Outcome, traced
 from .page import Codec, Invalidated, Page, State, state_of
 from .refusals import Refusal, judge
 from .render import RenderError, RenderTimeout, render, rendering
-from .rules import Rule
 from .signals import fields
 from .store.memory import Entry
 from .store.pages import Pages
@@ -59,7 +58,7 @@ class Renders:
     _failures: Failures
     _background: Background
     _clock: Callable[[], float]
-    _on_no_page: Callable[[PageKey, Rule | None, str], object]
+    _on_no_page: Callable[[PageKey, str], object]
     #: The pages that requests wait for now, one for each request.
     waiting: list[PageKey] = field(default_factory=list)
     _flights: dict[PageKey, Flight] = field(default_factory=dict)
@@ -76,7 +75,6 @@ class Renders:
     def get(
         self,
         key: PageKey,
-        rule: Rule | None,
         reason: str,
         *,
         only_fresh: bool = False,
@@ -94,7 +92,7 @@ class Renders:
         deadline = time.monotonic() + 2 * self._config.render_timeout
         collapsed = False
         while True:
-            flight, leads = self._join(key, rule, reason)
+            flight, leads = self._join(key, reason)
             if leads:
                 if flight.follows is not None:
                     flight.follows.done.wait(self._remaining(flight.follows))
@@ -109,16 +107,16 @@ class Renders:
             if found is not None and self._serves(found, flight, accept, after):
                 return found.shared()._replace(collapsed=True)
             if found is not None and found.kind is Kind.UNSTORED and after is None:
-                return self.alone(key, rule, reason)
+                return self.alone(key, reason)
             if time.monotonic() > deadline:
                 error = RenderTimeout(
                     f"no render within render_timeout ({self._config.render_timeout} seconds)"
                 )
                 return Outcome(Kind.FAILED, error=error)
 
-    def alone(self, key: PageKey, rule: Rule | None, reason: str) -> Outcome:
+    def alone(self, key: PageKey, reason: str) -> Outcome:
         """A render for one visitor, to whom the answer is sent block by block: nobody waits."""
-        flight = Flight(key, rule, reason)
+        flight = Flight(key, reason)
         flight.number = self._pages.number()
         return traced(flight, lambda: self._attempt(flight, None))
 
@@ -143,7 +141,7 @@ class Renders:
         finally:
             self.waiting.remove(flight.key)
 
-    def _join(self, key: PageKey, rule: Rule | None, reason: str) -> tuple[Flight, bool]:
+    def _join(self, key: PageKey, reason: str) -> tuple[Flight, bool]:
         """The flight that a request takes part in, and whether it leads it."""
         with self._lock:
             flight = self._flights.get(key)
@@ -152,7 +150,7 @@ class Renders:
                 flight = None
             if flight is not None and not self._is_outdated(flight):
                 return flight, False
-            new = self._flights[key] = Flight(key, rule, reason, flight is not None)
+            new = self._flights[key] = Flight(key, reason, flight is not None)
             new.follows = flight if flight is not None and flight.is_successor else None
             new.began = time.monotonic()
             return new, True
@@ -240,7 +238,7 @@ class Renders:
 
     # Nobody waits.
 
-    def start(self, key: PageKey, rule: Rule | None, entry: Entry | None) -> None:
+    def start(self, key: PageKey, entry: Entry | None) -> None:
         """Have a page rendered after the answer, unless that is under way or was just tried.
 
         :param entry: the stale page; ``None`` for a page that is not stored.
@@ -254,7 +252,7 @@ class Renders:
                     # The threads may hang by now, and did not when it was submitted.
                     self._background.provide()
                 return
-            flight = self._flights[key] = Flight(key, rule, "miss" if entry is None else "stale")
+            flight = self._flights[key] = Flight(key, "miss" if entry is None else "stale")
         if not self._background.submit(lambda: self._run(flight, entry)):
             # Too much waits; the next visitor asks again.
             with self._lock:
@@ -275,7 +273,7 @@ class Renders:
             outcome.discard()
             if outcome.kind is Kind.NOT_A_PAGE or outcome.detail == "too-large":
                 # Otherwise a visitor who gets a shell would get it again and again.
-                self._on_no_page(flight.key, flight.rule, outcome.detail)
+                self._on_no_page(flight.key, outcome.detail)
         elif entry is not None:
             entry.retry_at = self._clock() + ELSEWHERE
 
@@ -322,7 +320,7 @@ class Renders:
             )
             text, millis = "rendered %s %s in %.0f ms (%s)", 1000 * seconds
             logger.debug(text, key.url, response.code, millis, reason, extra=extra)
-            made = judge(self._config, key, flight.rule, before, response)
+            made = judge(self._config, key, before, response)
         except BaseException as raised:
             return self._failures.failed(flight, previous, raised, response)
         if isinstance(made, Refusal):

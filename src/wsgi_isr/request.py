@@ -137,7 +137,7 @@ class Request:
             # A visitor who gets a shell again and again never learns that the render fails.
             if process.failures.find(self._key.name) is None:
                 process.counters.misses += 1
-                process.renders.start(self._key, self.rule, None)
+                process.renders.start(self._key, None)
                 self.has_asked = True
                 start = refreshing(self._start_response)
                 shell = Passing(start, self.origin, FALLBACK, always=True)
@@ -190,7 +190,7 @@ class Request:
         body = entry.page.bodies[coding]
         answer: Answer | None = next((it for it in entry.hits if it.body is body), None)
         if answer is None:
-            answer = Answer(entry, coding, self.rule, config.tags_header, config.cdn_purged)
+            answer = Answer(entry, coding, config.tags_header, config.cdn_purged)
             # They refer to each other, so a page that is not kept would linger.
             if process.pages.memory.get(self._key) is entry:
                 entry.hits += (answer,)
@@ -209,7 +209,7 @@ class Request:
 
     def _send_stale(self, answer: Answer, entry: Entry) -> Iterable[bytes]:
         self._process.counters.stale_hits += 1
-        self._process.renders.start(entry.page.key, answer.rule, entry)
+        self._process.renders.start(entry.page.key, entry)
         return self._after(send(self._environ, self._start_response, answer))
 
     def _after(self, answer: Iterable[bytes]) -> Iterable[bytes]:
@@ -226,7 +226,7 @@ class Request:
             return self._pass()
         self.has_asked = True
         reason = "miss" if forward == "uri-miss" else "stale"
-        outcome = self._process.renders.get(self._key, self.rule, reason)
+        outcome = self._process.renders.get(self._key, reason)
         return self._serve_outcome(outcome, forward)
 
     def _serve_outcome(self, outcome: Outcome, forward: str = "uri-miss") -> Iterable[bytes]:
@@ -239,7 +239,7 @@ class Request:
         self._process.counters.misses += 1
         member = miss(outcome.detail or "error", forward)
         if outcome.kind in (Kind.NOT_A_PAGE, Kind.UNSTORED):
-            self._remember_no_page(outcome.detail)
+            self._process.not_pages.add(self._key, outcome.detail, self._fingerprint)
         if outcome.kind is Kind.NOT_A_PAGE:
             return self._pass(member, always=True)
         if outcome.response is None:
@@ -254,12 +254,15 @@ class Request:
         if detail == "too-large" and self.rule is not None:
             # The app sees only canonical requests for a declared URL, and nobody waits here.
             self.has_asked = True
-            return self._serve_outcome(process.renders.alone(self._key, self.rule, "miss"))
+            return self._serve_outcome(process.renders.alone(self._key, "miss"))
         process.counters.misses += 1
         return self._pass(miss(detail), always=self.rule is not None)
 
     def _remember_no_page(self, detail: str) -> None:
-        self._process.not_pages.add(self._key, self.rule, detail, self._fingerprint)
+        config, key = self._config, self._key
+        # What one visitor's headers made of the rules says nothing of others.
+        if config.rules.by_url or config.rule_of(key) == self.rule:
+            self._process.not_pages.add(key, detail, self._fingerprint)
 
     # The visitor's own request goes to the app.
 
@@ -304,7 +307,7 @@ class Request:
                 process.failures.reject(self._key, refused)
                 detail = refused.detail
             else:
-                outcome = process.renders.get(self._key, None, "miss")
+                outcome = process.renders.get(self._key, "miss")
                 if outcome.entry is not None or outcome.kind is Kind.UNSTORED:
                     process.not_pages.discard(self._key)
                     first.discard()
