@@ -8,7 +8,7 @@ import typing as t
 from urllib.parse import quote, unquote, urlencode, urlsplit
 
 import pytest
-from answers import BOTH, run
+from answers import BOTH, PLAIN, answer, run
 from conftest import status_of
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -218,6 +218,23 @@ class TestAmbiguousPaths:
             assert ("Cache-Status", "isr; fwd=uri-miss; detail=path") in sent.headers
         assert site.renders() == 0
         assert list(isr.pages()) == []
+
+    @pytest.mark.parametrize("rules", [{"/x/**": 60}, {"/x/**": None}, None])
+    @pytest.mark.parametrize(
+        ("sent", "detail"), [({"PATH_INFO": "/x//y"}, "path"), ({"HTTP_HOST": "evil"}, "host")]
+    )
+    def test_of_declared_urls_they_are_their_visitors_alone_as_those_of_other_hosts(
+        self, site: t.Any, make: t.Any, rules: t.Any, sent: t.Any, detail: str
+    ) -> None:
+        site.answers["/x/y"] = site.answers["/x//y"] = answer()
+        isr = make(rules=rules, trusted_hosts=["localhost"])
+        headers = run(isr, "/x/y", **sent).headers
+        declared = rules is not None and None not in rules.values()
+        marks = [
+            ("Cache-Control", "private, no-store"),
+            ("Cache-Status", f"isr; fwd=uri-miss; detail={detail}"),
+        ]
+        assert headers == [PLAIN, *(marks if declared else ())]
 
     def test_a_dot_segment_across_the_mount_point_is_one(self, site: t.Any, make: t.Any) -> None:
         site.page("/x")

@@ -461,6 +461,16 @@ def test_an_exception_of_our_own_is_logged_and_the_app_answers(
     assert "the request goes to the app" in caplog.text
 
 
+def test_an_exception_before_the_app_is_rendered_is_logged_and_the_app_answers(
+    site: t.Any, browse: t.Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.page("/x", lambda environ: environ.get("wsgi_isr.reason", "own"))
+    client = browse(rules={"/x": Rule()})
+    monkeypatch.setattr("wsgi_isr.renders.Renders._lease", lambda *args: 1 / 0)
+    response = client.get("/x")
+    assert (response.text, status_of(response)) == ("own", "isr; fwd=bypass; detail=error")
+
+
 def test_an_exception_behind_a_hit_is_logged_and_costs_no_answer(
     site: t.Any,
     browse: t.Any,

@@ -1,4 +1,4 @@
-"""What a site says of URLs before the app is asked: `Rule`, path patterns, ``bypass``."""
+"""What a site says of URLs before the app is asked: `Rule` and path patterns."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import typing as t
 
 import pytest
-from answers import BOTH, PLAIN, answer, page, run
+from answers import PLAIN, answer, page, run
 from conftest import status_of
 
 from wsgi_isr import ISRMiddleware, Rule, page_headers
@@ -204,14 +204,15 @@ class TestExcluded:
         assert isinstance(result.error, ValueError) and result.outcome == "failed"
         isr.close()
 
-    def test_urls_pass_untouched(self, site: t.Any, browse: t.Any) -> None:
+    @pytest.mark.parametrize("more", [{}, {"enabled": False}, {"bypass": ["member"]}])
+    def test_urls_pass_untouched(self, site: t.Any, browse: t.Any, more: t.Any) -> None:
         site.answers["/admin/x"] = site.answers["/x"] = page(("Set-Cookie", "a=1"))
-        client = browse(rules={"/admin/**": None, "/**": 60})
+        client = browse(rules={"/admin/**": None, "/**": 60}, **more)
         for _ in range(2):
-            response = client.get("/admin/x")
-            assert list(response.headers) == [PLAIN, ("Set-Cookie", "a=1")]
+            sent = run(client.isr, "/admin/x", HTTP_COOKIE="member=1")
+            assert sent.headers == [PLAIN, ("Set-Cookie", "a=1")]
             assert "wsgi_isr.reason" not in site.environs[-1]
-            assert status_of(client.get("/x")) == "isr; fwd=uri-miss; detail=set-cookie"
+            assert status_of(client.get("/x")) != ""
 
 
 class TestUndeclared:
@@ -250,68 +251,8 @@ class TestUndeclared:
         assert client.get("/x?page=2&q=x").text == "page=2"
 
 
-class TestBypass:
-    """Who always gets the app's own answer, which is never stored."""
-
-    BYPASS: t.ClassVar = {
-        "names": ["sessionid", "other"],
-        "callable": lambda environ: "sessionid=" in environ.get("HTTP_COOKIE", ""),
-    }
-
-    @pytest.fixture(params=BYPASS.values(), ids=BYPASS)
-    def isr(self, request: pytest.FixtureRequest, site: t.Any, make: t.Any) -> t.Any:
-        site.page("/x", lambda environ: environ.get("HTTP_COOKIE", "anonymous"))
-        site.answers["/y"] = site.answers["/declared"] = answer()
-        return make(bypass=request.param, rules={"/declared": Rule(revalidate=60)})
-
-    @pytest.mark.parametrize("cold", [True, False])
-    def test_gets_the_apps_own_answer(self, isr: t.Any, cold: bool) -> None:
-        if not cold:
-            run(isr)
-        for cookies in ("sessionid=1", "a=b; sessionid=2"):
-            sent = run(isr, HTTP_COOKIE=cookies)
-            headers = dict(sent.headers)
-            assert sent.body.decode() == cookies
-            assert headers["Cache-Status"] == "isr; fwd=bypass; detail=bypass"
-            assert headers["Cache-Control"] == "private, no-store"
-        for _ in range(2):
-            assert run(isr).body == b"anonymous"
-
-    @pytest.mark.parametrize("cookies", ["xsessionid=1", "a=sessionid", "sessionids=1", ""])
-    def test_is_for_those_who_are_named_alone(self, site: t.Any, make: t.Any, cookies: str) -> None:
-        site.page("/x", lambda environ: environ.get("HTTP_COOKIE", "anonymous"))
-        isr = make(bypass=["sessionid"], rules={"/x": Rule()})
-        assert run(isr, HTTP_COOKIE=cookies).body == b"anonymous"
-
-    def test_leaves_what_is_no_page_untouched(self, isr: t.Any) -> None:
-        for _ in range(2):
-            assert run(isr, "/y", HTTP_COOKIE="sessionid=1").headers == [PLAIN]
-            headers = dict(run(isr, "/declared", HTTP_COOKIE="sessionid=1").headers)
-            assert headers["Cache-Status"] == "isr; fwd=bypass; detail=bypass"
-            assert headers["Cache-Control"] == "private, no-store"
-
-    @BOTH
-    def test_by_a_callable_that_raises_is_for_all(
-        self, site: t.Any, browse: t.Any, caplog: pytest.LogCaptureFixture, rules: t.Any
-    ) -> None:
-        site.page("/x", lambda environ: environ.get("wsgi_isr.reason", "own"))
-        client = browse(bypass=lambda environ: environ["no such"], rules=rules)
-        assert client.get("/x").text == "own"
-        assert "bypass" in caplog.text
-
-    def test_of_an_adapter_that_raises_is_for_its_visitor(self, site: t.Any, make: t.Any) -> None:
-        """Also where the page would be a hit."""
-        site.page("/x", lambda environ: environ.get("wsgi_isr.reason", "own"))
-        isr = make()
-        isr.set_bypass(lambda environ: None if environ["HTTP_COOKIE"] else "draft")
-        for _ in range(2):
-            assert run(isr, HTTP_COOKIE="a=1").body == b"miss"
-            assert run(isr).body == b"own"
-
-    @pytest.mark.parametrize("wrong", ["sessionid", [5], [""]])
-    def test_takes_names_or_a_callable(self, wrong: t.Any) -> None:
-        with pytest.raises(TypeError, match="bypass"):
-            ISRMiddleware(plain, "memory://", bypass=wrong)
+def of_visitors(environ: dict[str, t.Any]) -> Rule | None:
+    return None if "HTTP_X_MEMBER" in environ else Rule(revalidate=60, expire=120)
 
 
 class TestCallableRules:
@@ -325,14 +266,31 @@ class TestCallableRules:
         assert status_of(client.get("/a.txt")) == ""
 
     def test_of_one_visitor_are_not_remembered_for_others(self, make: t.Any) -> None:
-        def rules(environ: dict[str, t.Any]) -> Rule | None:
-            return None if "HTTP_COOKIE" in environ else Rule(revalidate=60)
-
-        isr = make(app=plain, rules=rules)
+        isr = make(app=plain, rules=of_visitors)
         for _ in range(2):
-            assert run(isr, HTTP_COOKIE="a=1").body == b"visitor"
+            assert run(isr, HTTP_X_MEMBER="1").body == b"visitor"
         for _ in range(2):
             assert run(isr).body == b"miss"
+
+    @pytest.mark.parametrize("age", [61, 121])
+    def test_a_visitor_without_a_rule_withdraws_no_page(
+        self, site: t.Any, browse: t.Any, clock: t.Any, age: int
+    ) -> None:
+        site.answers["/x"] = answer()
+        client = browse(rules=of_visitors)
+        client.get("/x")
+        clock.advance(age)
+        client.get("/x", headers={"X-Member": "1"})
+        client.isr.close()
+        assert status_of(client.get("/x")) == "isr; hit; ttl=60"
+
+    def test_a_visitor_with_a_rule_makes_no_page(self, site: t.Any, browse: t.Any) -> None:
+        site.answers["/x"] = answer()
+        client = browse(rules=lambda environ: Rule(60) if "HTTP_X_MEMBER" in environ else None)
+        for _ in range(2):
+            response = client.get("/x", headers={"X-Member": "1"})
+            assert status_of(response) == "isr; fwd=uri-miss; detail=no-metadata"
+            assert list(client.get("/x").headers) == [PLAIN]
 
     @pytest.mark.parametrize("wrong", [60, {}, ZeroDivisionError()], ids=repr)
     def test_that_go_wrong_are_logged_and_the_request_goes_on(

@@ -83,9 +83,7 @@ class Answer:
     #: Whether there is nothing to do but to send it. A stale page is to be rendered, too.
     is_fresh: bool
 
-    def __init__(
-        self, entry: Entry, coding: str, tags_header: str | None, purged: bool
-    ) -> None:
+    def __init__(self, entry: Entry, coding: str, tags_header: str | None, purged: bool) -> None:
         page = entry.page
         own = {name.lower(): value for name, value in page.headers}
         left_out = {"etag", "cache-status"} | (_DIGESTS if coding != "identity" else set())
@@ -180,7 +178,7 @@ def _cache_headers(left: int | None, stale: int | None, endless: bool) -> tuple[
     :param stale: seconds for which it may be served as a stale one; ``None`` for ever.
     :param endless: whether only a purge would end that.
     """
-    seconds = 0 if endless else YEAR if left is None else max(0, left)
+    seconds = 0 if endless else YEAR if left is None else min(max(0, left), LONGEST)
     control = ("Cache-Control", f"public, max-age=0, must-revalidate, s-maxage={seconds}")
     if endless:
         return (control,)

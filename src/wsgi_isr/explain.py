@@ -8,7 +8,7 @@ import typing as t
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from .key import Origin, Origins, PageKey, has_undeclared, is_ambiguous
+from .key import Origin, Origins, PageKey, are_trackers, is_ambiguous, undeclared
 from .listing import Inspection, call_row, info_of, millis, moment, span
 from .metadata import REDIRECTS
 from .outcome import refusal_name
@@ -177,8 +177,8 @@ class Lookup(Inspection):
                 **(self._invalidation(entry) if entry.invalidated else {}),
             }
         bypass = None if config.bypass is None else config.bypass(environ)
-        passes = has_undeclared(named.query_string, config.parameters(rule))
-        return Explanation(**about, answer=_answer(about, bypass, rule, passes))
+        names = undeclared(named.query_string, config.parameters(rule))
+        return Explanation(**about, answer=_answer(about, bypass, rule, names))
 
     def _others(self, named: Named, key: PageKey) -> Iterator[str]:
         for listed in named.stored:
@@ -217,16 +217,20 @@ def _is_about(label: str, page: Page) -> bool:
 
 
 def _answer(
-    about: t.Mapping[str, t.Any], bypass: str | None, rule: Rule | None, undeclared: bool
+    about: t.Mapping[str, t.Any], bypass: str | None, rule: Rule | None, names: set[str]
 ) -> str:
-    """What a visitor gets."""
+    """What a visitor gets.
+
+    :param names: of parameters that are not declared.
+    """
     state, ttl = about["state"], about.get("ttl", 0)
-    if bypass is not None:
-        return f"the app's own answer (isr; fwd=bypass; detail={bypass})"
     if state == "excluded":
         return "the app's own answer: a rule of None excludes this URL"
+    if bypass is not None:
+        return f"the app's own answer (isr; fwd=bypass; detail={bypass})"
     is_redirect = state in ("fresh", "stale") and about["status"] in REDIRECTS
-    if undeclared and (is_redirect or rule is not None and rule.undeclared == "pass"):
+    passes = rule is not None and rule.undeclared == "pass" and not are_trackers(names)
+    if passes or (names and is_redirect):
         return "the app's own answer (isr; fwd=uri-miss; detail=query)"
     if state == "fresh":
         return f"the stored page (isr; hit{'' if ttl is None else f'; ttl={ttl}'})"

@@ -173,10 +173,14 @@ def canonical_query(query_string: str, declared: Iterable[str]) -> tuple[tuple[s
     return tuple(sorted(found, key=lambda pair: pair[0]))
 
 
-def has_undeclared(query_string: str, declared: Iterable[str]) -> bool:
-    """Whether a query has parameters that are not declared, those of trackers aside."""
-    names = {name for name, _ in _pairs(query_string)}.difference(declared)
-    return not all(map(_TRACKERS.fullmatch, names))
+def undeclared(query_string: str, declared: Iterable[str]) -> set[str]:
+    """The names of a query's parameters that are not declared."""
+    return {name for name, _ in _pairs(query_string)}.difference(declared)
+
+
+def are_trackers(names: Iterable[str]) -> bool:
+    """Whether all parameters of these names are those of campaigns and click trackers."""
+    return all(map(_TRACKERS.fullmatch, names))
 
 
 def _pairs(query_string: str) -> list[tuple[str, str]]:

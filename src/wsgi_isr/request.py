@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from werkzeug.wsgi import ClosingIterator
 
 from .answer import Answer, choose_coding, send
-from .key import MAX_KEY_LENGTH, Origin, PageKey, has_undeclared, is_ambiguous
+from .key import MAX_KEY_LENGTH, Origin, PageKey, are_trackers, is_ambiguous, undeclared
 from .metadata import NOT_NOW, REDIRECTS, InvalidMetadata, prepare, read_metadata
 from .outcome import Kind, Outcome
 from .page import State, state_of
@@ -19,7 +19,7 @@ from .passing import FALLBACK, Discovery, Passing, deliver, is_crawler, not_foun
 from .process import Process
 from .refusals import Refusal, undeclared_vary
 from .render import Response, rendering
-from .rules import Rule
+from .rules import Excluded, Rule
 from .store.memory import Entry, Fingerprint
 
 if t.TYPE_CHECKING:
@@ -62,14 +62,14 @@ class Request:
         self.origin = config.origins.of(environ)
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
             return self._pass()
-        if config.bypass is not None and (detail := config.bypass(environ)) is not None:
-            return self._bypass(detail)
-        detail = self._identify()
-        if detail == "excluded":
+        why_not = self._identify()
+        if why_not == "excluded":
             return self._pass()
-        if detail is not None:
+        if config.bypass is not None and (detail := config.bypass(environ)) is not None:
+            return self._bypass(detail, why_not in (None, "query"))
+        if why_not is not None:
             self._process.counters.passed += 1
-            return self._pass(miss(detail), always=detail == "query")
+            return self._pass(miss(why_not), always=self.rule is not None)
         detail = self._process.not_pages.get(self._key)
         if detail:
             return self._serve_refused(detail)
@@ -77,11 +77,11 @@ class Request:
             return self._discover()
         return self._serve_known()
 
-    def _bypass(self, detail: str) -> Iterable[bytes]:
+    def _bypass(self, detail: str, has_key: bool) -> Iterable[bytes]:
         """Give a visitor the app's own answer, which is theirs alone where it could be a page."""
         self._process.counters.bypassed += 1
         always = False
-        if self._identify() in (None, "query"):
+        if has_key:
             rule = self.rule
             # Where only the rule makes it a page, the answer has no metadata.
             always = rule is not None and (rule.revalidate is not None or detail == "bypass")
@@ -91,29 +91,31 @@ class Request:
 
     def _identify(self) -> str | None:
         """Find the rule and the key of the request, or why it can have no page."""
-        environ, config = self._environ, self._config
-        if self.origin is None:
-            return "host"
-        path = environ.get("PATH_INFO", "")
-        if is_ambiguous(path or "/", self.origin.mount if path else ""):
-            return "path"
+        environ, config, origin = self._environ, self._config, self.origin
         if config.origins.base is not None:
             # The visitor's host is no part of the key, so the rule does not see it either.
             scheme, host, _ = config.origins.base
             environ = {**environ, "wsgi.url_scheme": scheme, "HTTP_HOST": host}
-        self._key, self.rule, is_excluded = config.find(self.origin, environ)
-        if is_excluded:
+        rule = config.rules.resolve(environ)
+        if isinstance(rule, Excluded):
             return "excluded"
+        self.rule = rule
+        if origin is None:
+            return "host"
+        path = environ.get("PATH_INFO", "")
+        if is_ambiguous(path or "/", origin.mount if path else ""):
+            return "path"
+        self._key = config.key(origin, environ, rule)
         if sum(len(name) + len(value) for name, value in self._key.query) > MAX_KEY_LENGTH:
             return "path"
-        rule = self.rule
-        if rule is not None and rule.undeclared == "pass" and self._has_undeclared():
-            return "query"
+        if rule is not None and rule.undeclared == "pass":
+            if not are_trackers(self._undeclared()):
+                return "query"
         return None
 
-    def _has_undeclared(self) -> bool:
+    def _undeclared(self) -> set[str]:
         query = self._environ.get("QUERY_STRING", "")
-        return has_undeclared(query, self._config.parameters(self.rule))
+        return undeclared(query, self._config.parameters(self.rule))
 
     # A stored page.
 
@@ -157,7 +159,7 @@ class Request:
         :param member: ``Cache-Status`` of one that the visitor has waited for.
         """
         process, is_redirect = self._process, entry.page.code in REDIRECTS
-        if is_redirect and self._has_undeclared():
+        if is_redirect and self._undeclared():
             # The app knows where to send them with those parameters.
             process.counters.passed += 1
             return self._pass(miss("query"), always=True)
@@ -224,7 +226,6 @@ class Request:
         if self._key in rendering.get():
             # The app asks itself for the page that it is rendering.
             return self._pass()
-        self.has_asked = True
         reason = "miss" if forward == "uri-miss" else "stale"
         outcome = self._process.renders.get(self._key, reason)
         return self._serve_outcome(outcome, forward)
@@ -244,6 +245,7 @@ class Request:
             return self._pass(member, always=True)
         if outcome.response is None:
             assert outcome.error is not None
+            self.has_asked = True
             raise outcome.error
         private = outcome.kind is Kind.FAILED
         return deliver(outcome.response, self._start_response, member, private, self._is_head)
@@ -253,7 +255,6 @@ class Request:
         process = self._process
         if detail == "too-large" and self.rule is not None:
             # The app sees only canonical requests for a declared URL, and nobody waits here.
-            self.has_asked = True
             return self._serve_outcome(process.renders.alone(self._key, "miss"))
         process.counters.misses += 1
         return self._pass(miss(detail), always=self.rule is not None)
