@@ -288,9 +288,10 @@ class TestThePrefix:
         assert browser.post("/hooks/revalidate", json=body, headers=headers).status_code == 200
         assert browser.post(URL, json=body, headers=headers).status_code == 404
 
-    def test_that_is_no_path_is_an_error(self, app: Flask) -> None:
-        with pytest.raises(ValueError, match="ISR_URL_PREFIX starts with /"):
-            flask_browser(app, secret=SECRET, url_prefix="hooks")
+    @pytest.mark.parametrize("prefix", ["hooks", "/", "//"])
+    def test_that_is_no_path_of_its_own_is_an_error(self, app: Flask, prefix: str) -> None:
+        with pytest.raises(ValueError, match="ISR_URL_PREFIX starts with / and is a path of its"):
+            flask_browser(app, secret=SECRET, url_prefix=prefix)
 
     def test_other_methods_are_not_allowed(self, browser: Browser) -> None:
         assert browser.get(URL).status_code == 405

@@ -6,7 +6,7 @@ import hmac
 import json
 import typing as t
 
-from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.exceptions import MethodNotAllowed, RequestEntityTooLarge
 from werkzeug.wrappers import Request, Response
 
 from .metrics import bearer
@@ -25,6 +25,8 @@ _KINDS = ("paths", "tags", "patterns")
 
 def answer(middleware: ISRMiddleware, token: bytes, request: Request) -> Response:
     """Let those who have the secret revalidate paths, tags and patterns."""
+    if request.method != "POST":
+        return MethodNotAllowed(["POST"]).get_response()
     # One answer for every wrong or missing token, before anything else is read.
     if not hmac.compare_digest(bearer(request.environ), token):
         response = _json({"error": "unauthorized"}, 401)

@@ -19,6 +19,7 @@ from flask import Flask, Response, current_app, got_request_exception, has_reque
 from flask.cli import with_appcontext
 from itsdangerous import BadData, URLSafeTimedSerializer
 from werkzeug.sansio.http import parse_cookie
+from werkzeug.wrappers import Request
 
 from ..cli import App, group
 from ..config import digest_of_code
@@ -26,7 +27,7 @@ from ..key import Origin
 from ..middleware import ISRMiddleware
 from ..ondemand import OnDemand, Result
 from ..route import answer
-from ..rules import EXCLUDED, Rule, digest_of
+from ..rules import EXCLUDED, Rule, digest_of, to_wsgi
 from ..status import PATHS, Status
 from ..store.opening import DefaultFolder
 from ..views import Declared, ViewRules, declaration_of
@@ -45,8 +46,6 @@ del _KEYS["ISR_APP"]
 _ALL_KEYS = {*_KEYS, "ISR_SECRET", "ISR_URL_PREFIX"}
 #: Where an app has what belongs to it alone; an extension may have several apps.
 _WRAPPED = "isr.wsgi_app"
-#: The endpoint of our own routes, which are no pages whatever rules say.
-_ENDPOINT = "_isr"
 #: The cookie of draft mode, and the seconds that it lasts.
 COOKIE = "isr_draft"
 LIFETIME = 3600
@@ -168,6 +167,8 @@ class _Wrapped:
         #: What is wrapped; the name is that of other middlewares.
         self.app: WSGIApplication = flask.wsgi_app
         self.flask = flask
+        #: Paths that are no pages whatever rules say.
+        self.operated: dict[str, str] = {}
         self._options = options
         self._generators = generators
         self._middleware: ISRMiddleware | None = None
@@ -217,7 +218,10 @@ class _Wrapped:
         # Whether it is on may change from request to request.
         options["enabled"] = True
         found = ViewRules(rules, self._find, lambda: pages.listed(flask, self._generators))
-        middleware = ISRMiddleware(self.app, rules=found, **options)
+        app = self.app
+        if secret := config.get("ISR_SECRET"):
+            app = _Operated(self, secret, config.get("ISR_URL_PREFIX") or "/_isr")
+        middleware = ISRMiddleware(app, rules=found, **options)
 
         def is_enabled() -> bool:
             enabled = config["ISR_ENABLED"]
@@ -230,14 +234,12 @@ class _Wrapped:
 
         middleware.is_enabled = is_enabled
         middleware.set_bypass(bypass)
-        if secret := config.get("ISR_SECRET"):
-            _add_routes(flask, middleware, secret, config.get("ISR_URL_PREFIX") or "/_isr")
         return middleware
 
     def _find(self, environ: WSGIEnvironment, other: Rule | None) -> tuple[str, Declared]:
+        if environ.get("PATH_INFO") in self.operated:
+            return "_isr", EXCLUDED
         endpoint = pages.match(self.flask, environ)
-        if endpoint == _ENDPOINT:
-            return endpoint, EXCLUDED
         return endpoint, declaration_of(self.flask.view_functions.get(endpoint))
 
 
@@ -277,31 +279,42 @@ def build_digest(app: Flask) -> str:
     return digest_of_code(folders, excluded)
 
 
-def _add_routes(app: Flask, middleware: ISRMiddleware, secret: str | bytes, prefix: str) -> None:
-    """Let those who have the secret revalidate paths, tags and patterns, and see the status page.
+class _Operated:
+    """A site's app and, under a prefix, what those who have the secret reach.
+
+    That is beside the site's own routes, hosts and hooks: a login in front of all views, or a token
+    that all forms need, would lock programs out.
 
     :raises ValueError: for a prefix that is no path.
     :raises TypeError: for a secret of the wrong kind.
     """
-    if not str(prefix).startswith("/"):
-        raise ValueError(f"ISR_URL_PREFIX starts with /, as in '/_isr', not {prefix!r}")
-    status = Status(middleware, secret=secret)
-    token = secret.encode() if isinstance(secret, str) else secret
 
-    def operate() -> t.Any:
-        root, _, name = request.environ["PATH_INFO"].rpartition("/")
-        if name == "revalidate":
-            return answer(middleware, token, request)
-        mount = request.environ.get("SCRIPT_NAME", "") + root
-        environ = {**request.environ, "SCRIPT_NAME": mount, "PATH_INFO": f"/{name}"}
-        return app.response_class.from_app(status, environ, buffered=True)
+    def __init__(self, wrapped: _Wrapped, secret: str | bytes, prefix: str) -> None:
+        if not str(prefix).startswith("/") or not prefix.strip("/"):
+            raise ValueError(
+                "ISR_URL_PREFIX starts with / and is a path of its own, as in '/_isr', "
+                f"not {prefix!r}"
+            )
+        self.app = wrapped.app
+        self._flask = wrapped.flask
+        self._status = Status(wrapped, secret=secret)
+        self._token = secret.encode() if isinstance(secret, str) else secret
+        self._prefix = to_wsgi(prefix.rstrip("/"))
+        wrapped.operated = {f"{self._prefix}{name}": name for name in ("/revalidate", *PATHS)}
+        self._names = wrapped.operated
 
-    app.view_functions[_ENDPOINT] = operate
-    for path in ("/revalidate", *PATHS):
-        methods = ["POST"] if path == "/revalidate" else ["GET", "POST"]
-        url = prefix.rstrip("/") + path
-        # Not through `add_url_rule`, which refuses rules once a request was served.
-        app.url_map.add(app.url_rule_class(url, endpoint=_ENDPOINT, methods=methods))
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        name = self._names.get(environ.get("PATH_INFO", ""))
+        if name is None:
+            return self.app(environ, start_response)
+        # Receivers of signals may need one.
+        with self._flask.app_context():
+            if name == "/revalidate":
+                middleware = environ["wsgi_isr.middleware"]
+                return answer(middleware, self._token, Request(environ))(environ, start_response)
+            mount = environ.get("SCRIPT_NAME", "") + self._prefix
+            environ = {**environ, "SCRIPT_NAME": mount, "PATH_INFO": name}
+            return self._status(environ, start_response)
 
 
 # Draft mode: a visitor with a signed cookie always gets a fresh render, which is never stored.
