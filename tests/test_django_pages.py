@@ -53,7 +53,7 @@ class TestFunctions:
 
     def test_with_tags_that_are_a_text_fail_with_their_name(self) -> None:
         page = isr_page(revalidate=60, tags=lambda request: "posts")(text)
-        with pytest.raises(TypeError, match="tags of text returns a string"):
+        with pytest.raises(TypeError, match="tags of text takes a list"):
             page(RequestFactory().get("/"))
 
     def test_vary_by_what_is_declared(self) -> None:

@@ -225,16 +225,17 @@ class TestTags:
         assert status_of(browser.get("/blog/a")) == "isr; hit; ttl=0"
         assert status_of(browser.get("/blog/b")) == HIT
 
-    def test_a_function_that_returns_a_text_is_an_error_that_names_the_view(
-        self, app: Flask, browser: Browser
+    @pytest.mark.parametrize("tags", ["post:a", b"post:a", None, 3])
+    def test_a_function_that_returns_no_list_is_an_error_that_names_the_view(
+        self, app: Flask, browser: Browser, tags: t.Any
     ) -> None:
         @app.get("/blog/<slug>")
-        @isr_page(tags=lambda slug: f"post:{slug}")
+        @isr_page(tags=lambda slug: tags)
         def post(slug: str) -> str:
             return slug
 
         app.testing = app.config["ISR_ENABLED"] = True
-        with pytest.raises(TypeError, match="tags of .*post returns a string.*: 'post:a'"):
+        with pytest.raises(TypeError, match=f"tags of .*post takes a list.*, not {tags!r}"):
             browser.get("/blog/a")
 
 

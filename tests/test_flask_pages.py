@@ -78,6 +78,22 @@ class TestCurrent:
             ["all", "b"],
         ]
 
+    def test_stays_its_own_when_its_view_calls_that_of_another_page(
+        self, app: Flask, browser: Browser
+    ) -> None:
+        other = app.get("/other")(isr_page(tags=["other"])(lambda: "other"))
+
+        @app.get("/")
+        @isr_page(tags=["home"])
+        def home() -> t.Any:
+            text = other()
+            isr_page.current.tags.add("late")
+            return text
+
+        browser.get("/")
+        (page,) = browser.isr.pages()
+        assert sorted(page.tags) == ["home", "late"]
+
     def test_a_value_that_cannot_work_is_logged_and_not_stored(
         self, app: Flask, browser: Browser, caplog: pytest.LogCaptureFixture
     ) -> None:

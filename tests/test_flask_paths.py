@@ -183,10 +183,12 @@ class TestPrerendering:
 
 
 class TestUnderAMountPoint:
-    """`APPLICATION_ROOT` is what `flask.url_for` goes by outside of a request."""
+    """`APPLICATION_ROOT` is what `flask.url_for` goes by outside of a request, or the base URL."""
 
-    @pytest.fixture
-    def isr(self, app: Flask) -> ISR:
+    @pytest.fixture(params=["APPLICATION_ROOT", "base_url"])
+    def isr(self, app: Flask, request: pytest.FixtureRequest) -> ISR:
+        if request.param == "base_url":
+            return ISR(app, cache="memory://", base_url="https://www.example.com/site")
         app.config["APPLICATION_ROOT"] = "/site"
         return ISR(app, cache="memory://", base_url="http://localhost")
 
@@ -210,3 +212,22 @@ class TestUnderAMountPoint:
         mounted = {"base_url": "http://localhost/site"}
         assert browser.get("/only/a", **mounted).status_code == 200
         assert browser.get("/only/b", **mounted).status_code == 404
+
+    def test_what_a_base_url_says_is_what_url_for_says(self, app: Flask) -> None:
+        def only() -> Iterator[str]:
+            yield url_for("only", slug="a", _external=True)
+
+        view = isr_page(paths=only, fallback=False)(lambda slug: slug)
+        app.add_url_rule("/only/<slug>", "only", view)
+        browser = flask_browser(app, base_url="https://www.example.com/site")
+        assert browser.get("/only/a").status_code == 200
+        assert browser.get("/only/b").status_code == 404
+
+    def test_so_does_a_command(self, app: Flask) -> None:
+        app.get("/")(isr_page(lambda: "home"))
+        ISR(app)
+        command = ["isr", "prerender", "--base-url", "http://localhost/site"]
+        assert (
+            "rendered 200 http://localhost/site/"
+            in app.test_cli_runner().invoke(args=command).output
+        )

@@ -11,9 +11,11 @@ import pytest
 from answers import answer, page, run
 from cachelib import NullCache
 from conftest import Make, Site
+from flask import Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from wsgi_isr import ISRMiddleware, Rule
+from wsgi_isr.flask import ISR
 
 ERRORS: dict[str, tuple[dict[str, t.Any], str]] = {
     "a cache that stores nothing": ({"cache": NullCache()}, "NullCache stores nothing: leave"),
@@ -88,11 +90,19 @@ def test_a_setting_without_effect_is_a_warning(
     assert words in record.getMessage()
 
 
+def flask_with_isr() -> Flask:
+    app = Flask("site")
+    ISR(app)
+    return app
+
+
 @pytest.mark.parametrize(
     ("wrap", "words"),
     [
         (ProxyFix, "ProxyFix is inside of"),
         (lambda app: ISRMiddleware(app, "memory://"), "is inside of another one"),
+        (lambda app: flask_with_isr(), "is inside of another one"),
+        (lambda app: flask_with_isr().wsgi_app, "is inside of another one"),
     ],
 )
 def test_so_is_an_order_of_middlewares_that_cannot_be_right(

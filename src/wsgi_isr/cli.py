@@ -44,12 +44,12 @@ MAX_CALLS = 10
 class App(t.NamedTuple):
     """What the commands act on.
 
-    :param paths: gives all paths that can be prerendered, if the app can list them.
+    :param paths: gives all paths that can be prerendered there, if the app can list them.
     :param origin: where pages are unless an option says so; ``None``: the store can say.
     """
 
     middleware: ISRMiddleware
-    paths: Callable[[], Iterable[str]] | None = None
+    paths: Callable[[Origin | None], Iterable[str]] | None = None
     origin: Origin | None = None
 
     def announce(self) -> None:
@@ -76,23 +76,26 @@ class App(t.NamedTuple):
         if not processes and not any(map(totals.get, ("hits", "stale_hits", "misses", "passed"))):
             _say("Warning: no worker has used this store: is it theirs? are you their user?")
 
-    def on_demand(self, base_url: str | None = None) -> OnDemand:
-        """The operations, where a path names a page under the base URL.
+    def at(self, base_url: str | None) -> App:
+        """The same, where a path names a page under the base URL, if there is one.
 
         :raises click.ClickException: for a host that has no pages.
         """
-        origin = self.origin
-        if base_url is not None:
-            try:
-                asked = t.cast(Origin, Origins(base_url, None).base)
-            except ValueError as error:
-                raise click.ClickException(str(error).replace("base_url", "--base-url")) from error
-            names = ("wsgi.url_scheme", "HTTP_HOST", "SCRIPT_NAME")
-            origin = self.middleware.origin_of(dict(zip(names, asked, strict=True)))
-            if origin is None or origin[:2] != asked[:2]:
-                own = f": they are on {origin.scheme}://{origin.host}" if origin else ""
-                raise click.ClickException(f"--base-url {base_url!r} has no pages of this app{own}")
-        return self.middleware.on_demand(origin)
+        if base_url is None:
+            return self
+        try:
+            asked = t.cast(Origin, Origins(base_url, None).base)
+        except ValueError as error:
+            raise click.ClickException(str(error).replace("base_url", "--base-url")) from error
+        origin = self.middleware.origin_of(asked.to_environ())
+        if origin is None or origin[:2] != asked[:2]:
+            own = f": they are on {origin.scheme}://{origin.host}" if origin else ""
+            raise click.ClickException(f"--base-url {base_url!r} has no pages of this app{own}")
+        return self._replace(origin=origin)
+
+    def on_demand(self, base_url: str | None = None) -> OnDemand:
+        """The operations, where a path names a page under the base URL."""
+        return self.middleware.on_demand(self.at(base_url).origin)
 
 
 def _user() -> str:
@@ -167,11 +170,13 @@ def _read_paths(paths: Iterable[str]) -> list[str]:
     return [path for path in dict.fromkeys(map(str.strip, lines)) if path]
 
 
-def _list_paths(paths: Callable[[], Iterable[str]]) -> list[str]:
+def _list_paths(app: App) -> list[str]:
     """All paths that an app lists; its warnings are for those who type the command."""
+    if app.paths is None:
+        raise click.UsageError("name paths, or - to read them from standard input")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        found = list(dict.fromkeys(paths()))
+        found = list(dict.fromkeys(app.paths(app.origin)))
     for warning in caught:
         _say(f"Warning: {warning.message}")
     return found
@@ -219,11 +224,9 @@ def prerender(app: App, paths: tuple[str, ...], workers: int | None, base_url: s
     "-" reads paths from standard input, one a line. Without PATHS: all that the app's generators
     list. Whole URLs are paths, too.
     """
-    if not paths and app.paths is None:
-        raise click.UsageError("name paths, or - to read them from standard input")
-    on_demand = app.on_demand(base_url)
-    todo = _read_paths(paths) if paths or app.paths is None else _list_paths(app.paths)
-    results = on_demand.prerender(todo, workers)
+    app = app.at(base_url)
+    todo = _read_paths(paths) if paths else _list_paths(app)
+    results = app.on_demand().prerender(todo, workers)
     _follow(((result.url, result) for result in results), len(todo), "Prerendering")
 
 

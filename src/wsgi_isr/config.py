@@ -183,14 +183,14 @@ def mistakes(config: Config, trusted: object, rules: object) -> Iterator[str]:
     app: object = config.app
     for _ in range(_MAX_DEPTH):
         name = type(app).__name__
-        if name == "ISRMiddleware":
+        if name.endswith("ISRMiddleware"):
             yield "ISRMiddleware, or ISR(app), is inside of another one: leave one of them out"
         elif name == "ProxyFix" and base is None:
             yield (
                 "ProxyFix is inside of ISR(app) or ISRMiddleware, so pages are rendered without "
                 "the public scheme and host: wrap the outcome in ProxyFix, or set base_url"
             )
-        app = getattr(app, "app", None)
+        app = getattr(app, "app", None) or getattr(app, "wsgi_app", None)
 
 
 def make_bypass(enabled: bool, bypass: t.Any) -> Bypass | None:

@@ -194,6 +194,14 @@ class Origin(t.NamedTuple):
     host: str
     mount: str
 
+    def to_environ(self) -> WSGIEnvironment:
+        """What a request says of it."""
+        return {
+            "wsgi.url_scheme": self.scheme,
+            "HTTP_HOST": self.host,
+            "SCRIPT_NAME": self.mount,
+        }
+
 
 class Origins:
     """Decides which hosts have pages, and under which scheme, host and mount point they render.

@@ -11,7 +11,7 @@ from time import monotonic
 from urllib.parse import urlsplit
 
 from .key import Origin
-from .metadata import check_expire, check_revalidate, check_tags, page_headers
+from .metadata import check_expire, check_list, check_revalidate, check_tags, page_headers
 from .rules import Excluded, Rule, Rules, make_rules, to_wsgi
 
 if t.TYPE_CHECKING:
@@ -76,11 +76,9 @@ class Declaration:
         check_expire(self.expire, self.revalidate)
         if not callable(self.tags):
             self.tags = check_tags(self.tags)
-        if isinstance(self.paths, str):
-            raise TypeError(f"paths takes a list of paths, as in [{self.paths!r}], or a function")
         if self.paths is not None and not callable(self.paths):
             # What can be iterated but once is listed more than once.
-            self.paths = tuple(self.paths)
+            self.paths = check_list("paths", self.paths, "/blog")
         shell = _shell_app(self.fallback) if callable(self.fallback) else self.fallback
         # The response says how long its page is fresh: the view may have changed that.
         self.rule = Rule(query=self.query, vary=self.vary, fallback=shell)
@@ -91,9 +89,7 @@ class Declaration:
         """The metadata of a page as its view begins, called with these arguments."""
         tags = self.tags
         if callable(tags):
-            tags = tags(*args, **values)
-            if isinstance(tags, str | bytes):
-                raise TypeError(f"tags of {name_of(view)} returns a string, not a list: {tags!r}")
+            tags = check_list(f"tags of {name_of(view)}", tags(*args, **values), "posts")
         reason = environ.get("wsgi_isr.reason")
         return CurrentPage(self.revalidate, self.expire, set(tags), reason)
 
@@ -270,7 +266,7 @@ class ViewRules(Rules):
             # Nobody can say what exists, so the app is asked.
             return True
         path = environ.get("PATH_INFO", "")
-        paths = (path, environ.get("SCRIPT_NAME", "") + path)
+        paths = (path, origin.mount + path)
         return any((host, path) in places for host in ("", origin.host) for path in paths)
 
     def consider(self, environ: WSGIEnvironment) -> list[str]:

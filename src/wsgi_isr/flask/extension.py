@@ -90,7 +90,7 @@ class ISR:
         app.extensions["isr"] = self
         got_request_exception.connect(_note_error, app)
         app.cli.add_command(commands)
-        app.extensions[_WRAPPED] = _Wrapped(app, self._options, self._generators)
+        app.extensions[_WRAPPED] = _ISRMiddleware(app, self._options, self._generators)
         app.wsgi_app = app.extensions[_WRAPPED]  # type: ignore[method-assign]
         self._apps.add(app)
 
@@ -118,7 +118,8 @@ class ISR:
 
         A declared page that nothing covers is named in a warning.
         """
-        return pages.prerender_paths(app, self._generators)
+        origin = _origin(app, _middleware_of(app))
+        return pages.prerender_paths(app, self._generators, origin)
 
     @staticmethod
     def enable_draft(response: Response) -> None:
@@ -155,10 +156,14 @@ class ISR:
     def cli_app(self, app: Flask) -> App:
         """What the command line acts on; it finds this method by its name."""
         middleware = _middleware_of(app)
-        return App(middleware, lambda: self.prerender_paths(app), _origin(app, middleware))
+        return App(
+            middleware,
+            lambda origin: pages.prerender_paths(app, self._generators, origin),
+            _origin(app, middleware),
+        )
 
 
-class _Wrapped:
+class _ISRMiddleware:
     """The ``wsgi_app`` of an app, in a middleware that is made when it is first needed."""
 
     def __init__(
@@ -217,7 +222,7 @@ class _Wrapped:
             options["build_id"] = "-".join(filter(None, digests))
         # Whether it is on may change from request to request.
         options["enabled"] = True
-        found = ViewRules(rules, self._find, lambda: pages.listed(flask, self._generators))
+        found = ViewRules(rules, self._find, self._list)
         app = self.app
         if secret := config.get("ISR_SECRET"):
             app = _Operated(self, secret, config.get("ISR_URL_PREFIX") or "/_isr")
@@ -235,6 +240,9 @@ class _Wrapped:
         middleware.is_enabled = is_enabled
         middleware.set_bypass(bypass)
         return middleware
+
+    def _list(self) -> Iterator[str]:
+        return pages.listed(self.flask, self._generators, _origin(self.flask, self.middleware))
 
     def _find(self, environ: WSGIEnvironment, other: Rule | None) -> tuple[str, Declared]:
         if environ.get("PATH_INFO") in self.operated:
@@ -289,7 +297,7 @@ class _Operated:
     :raises TypeError: for a secret of the wrong kind.
     """
 
-    def __init__(self, wrapped: _Wrapped, secret: str | bytes, prefix: str) -> None:
+    def __init__(self, wrapped: _ISRMiddleware, secret: str | bytes, prefix: str) -> None:
         if not str(prefix).startswith("/") or not prefix.strip("/"):
             raise ValueError(
                 "ISR_URL_PREFIX starts with / and is a path of its own, as in '/_isr', "
@@ -354,7 +362,7 @@ def _note_error(app: Flask, exception: BaseException, **extra: t.Any) -> None:
 
 
 def _middleware_of(app: Flask) -> ISRMiddleware:
-    return t.cast(_Wrapped, app.extensions[_WRAPPED]).middleware
+    return t.cast(_ISRMiddleware, app.extensions[_WRAPPED]).middleware
 
 
 def _origin(app: Flask, middleware: ISRMiddleware) -> Origin | None:

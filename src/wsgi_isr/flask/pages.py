@@ -19,13 +19,12 @@ from flask import (
     Response,
     after_this_request,
     current_app,
-    g,
-    has_request_context,
     request,
     url_for,
 )
 from werkzeug.exceptions import HTTPException
 
+from ..key import Origin
 from ..rules import to_wsgi
 from ..views import SHELL, CurrentPage, Declaration, IsrPage, View, declaration_of, declare
 
@@ -36,6 +35,8 @@ logger = logging.getLogger("wsgi_isr")
 
 Generators: t.TypeAlias = "list[Callable[[], Iterable[t.Any]]]"
 
+#: Where a request has the page that it is for.
+_PAGE = "wsgi_isr.page"
 #: Marks a view that `isr_page` stands on.
 _DECORATED = "_wsgi_isr_decorated"
 
@@ -49,8 +50,11 @@ def _decorate(view: View, declaration: Declaration) -> View:
     def wrapper(*args: t.Any, **values: t.Any) -> t.Any:
         if (shell := request.environ.pop(SHELL, None)) is not None:
             return current_app.ensure_sync(shell)(*args, **values)
+        if _PAGE in request.environ:
+            # Another page's view calls this one.
+            return current_app.ensure_sync(view)(*args, **values)
         current = declaration.begin(view, request.environ, **values)
-        g._wsgi_isr_page = current
+        request.environ[_PAGE] = current
         if "isr" not in current_app.extensions and "wsgi_isr.middleware" not in request.environ:
             _warn_once()
         # Also what an error handler makes of an exception: a 404 is a page, too.
@@ -63,7 +67,7 @@ def _decorate(view: View, declaration: Declaration) -> View:
     return wrapper
 
 
-isr_page = IsrPage(_decorate, lambda: g.get("_wsgi_isr_page") if has_request_context() else None)
+isr_page = IsrPage(_decorate, lambda: request.environ.get(_PAGE) if request else None)
 
 
 @functools.cache
@@ -116,9 +120,10 @@ class MissingPathsWarning(UserWarning):
     """A declared page that nothing lists paths of is not prerendered."""
 
 
-def prerender_paths(app: Flask, generators: Generators) -> Iterator[str]:
+def prerender_paths(app: Flask, generators: Generators, origin: Origin | None) -> Iterator[str]:
     """Every path once: of pages without URL values, and of what the generators yield.
 
+    :param origin: where the app is, as `flask.url_for` is to have it.
     :raises TypeError: for what a generator may not yield.
 
     A declared page that nothing covers is named in a `MissingPathsWarning`.
@@ -126,7 +131,7 @@ def prerender_paths(app: Flask, generators: Generators) -> Iterator[str]:
     seen = set()
     missing = {name for name, page in _declared(app).items() if page.paths is None}
     missing.difference_update(each.__name__ for each in generators)
-    for endpoint, path in _all(app, generators):
+    for endpoint, path in _all(app, generators, origin):
         missing.discard(endpoint)
         if path not in seen:
             seen.add(path)
@@ -140,18 +145,19 @@ def prerender_paths(app: Flask, generators: Generators) -> Iterator[str]:
         )
 
 
-def listed(app: Flask, generators: Generators) -> Iterator[str]:
+def listed(app: Flask, generators: Generators, origin: Origin | None) -> Iterator[str]:
     """All paths, some more than once."""
-    return (path for _, path in _all(app, generators))
+    return (path for _, path in _all(app, generators, origin))
 
 
-def _all(app: Flask, generators: Generators) -> Iterator[tuple[str, str]]:
+def _all(app: Flask, generators: Generators, origin: Origin | None) -> Iterator[tuple[str, str]]:
     """Endpoints and paths."""
     declared = _declared(app)
     sources: list[tuple[str, t.Any]] = [(each.__name__, each) for each in generators]
     sources += [(name, page.paths) for name, page in declared.items() if page.paths is not None]
     # Generators are the user's code: they run in a request context, so that url_for works.
-    with app.test_request_context():
+    environ = app.test_request_context().request.environ
+    with app.request_context({**environ, **(origin.to_environ() if origin else {})}):
         for rule in app.url_map.iter_rules():
             if rule.endpoint in declared and "GET" in (rule.methods or ()):
                 if rule.arguments <= set(rule.defaults or ()):

@@ -31,7 +31,9 @@ class Command(BaseCommand):
         own.add_argument("--pythonpath")
         arguments = own.parse_known_args([*args, *arguments])[1]
         try:
-            app = App(get_middleware(), lambda: prerender_paths(mount()))
+            app = App(
+                get_middleware(), lambda place: prerender_paths(place.mount if place else mount())
+            )
             status = group.main(arguments, "manage.py isr", standalone_mode=False, obj=app)
         except click.ClickException as error:
             raise CommandError(error.format_message(), returncode=error.exit_code) from error
