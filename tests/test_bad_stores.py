@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from cachelib import BaseCache, FileSystemCache, SimpleCache
 from conftest import Clock, Make, Site, status_of
+from failures import answers
 from steps import visit, wait_until
 
 from wsgi_isr import RevalidationError
@@ -210,6 +211,39 @@ class TestAStoreThatFailsAndComesBack:
         getattr(isr, call)(arguments[call], **options)
         assert visit(isr).text == "new"
 
+    @pytest.mark.servers
+    def test_does_not_hide_what_this_process_has_invalidated_in_a_new_lineage(
+        self, site: Site, make: Make, redis: t.Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        site.page("/", "old", revalidate=False)
+        isr = make(redis.url)
+        visit(isr)
+        redis.do("FLUSHDB")
+        site.page("/", "new", revalidate=False)
+        isr.invalidate("/", expire=True)
+        with Broken(isr.store, monkeypatch, *METHODS):
+            assert visit(isr).text == "new"
+
+    @pytest.mark.parametrize("memory_size", [0, 2**20], ids=["alone", "with memory"])
+    def test_that_takes_no_writes_does_not_bring_a_withdrawn_page_back(
+        self, site: Site, make: Make, clock: Clock, files: str, monkeypatch: pytest.MonkeyPatch,
+        memory_size: int,
+    ) -> None:  # fmt: skip
+        site.page("/", "public", revalidate=10)
+        isr = make(files, memory_size=memory_size)
+        visit(isr)
+        site.answers["/"] = answers("403 Forbidden")
+        with Broken(isr.store, monkeypatch, "invalidate", "delete", "put", "lease", "probe"):
+            for _ in range(3):
+                clock.advance(61)
+                visit(isr)
+                wait_until(lambda: visit(isr).status_code == 403)
+            clock.advance(61)
+            assert visit(isr).status_code == 403
+        wait_until(lambda: isr._here().pages.guard.is_well)
+        isr._here().upkeep()
+        assert visit(make(files)).status_code == 403
+
 
 class TestAStoreThatCannotBeOpenedAtFirst:
     def test_fails_on_demand_calls_and_is_opened_later(
@@ -264,37 +298,41 @@ class TestTheGuard:
     def store(self) -> Store:
         return self.Store()
 
-    def test_leaves_alone_what_failed_until_any_call_succeeds(self, store: t.Any) -> None:
+    @pytest.mark.parametrize("error", [OSError, ValueError, NotImplementedError, KeyError])
+    def test_leaves_alone_what_failed_until_any_call_succeeds(
+        self, store: t.Any, error: type[Exception]
+    ) -> None:
         errors: list[str] = []
+        store.error = error("it is down")
         guard = Guard(store, lambda operation, error: errors.append(operation))
         for _ in range(100):
-            assert guard.ask("get", store.ask) is None
-        assert errors == ["get"] * THRESHOLD
+            assert guard.read(store.ask) is None
+        assert errors == ["ask"] * THRESHOLD
         assert (guard.is_well, guard.state) == (False, "away")
         # A call that must not pass in silence is made all the same, and closes the circuit.
-        with pytest.raises(OSError):
-            guard.demand("invalidate", store.ask, write=True)
+        with pytest.raises(error):
+            guard.demand(store.ask)
         store.error = None
-        assert guard.demand("invalidate", store.ask, write=True) == "an answer"
+        assert guard.demand(store.ask) == "an answer"
         assert (guard.is_well, guard.state) == (True, "ok")
-        assert guard.ask("get", store.ask) == "an answer"
+        assert guard.read(store.ask) == "an answer"
 
     def test_takes_one_slow_answer_for_no_outage(self, store: t.Any) -> None:
         guard = Guard(store, lambda operation, error: None)
         for _ in range(5):
             store.error = OSError("a lost packet")
-            assert guard.ask("get", store.ask) is None
+            assert guard.read(store.ask) is None
             store.error = None
-            assert guard.ask("get", store.ask) == "an answer"
+            assert guard.read(store.ask) == "an answer"
 
     def test_goes_on_reading_where_nothing_is_written(self, store: t.Any) -> None:
         guard = Guard(store, lambda operation, error: None)
         store.error = ReadOnly("full")
-        assert guard.ask("put", store.ask, write=True) is None
+        assert guard.write(store.ask) is None
         assert guard.state == "read-only"
         store.error = None
-        assert guard.ask("get", store.ask) == "an answer"
-        assert guard.ask("put", store.ask, write=True) is None
+        assert guard.read(store.ask) == "an answer"
+        assert guard.write(store.ask) is None
         assert guard.state == "read-only"
         guard.probe()
         assert guard.state == "ok"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import typing as t
 from collections.abc import Iterable, Iterator, Sequence
@@ -99,9 +98,12 @@ class Lookup(Inspection):
 
     def _stored(self, path: str) -> list[Listed]:
         """What is stored of a full path, of whatever build, by URL."""
-        pages, found = self._pages, None
-        with contextlib.suppress(NotImplementedError):
-            found = pages.guard.ask("list", lambda: [it for _, it in pages.listed(path=path) if it])
+
+        def records() -> list[Listed]:
+            return [listed for _, listed in pages.listed(path=path) if listed]
+
+        pages = self._pages
+        found = pages.guard.read(records) if pages.lists else None
         if found is None:
             entries = pages.memory.of_path(path)
             found = [Listed(entry.page, (), entry.invalidated) for entry in entries]
@@ -191,8 +193,7 @@ class Lookup(Inspection):
 
     def _invalidation(self, entry: Entry) -> dict[str, t.Any]:
         """What has made a page stale or expired, and the call that did so."""
-        guard, store = self._pages.guard, self._pages.store
-        changes = guard.ask("changes", lambda: store.changes(entry.number))
+        changes = self._pages.guard.read(self._pages.store.changes, entry.number)
         made = changes.invalidations if changes is not None and changes.complete else ()
         expired = entry.invalidated is Invalidated.EXPIRED
         about = [i for i in made if i.expire >= expired and _is_about(i.label, entry.page)]

@@ -114,8 +114,7 @@ class Inspection:
         return _never_well(self._failures().values())
 
     def _failures(self) -> dict[str, Failure]:
-        guard, store, build = self._pages.guard, self._pages.store, self._config.build_id
-        found = guard.ask("failures", lambda: list(store.failures())) or ()
+        build, found = self._config.build_id, self._pages.store.failures()
         return {name: failure for name, failure in found if failure.build == build}
 
     # Numbers.
@@ -133,12 +132,12 @@ class Inspection:
         process, pages, memory = self._process, self._pages, self._pages.memory
         guard, store = pages.guard, pages.store
         process.upkeep()
-        sums = guard.ask("totals", store.totals)
-        workers = guard.ask("processes", store.processes) or []
+        sums = guard.read(store.totals)
+        workers = guard.read(store.processes) or []
         mine = process.report()
         if mine is not None and not any(worker.get("pid") == mine["pid"] for worker in workers):
             workers = [*workers, mine]
-        sizes = guard.ask("sizes", store.sizes) or Sizes(None, None)
+        sizes = guard.read(store.sizes) or Sizes(None, None)
         stats = {
             **totals_of(process.counters.as_dict() if sums is None else sums),
             "pages": len(memory) if sizes.pages is None else sizes.pages,
@@ -156,7 +155,7 @@ class Inspection:
         return {
             "stats": stats,
             "periods": periods_of(sums or {}),
-            "minutes": guard.ask("minutes", store.minutes) or {},
+            "minutes": guard.read(store.minutes) or {},
             "workers": workers,
             "store": {
                 "kind": store.kind.name,
@@ -177,7 +176,7 @@ class Inspection:
         """
         self._process.write_journal()
         found = []
-        for data in self._pages.guard.ask("journal", self._pages.store.journal) or []:
+        for data in self._pages.guard.read(self._pages.store.journal) or []:
             with contextlib.suppress(ValueError):
                 if isinstance(entry := json.loads(data), dict):
                     found.append(entry)

@@ -211,7 +211,7 @@ class OnDemand(Lookup):
             if rule is not None and rule.fallback != "blocking":
                 # It exists, whatever is evicted later.
                 path, pages = key.full_path or "/", self._pages
-                pages.guard.ask("paths", lambda: pages.store.list_path(path), write=True)
+                pages.guard.write(pages.store.list_path, path)
         status, outcome, why = found.status, "failed", None
         is_refused = found.kind is not Kind.FAILED and found.detail != "store-error"
         if found.stored:

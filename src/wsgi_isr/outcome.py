@@ -203,11 +203,10 @@ class Failures:
 
     def find(self, name: str) -> Failure | None:
         """What is remembered of a page, or under a `refusal_name`."""
-        return self._pages.guard.ask("failure", lambda: self._pages.store.failure(name))
+        return self._pages.guard.read(self._pages.store.failure, name)
 
     def _set(self, name: str, failure: Failure | None) -> None:
-        store = self._pages.store
-        self._pages.guard.ask("failure", lambda: store.set_failure(name, failure), write=True)
+        self._pages.guard.write(self._pages.store.set_failure, name, failure)
 
     def failed(
         self,
@@ -305,9 +304,7 @@ class Failures:
         if len(self._logged) >= MAX_LOGGED:
             self._logged.clear()
         self._logged[name] = now + QUIET
-        store = self._pages.store
-        asked = self._pages.guard.ask("once", lambda: store.once(name, QUIET), write=True)
-        return asked is not False
+        return self._pages.guard.write(self._pages.store.once, name, QUIET) is not False
 
 
 def refusal_name(name: str) -> str:

@@ -180,7 +180,7 @@ class Process:
     def upkeep(self) -> None:
         """Let the store have what this process counted, and say what it has now."""
         self._upkept_at = time.monotonic()
-        self.pages.tell_used()
+        self.pages.tell()
         self.write_journal()
         if not self.pages.guard.is_well:
             return
@@ -231,8 +231,7 @@ class Process:
         with self._adding:
             calls = [self._calls.popleft() for _ in range(len(self._calls))]
             if entries := [json.dumps(call).encode() for call in calls]:
-                store = self.pages.store
-                self.pages.guard.ask("log", lambda: store.log(*entries), write=True)
+                self.pages.guard.write(self.pages.store.log, *entries)
 
     def report(self) -> dict[str, t.Any] | None:
         """What this process has now; ``None`` for one that neither serves nor renders."""
@@ -292,17 +291,14 @@ class Process:
             self.poll()
             if not background.has_room(WAIT):
                 continue
-            wanted = guard.ask("take", lambda: store.take(build, CLAIM), write=True)
+            wanted = guard.write(store.take, build, CLAIM)
             if wanted is not None:
                 background.submit(functools.partial(self._render, wanted))
-            elif not (pages.is_local and guard.is_well) or not guard.ask(
-                "listen", lambda: store.listen(WAIT)
-            ):
+            elif not (pages.is_local and guard.is_well) or not guard.read(store.listen, WAIT):
                 stop.wait(WAIT / 5)
         background.wait(FINISHING)
 
     def _render(self, wanted: Wanted) -> None:
-        store, build = self.pages.store, self.config.build_id
         try:
             payload = self._codec.unseal(wanted.data)
             key = None if payload is None else parse_key(json.loads(payload))
@@ -312,7 +308,8 @@ class Process:
         except (ValueError, TypeError, RecursionError):
             pass
         finally:
-            self.pages.guard.ask("done", lambda: store.done(build, wanted.name), write=True)
+            done, build = self.pages.store.done, self.config.build_id
+            self.pages.guard.write(done, build, wanted.name)
 
 
 def _work(reference: weakref.ref[Process]) -> None:

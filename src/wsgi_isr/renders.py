@@ -206,9 +206,7 @@ class Renders:
         busy: Busy | None = None
         before: Number | None = None
         while True:
-            flight.lease = lease = guard.ask(
-                "lease", lambda: store.lease(key.name, seconds, demanded), write=True
-            )
+            flight.lease = lease = guard.write(store.lease, key.name, seconds, demanded)
             # On demand, a render that was waited for may have begun too early.
             waited = busy is not None and not demanded
             # Another process may have stored it before the lease was this one's.
@@ -231,9 +229,7 @@ class Renders:
 
     def _left(self, token: str) -> Outcome | None:
         """What came of a render of another process that stored nothing."""
-        pages = self._pages
-        left = pages.guard.ask("outcome", lambda: pages.store.outcome(token))
-        payload = self._codec.unseal(left)
+        payload = self._codec.unseal(self._pages.guard.read(self._pages.store.outcome, token))
         return None if payload is None else Outcome.from_record(payload)
 
     # Nobody waits.
@@ -288,7 +284,7 @@ class Renders:
         if self._config.workers or not pages.store.kind.wants or not self._config.is_canonical(key):
             return False
         wanted = Wanted(key.name, self._codec.seal(json.dumps(key).encode()))
-        if pages.guard.ask("want", lambda: pages.store.want(key.build, wanted), write=True):
+        if pages.guard.write(pages.store.want, key.build, wanted):
             entry.retry_at = self._clock() + ASKED
             return True
         return False

@@ -151,7 +151,7 @@ class Request:
         if self._config.rules.lists(self._environ):
             return True
         pages, path = self._process.pages, self._key.full_path or "/"
-        return pages.guard.ask("paths", lambda: pages.store.has_path(path)) is not False
+        return pages.guard.read(pages.store.has_path, path) is not False
 
     def _serve_page(self, entry: Entry, member: str | None = None) -> Iterable[bytes]:
         """A page that may be served.

@@ -271,7 +271,8 @@ class CachelibStore:
         if failure is None:
             self._entries.delete(f"failure:{name}")
         else:
-            self._entries.write(f"failure:{name}", failure, WEEK)
+            with contextlib.suppress(protocol.TooLarge):
+                self._entries.write(f"failure:{name}", failure, WEEK)
 
     def failures(self) -> t.Any:
         if self._memory is None:

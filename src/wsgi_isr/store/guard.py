@@ -7,6 +7,7 @@ succeeded. One slow answer is no outage. Log lines: one when it begins, one when
 from __future__ import annotations
 
 import enum
+import functools
 import logging
 import threading
 import time
@@ -14,11 +15,12 @@ import typing as t
 from collections.abc import Callable
 
 from ..signals import fields
-from .protocol import ReadOnly, Store, TooLarge
+from .protocol import ReadOnly, Store
 
 logger = logging.getLogger("wsgi_isr")
 
 T = t.TypeVar("T")
+P = t.ParamSpec("P")
 
 #: Failures in a row after which the circuit opens.
 THRESHOLD = 2
@@ -74,13 +76,23 @@ class Guard:
         """How the store is, in a word: ``"ok"``, ``"read-only"`` or ``"away"``."""
         return ("ok", "read-only", "away")[self._circuit]
 
-    def ask(self, operation: str, function: Callable[[], T], write: bool = False) -> T | None:
-        """What the store answers, or ``None`` where it does not. It never raises, except
+    def read(self, step: Callable[P, T], *args: P.args, **options: P.kwargs) -> T | None:
+        """What the store answers to a step, or ``None`` where it does not. It never raises."""
+        return self._ask(functools.partial(step, *args, **options), False)
 
-        :raises NotImplementedError: for what this kind of store cannot do,
-        :raises TooLarge: for a page that it does not take.
+    def write(self, step: Callable[P, T], *args: P.args, **options: P.kwargs) -> T | None:
+        """The same for a step that writes."""
+        return self._ask(functools.partial(step, *args, **options), True)
+
+    def demand(self, step: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
+        """The same without the breaker, for a step whose failure must not pass in silence.
+
+        :raises Exception: what the store raises.
         """
-        if self._circuit > (Circuit.CLOSED if write else Circuit.WRITES):
+        return self._do(functools.partial(step, *args, **options), True)
+
+    def _ask(self, step: functools.partial[T], writes: bool) -> T | None:
+        if self._circuit > (Circuit.CLOSED if writes else Circuit.WRITES):
             with self._lock:
                 now = time.monotonic()
                 if now < self._try_at:
@@ -88,25 +100,17 @@ class Guard:
                 # Others go on without the store until this call has shown how it is.
                 self._try_at = now + OVERDUE
         try:
-            return self.demand(operation, function, write)
-        except (NotImplementedError, TooLarge):
-            raise
+            return self._do(step, writes)
         except Exception:
             return None
 
-    def demand(self, operation: str, function: Callable[[], T], write: bool = False) -> T:
-        """The same without the breaker, for a call whose failure must not pass in silence.
-
-        :raises Exception: what the store raises.
-        """
+    def _do(self, step: functools.partial[T], writes: bool) -> T:
         try:
-            result = function()
-        except (NotImplementedError, TooLarge, ValueError):
-            raise
+            result = step()
         except Exception as error:
-            self.failed(operation, error)
+            self.failed(getattr(step.func, "__name__", "").strip("_"), error)
             raise
-        if self._failures and (write or self._circuit is not Circuit.WRITES):
+        if self._failures and (writes or self._circuit is not Circuit.WRITES):
             self._failures = 0
             self._become(Circuit.CLOSED)
         return result

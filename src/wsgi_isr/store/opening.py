@@ -7,6 +7,7 @@ each process anew, so that no connection and no lock is used on both sides of a 
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import inspect
 import logging
@@ -298,21 +299,21 @@ class AwayStore:
             return getattr(self._opened, name)
         if name in _AWAY:
             return _AWAY[name]
-        if name in _METHODS:
-            return self._refuse
-        raise AttributeError(name)
+        if name not in _METHODS:
+            raise AttributeError(name)
 
-    def _refuse(self, *args: object, **options: object) -> t.NoReturn:
-        raise StoreError(f"the store could not be opened: {self._error}") from self._error
+        @functools.wraps(getattr(Store, name))
+        def refuse(*args: object, **options: object) -> t.NoReturn:
+            raise StoreError(f"the store could not be opened: {self._error}") from self._error
+
+        return refuse
 
     def probe(self) -> None:
         self.open().probe()
 
     def listen(self, seconds: float) -> bool:
         """Announce something now and then: its thread waits, even if nothing is announced here."""
-        if self._opened is None:
-            self._refuse()
-        if not self._opened.listen(seconds):
+        if not self.__getattr__("listen")(seconds):
             time.sleep(min(seconds, 0.05))
         return True
 

@@ -32,6 +32,8 @@ logger = logging.getLogger("wsgi_isr")
 RECENCY = 60.0
 #: Reports of damaged pages in this process, at most.
 MAX_REPORTS = 10
+#: Pages of a store that takes no writes that a process does not read any more, at most.
+MAX_WITHDRAWN = 10_000
 
 
 class Listed(t.NamedTuple):
@@ -77,8 +79,15 @@ class Pages:
         self.signal: t.Any = store.signal if self.is_local else [0]
         self._reports = 0
         self._used: set[str] = set()
+        #: Pages that the app does not offer any more, and that the store may still have.
+        self._withdrawn: dict[PageKey, None] = {}
         self._following = threading.Lock()
         self.followed_at = 0.0
+
+    @property
+    def lists(self) -> bool:
+        """Whether pages can be listed; of a process alone, memory lists what it has."""
+        return self.store.kind.lists or self.store.kind.shared == "process"
 
     # Following what others do.
 
@@ -90,7 +99,7 @@ class Pages:
                 signal = self.store.signal
                 # Read before the changes are: a later one shows as another number.
                 generation = signal[0]
-                changes = self.guard.ask("changes", lambda: self.store.changes(self.memory.at))
+                changes = self.guard.read(self.store.changes, self.memory.at)
                 if self.store.signal is signal:
                     break
                 # Other counters, whose numbers say nothing about what was confirmed before.
@@ -163,7 +172,9 @@ class Pages:
         return self._keep(page, stored.validity, True, stored.used or time.time())
 
     def _read(self, key: PageKey) -> tuple[Page, Stored] | None:
-        found = self.guard.ask("get", lambda: self.store.get(key.name))
+        if key in self._withdrawn:
+            return None
+        found = self.guard.read(self.store.get, key.name)
         if found is None:
             return None
         head = self._head(found.record)
@@ -207,9 +218,7 @@ class Pages:
     def earlier_builds(self) -> list[str]:
         """Let later builds find this one; those before it, the latest first."""
         if self._earlier is None:
-            self._earlier = self.guard.ask(
-                "builds", lambda: self.store.builds(self._build_id), write=True
-            )
+            self._earlier = self.guard.write(self.store.builds, self._build_id)
         return self._earlier or []
 
     def used(self, entry: Entry, now: float) -> None:
@@ -219,11 +228,13 @@ class Pages:
             if entry.in_store:
                 self._used.add(entry.page.name)
 
-    def tell_used(self) -> None:
-        """Tell the store which pages were served."""
+    def tell(self) -> None:
+        """Tell the store which pages were served, and what it did not remove when it was asked."""
         if self._used:
             names, self._used = self._used, set()
-            self.guard.ask("used", lambda: self.store.used(names), write=True)
+            self.guard.write(self.store.used, names)
+        for key in list(self._withdrawn):
+            self._remove(key)
 
     # Listing.
 
@@ -272,7 +283,7 @@ class Pages:
         Without the store it is the last that was seen: its page replaces what this process has,
         and whatever gets a number later replaces it.
         """
-        number = self.guard.ask("number", self.store.number, write=True)
+        number = self.guard.write(self.store.number)
         if number is None:
             at = self.memory.at
             seen = (e.page.sequence for e in self.memory if e.page.lineage == at.lineage)
@@ -284,15 +295,10 @@ class Pages:
 
         Gives the page that counts from now on, and why it was not stored if it was not.
         """
-        record = _record(page, *self._codec.encode(page))
-        try:
-            # A tuple, because ``None`` says that the store did not answer.
-            done = self.guard.ask("put", lambda: (self.store.put(record),), write=True)
-        except TooLarge:
-            return self._keep(page, None), "too-large"
-        if done is None:
-            return self._keep(page, None), "store-error"
-        (validity,) = done
+        validity, refusal = self.guard.write(self._put, page) or (None, "store-error")
+        if refusal is not None:
+            return self._keep(page, None), refusal
+        self._withdrawn.pop(page.key, None)
         if validity is None:
             stale = Validity(Invalidated.STALE, self.memory.at)
             return self._load(page.key) or self._keep(page, stale), None
@@ -300,26 +306,44 @@ class Pages:
         entry = self._keep(page, validity, not alone, time.time())
         return entry, "too-large" if alone and self.memory.get(page.key) is None else None
 
+    def _put(self, page: Page) -> tuple[Validity | None, str | None]:
+        try:
+            return self.store.put(_record(page, *self._codec.encode(page))), None
+        except TooLarge:
+            return None, "too-large"
+
     def recode(self, page: Page) -> None:
         """Add content codings to a stored page; one that is gone or replaced stays so."""
         found = self._read(page.key) if self.store.kind.name != "memory" else None
         if found is not None and page.render == found[0].render:
-            record = _record(page, *self._codec.encode(page))
-            try:
-                self.guard.ask("put", lambda: self.store.put(record), write=True)
-            except TooLarge:
+            _, refusal = self.guard.write(self._put, page) or (None, None)
+            if refusal is not None:
                 return
         self.memory.recode(page)
 
     def withdraw(self, key: PageKey) -> None:
-        """Remove a page for all processes, before anybody is served it again."""
+        """Remove a page for all processes, before anybody is served it again.
+
+        Where the store does not remove it, at least this process does not read it any more.
+        """
         # Earlier builds do not lend it any more.
-        lenders = self.earlier_builds()[: self._previous_builds]
-        labels = [page_label(key._replace(build=build).name) for build in (key.build, *lenders)]
-        self.guard.ask("withdraw", lambda: self.store.invalidate(labels, True), write=True)
-        self.guard.ask("withdraw", lambda: self.store.delete(key.name), write=True)
+        for build in (key.build, *self.earlier_builds()[: self._previous_builds]):
+            self._withdrawn[key._replace(build=build)] = None
+            self._remove(key._replace(build=build))
+        if len(self._withdrawn) > MAX_WITHDRAWN:
+            self._withdrawn.pop(next(iter(self._withdrawn)), None)
         # Last: until then another thread may read it again.
         self.memory.discard(key)
+
+    def _remove(self, key: PageKey) -> None:
+        if self.guard.write(self._withdraw, key.name):
+            self._withdrawn.pop(key, None)
+
+    def _withdraw(self, name: str) -> bool:
+        # Invalidated first: others have it in their memory.
+        self.store.invalidate([page_label(name)], True)
+        self.store.delete(name)
+        return True
 
     def invalidate(self, labels: Sequence[str], expire: bool) -> Number:
         """Invalidate pages in all processes, before this returns.
@@ -329,19 +353,17 @@ class Pages:
         :raises StoreError: if it may not hold elsewhere.
         """
         try:
-            number = self.guard.demand(
-                "invalidate", lambda: self.store.invalidate(labels, expire), write=True
-            )
+            number = self.guard.demand(self.store.invalidate, labels, expire)
         except Exception as error:
             self.memory.invalidate(labels, expire)
             raise StoreError(f"the store did not take the invalidation: {error}") from error
         with self._following:
+            # What others invalidated before it is followed later.
             at = self.memory.at
-            if is_known := number.lineage == at.lineage:
-                # What others invalidated before it is followed later.
-                made = (Invalidation(label, number.sequence, expire) for label in labels)
-                self._take_in(Changes(at, True, tuple(made)))
-        if self.is_local or not is_known:
+            at = at if at.lineage == number.lineage else Number(number.lineage, 0)
+            made = (Invalidation(label, number.sequence, expire) for label in labels)
+            self._take_in(Changes(at, True, tuple(made)))
+        if self.is_local:
             self.follow()
         return number
 
