@@ -103,6 +103,19 @@ class TestPatterns:
         store.invalidate([f"pattern:{pattern}b"], False)
         assert server_time(redis, lambda: state(store)) < 20_000
 
+    def test_are_sent_to_each_process_once(
+        self, redis: Redis, store: RedisStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """However many are not applied to pages yet."""
+        monkeypatch.setattr(module, "MAX_PATTERNS", 10)
+        monkeypatch.setattr(store, "_fold", lambda times: None)
+        store.invalidate([f"pattern:/{number}/*" for number in range(100)], False)
+        store.number()
+        before = redis.do("INFO", "stats")["total_net_output_bytes"]
+        for _ in range(10):
+            store.get("page")
+        assert redis.do("INFO", "stats")["total_net_output_bytes"] - before < 20_000
+
     @pytest.mark.parametrize("shape", ["/blog/{}/**", "/shop/*/x{}", "/a/**/x{}", "/p/x{}*"])
     def test_do_not_make_reads_slower(self, redis: Redis, store: RedisStore, shape: str) -> None:
         put(store, path="/shop/a/b")
@@ -295,28 +308,32 @@ class TestASite:
         for store in stores:
             store.close()
 
-    def test_is_used_by_many_threads_with_one_connection(
+    def test_is_used_by_many_threads_and_others_with_one_connection(
         self, redis: Redis, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("wsgi_isr.store.clients.PATIENCE", 30.0)
-        store = RedisStore(redis_client(f"{redis.url}?max_connections=1"), "site:")
+        client = redis_client(f"{redis.url}?max_connections=1")()
+        stores = [RedisStore(lambda: client, prefix, lent=True) for prefix in ("site:", "other:")]
         errors: list[Exception] = []
 
         def work(number: int) -> None:
             try:
+                store = stores[number % 2]
                 for _ in range(50):
                     put(store, f"page{number}")
                     state(store, f"page{number}")
             except Exception as error:
                 errors.append(error)
 
-        with listening(store):
+        with listening(stores[0]):
             threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
             for thread in threads:
                 thread.start()
             for thread in threads:
                 thread.join()
-        store.close()
+        for store in stores:
+            store.close()
+        client.close()
         assert not errors
 
 

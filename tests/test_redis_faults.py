@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import multiprocessing
 import os
 import time
@@ -359,7 +360,9 @@ class TestForeignKeysUnderOurNames:
             ("page:{index}:page", "meta", b"9\n\xff\n\n\n\n"), ("page:{index}:page", "stale", "x"),
             ("page:{index}:page", "used", "x"), ("clock", "sequence", "x"),
             ("clock", "changed", ""), ("clock", "cursor", "x"), ("clock", "lineage", b"\xff"),
-            ("totals", "hits", "x"),
+            ("clock", "sequence", "1e30"), ("clock", "sequence", "9" * 18),
+            ("clock", "run", b"\xff"), ("clock", "stores", "1.5"),
+            ("totals", "hits", "x"), ("totals", "hits", "inf"),
         ],
     )  # fmt: skip
     def test_damaged_fields_harm_nobody_for_good(
@@ -374,6 +377,20 @@ class TestForeignKeysUnderOurNames:
         store.prune(max_pages=5)
         self.use(open_store())
         self.use(store)
+
+    @pytest.mark.parametrize("key", ["order", "patterns"])
+    @pytest.mark.parametrize("label", ["pattern:/%ff", "pattern:/x*", b"\xff"])
+    @pytest.mark.parametrize("number", ["5", "1.5", "inf", "-inf"])
+    def test_planted_labels_harm_nobody(
+        self, server: Redis, open_store: Open, key: str, label: t.Any, number: str
+    ) -> None:
+        store = open_store()
+        put(store, tags=["a"])
+        text = label if isinstance(label, bytes) else label.encode()
+        server.do("ZADD", f"{{site:}}{key}", number, b"s" + text)
+        for one in (store, open_store()):
+            self.use(one)
+            assert all(map(math.isfinite, one.totals().values()))
 
 
 def leave(url: str, pipe: t.Any) -> None:

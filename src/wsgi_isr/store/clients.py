@@ -12,6 +12,7 @@ import importlib
 import importlib.resources
 import inspect
 import logging
+import random
 import re
 import secrets
 import threading
@@ -24,7 +25,7 @@ from urllib.parse import parse_qsl, urlsplit
 from cachelib import BaseCache, MemcachedCache, RedisCache, ValkeyCache
 
 from .leases import Lease, Leases
-from .protocol import ReadOnly, StoreError
+from .protocol import ReadOnly
 
 logger = logging.getLogger("wsgi_isr")
 
@@ -32,8 +33,8 @@ logger = logging.getLogger("wsgi_isr")
 TIMEOUT = 0.25
 #: Seconds from which on a client of somebody else's making is called slow.
 PATIENT = 2.0
-#: Seconds that a thread waits for a connection where all are busy.
-PATIENCE = 2.0
+#: Seconds that a thread waits for a connection where all are busy, and between two attempts.
+PATIENCE, PAUSE = 2.0, (0.001, 0.005)
 #: Connections that a memcached server may have closed since they were used.
 MAX_CLOSED = 20
 #: Seconds between two measurements of a server's clock.
@@ -147,9 +148,7 @@ def prefix_of(cache: RedisCache | ValkeyCache) -> str:
 
 def _options_of(client: t.Any) -> t.Any:
     pool = getattr(client, "connection_pool", None)
-    if pool is None:
-        return client.get_connection_kwargs()
-    return {"max_connections": pool.max_connections, **pool.connection_kwargs}
+    return client.get_connection_kwargs() if pool is None else pool.connection_kwargs
 
 
 def _refuse_text(options: t.Any) -> None:
@@ -179,7 +178,6 @@ class Server:
         self.leases = Leases(self._extend, self._end)
         self._client: t.Any = None
         self._script: t.Any = None
-        self._connections = threading.Semaphore()
         self._lock = threading.Lock()
         self._offset, self._measure_at = 0.0, 0.0
 
@@ -187,8 +185,6 @@ class Server:
         with self._lock:
             if self._client is None:
                 client = self._make_client()
-                most = _options_of(client).get("max_connections")
-                self._connections = threading.Semaphore(int(most or 2**31))
                 self._script = client.register_script(_SCRIPT)
                 self._client = client
 
@@ -199,19 +195,20 @@ class Server:
         :raises ReadOnly: where the server answers, but takes no writes.
         """
         self._connect()
-        if not self._connections.acquire(timeout=PATIENCE):
-            raise StoreError("all connections to the server are busy: raise max_connections")
-        try:
-            words = (step, secrets.token_hex(8), *seen, *args)
-            return self._script([f"{self._root}clock"], words)
-        except Exception as error:
-            kinds = [kind.__name__ for kind in type(error).__mro__]
-            said = f"{kinds[0]} {error}"
-            if "ResponseError" in kinds and any(word in said for word in _REFUSALS):
-                raise ReadOnly(str(error)) from error
-            raise
-        finally:
-            self._connections.release()
+        words = (step, secrets.token_hex(8), *seen, *args)
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return self._script([f"{self._root}clock"], words)
+            except Exception as error:
+                kinds = [kind.__name__ for kind in type(error).__mro__]
+                said = f"{kinds[0]} {error}"
+                if "ResponseError" in kinds and any(word in said for word in _REFUSALS):
+                    raise ReadOnly(str(error)) from error
+                # The app and other middlewares may use the same connections.
+                if "Too many connections" not in said or time.monotonic() > deadline:
+                    raise
+            time.sleep(random.uniform(*PAUSE))
 
     def _extend(self, lease: Lease, seconds: float) -> bool:
         return bool(self.step("extend", lease.name, lease.token, milliseconds(seconds)))

@@ -58,8 +58,8 @@ local function read()
     local sound = string.match(state.lineage, '^%x+$') and call('ZSCORE', order, LAYOUT)
         and call('ZSCORE', patterns, LAYOUT)
     for _, name in ipairs({'sequence', 'changed', 'floor', 'stores', 'resumed'}) do
-        local number = tonumber(state[name] or 0)
-        state[name], sound = number or 0, number and sound
+        local digits = string.match(state[name] or '0', '^%d+$') or ''
+        state[name], sound = tonumber(digits) or 0, sound and digits ~= '' and #digits < 16
     end
     if not sound then state.lineage = '' end
     if not string.match(state.cursor, '^%d+ [%[(]') then state.cursor = '' end
@@ -92,7 +92,8 @@ end
 
 -- Labels and the numbers of their last invalidations after a number, at most so many.
 local function since(key, number, most)
-    return call('ZRANGEBYSCORE', key, '(' .. text(number), '+inf', 'WITHSCORES', 'LIMIT', 0, most)
+    return call('ZRANGEBYSCORE', key, '(' .. text(number), state.sequence, 'WITHSCORES', 'LIMIT',
+        0, most)
 end
 
 -- A result with the order as it is now, and the patterns that the process does not have.

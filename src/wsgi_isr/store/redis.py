@@ -46,7 +46,10 @@ _encode = functools.partial(quote, safe="/:*", errors="surrogatepass")
 
 
 def _decode(data: bytes) -> str:
-    return unquote(data.decode("latin-1"), errors="surrogatepass")
+    with contextlib.suppress(UnicodeDecodeError):
+        return unquote(data.decode("latin-1"), errors="surrogatepass")
+    # Somebody else wrote it.
+    return ""
 
 
 class _Order(t.NamedTuple):
@@ -54,7 +57,7 @@ class _Order(t.NamedTuple):
 
     lineage: str
     #: Of the server, which has another one after each restart.
-    run: str
+    run: bytes
     sequence: int
     #: The number of the last invalidation.
     changed: int
@@ -91,7 +94,9 @@ class RedisStore:
         self._next = itertools.count(secrets.randbits(62)).__next__
         self.signal = [self._next(), self._next()]
         self._lock = threading.Lock()
-        self._seen = _Order("", "", 0, 0, 0, b"", Epochs(""))
+        self._seen = _Order("", b"", 0, 0, 0, b"", Epochs(""))
+        #: Patterns from which on those that the server has forgotten are forgotten here, too.
+        self._enough = 2 * MAX_PATTERNS
         self._me, self._has_reported = secrets.token_hex(8), False
 
     # The order.
@@ -101,15 +106,17 @@ class RedisStore:
         before = self._seen
         patterns = before.patterns
         # With too many here, all that the server still has are asked for.
-        matched = patterns.changed if len(patterns.labels) < 2 * MAX_PATTERNS else 0
+        matched = patterns.changed if len(patterns.labels) < self._enough else 0
         result, name, run, *rest, new = self._step(step, *args, seen=(*before[:3], matched))
         if not matched or name.decode() != before.lineage:
             patterns = Epochs(name.decode())
-        order = _Order._make((name.decode(), run.decode(), *rest, patterns))
+        order = _Order._make((name.decode(), run, *rest, patterns))
         with self._lock:
             for invalidation in _invalidations(new):
                 with contextlib.suppress(ValueError):
                     patterns.apply(invalidation)
+            if not matched:
+                self._enough = 2 * max(MAX_PATTERNS, len(patterns.labels))
             seen = self._seen
             if order.lineage != seen.lineage == before.lineage:
                 if seen.lineage:
@@ -379,7 +386,8 @@ def _record(name: str, meta: bytes, head: bytes = b"", body: bytes = b"") -> Rec
 
 def _invalidations(flat: Sequence[bytes]) -> Iterator[Invalidation]:
     for label, number in zip(flat[::2], flat[1::2], strict=True):
-        yield Invalidation(_decode(label[1:]), int(number), label[:1] == b"h")
+        if number.isdigit():
+            yield Invalidation(_decode(label[1:]), int(number), label[:1] == b"h")
 
 
 def _failure(data: bytes | None) -> Failure | None:
@@ -394,5 +402,6 @@ def _totals(flat: Sequence[bytes]) -> dict[str, float]:
     totals = {}
     for name, number in zip(flat[::2], flat[1::2], strict=True):
         with contextlib.suppress(ValueError):
-            totals[name.decode(errors="replace")] = float(number)
+            if math.isfinite(count := float(number)):
+                totals[name.decode(errors="replace")] = count
     return totals
