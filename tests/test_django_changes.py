@@ -14,7 +14,7 @@ from django.db.models.signals import post_delete
 from django.http import HttpRequest, HttpResponse
 from django.test import TestCase
 from django.urls import path
-from djangos.models import Author, Entry, Named, Numbered, Post, PostProxy
+from djangos.models import Author, Dated, Entry, Named, Numbered, Post, PostProxy, Shelf
 
 from wsgi_isr import RevalidationError, signals
 from wsgi_isr.django import (
@@ -63,7 +63,7 @@ def browser(events: Events) -> Iterator[Browser]:
     with djangos.project(*urls, isr={"BASE_URL": ORIGIN}) as browser:
         browser.get("/posts/1")
         yield browser
-        for model in (Post, Entry, Author, Named, Numbered):
+        for model in (Post, Entry, Author, Named, Numbered, Shelf):
             model.objects.all().delete()
 
 
@@ -137,6 +137,7 @@ class TestInATransaction:
             lambda: invalidate("/posts/<slug>"),
             lambda: revalidate_tag("a,b"),
             lambda: revalidate("http://evil.example/"),
+            lambda: revalidate("/posts/1", workers=0),
         ],
     )
     def test_mistakes_are_errors_at_once(self, call: t.Any, browser: Browser) -> None:
@@ -164,6 +165,10 @@ class TestInATransaction:
         assert "not revalidated: /broken" in caplog.text
         with pytest.raises(RevalidationError), transaction.atomic():
             revalidate("/broken", raise_errors=True)
+        with transaction.atomic():
+            # Another call's failure is still only logged.
+            revalidate("/posts/1", raise_errors=True)
+            revalidate("/broken")
 
     def test_callbacks_of_a_test_case_see_each_call(self, events: Events, browser: Browser) -> None:
         with transaction.atomic():
@@ -260,6 +265,19 @@ class TestTracking:
             assert {tag(author), tag(Author)} <= found
             # What is not tracked is not revalidated: the relation is one of entries.
             assert tag(Entry) in found or "entries" in change.__code__.co_names
+
+    def test_follows_what_a_related_object_extends(self, events: Events) -> None:
+        shelf, post = Shelf.objects.create(), Post.objects.create(title="a")
+        track(Shelf)
+        events.clear()
+        shelf.posts.add(post)
+        (names,) = events
+        assert {tag(Shelf), tag(shelf), tag(Post), tag(post), tag(Entry)} < set(names)
+
+    def test_follows_abstract_models(self, events: Events) -> None:
+        track(Dated)
+        shelf = Shelf.objects.create()
+        assert events == [(tag(Shelf), tag(shelf), tag(Dated), True)]
 
     def test_finds_what_a_clear_takes_away(self, events: Events) -> None:
         author, post = Author.objects.create(name="a"), Post.objects.create(title="b")

@@ -34,6 +34,7 @@ CHANGES = {
     "a snippet": ("Maintainer.objects.get().save()", STRING),
     "a snippet in a StreamField": ("Author.objects.get().save()", BOOK),
     "a relation": ("Author.objects.get().others.add(Publisher.objects.get())", BOOK),
+    "a relation that ends": ("Author.objects.get().others.clear()", BOOK),
     "what a snippet shows": ("Publisher.objects.get().save()", BOOK),
     "a picture": ("Image.objects.get().save()", {*RE, *BOOK}),
     "a document in a text": ("Document.objects.get().save()", {"/"}),
@@ -44,6 +45,11 @@ CHANGES = {
     "a site": ("Site.objects.first().save()", ALL),
     "a language": ("Locale.objects.first().save()", ALL),
     "a fixture": ("load(page('string'))", ALL),
+    "a relation, from its other side": (
+        "Publisher.objects.get().authors.add(Author.objects.get())",
+        BOOK,
+    ),
+    "a comment": ("comment('book')", set()),
     "a draft": ("p = page('string'); p.title = 'draft'; p.save_revision()", set()),
     "a lock": ("p = page('string'); p.save(update_fields=['locked'])", set()),
     "a login": ("login()", set()),
@@ -129,7 +135,7 @@ class TestAChange:
     def test_stands_although_the_store_is_away(self, shelf: Shelf) -> None:
         shelf.do("without_a_store('string', title='saved all the same')")
         assert shelf.do("page('string').title") == "saved all the same"
-        assert "pages of Wagtail were not revalidated" in shelf.log()
+        assert "pages that show ModulePage were not revalidated" in shelf.log()
 
 
 class TestAPrivatePage:

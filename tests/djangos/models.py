@@ -34,3 +34,12 @@ class Named(models.Model):
 
 class Numbered(models.Model):
     id = models.UUIDField(primary_key=True, default=uuid.uuid4)
+
+
+class Dated(models.Model):
+    class Meta:
+        abstract = True
+
+
+class Shelf(Dated):
+    posts = models.ManyToManyField(Post)

@@ -27,7 +27,7 @@ from PIL import Image as Picture
 from wagtail.contrib.redirects.models import Redirect
 from wagtail.documents.models import Document
 from wagtail.images.models import Image
-from wagtail.models import Collection, Locale, Page, PageViewRestriction, Site
+from wagtail.models import Collection, Comment, Locale, Page, PageViewRestriction, Site
 from werkzeug.test import Client
 
 from shelf.models import Author, BookPage, Chapter, Imprint, NoPage, Publisher, Shop, TaggedPage
@@ -69,10 +69,8 @@ def taken_back(slug: str, **fields: t.Any) -> None:
 
 
 def without_a_store(slug: str, **fields: t.Any) -> None:
-    def fail(*tags: str, expire: bool) -> None:
-        raise OSError("no store")
-
-    with mock.patch("wsgi_isr.django.tracking.revalidate_tag", fail):
+    failing = OSError("no store")
+    with mock.patch("wsgi_isr.django.changes.get_middleware", side_effect=failing):
         edit(slug, **fields)
 
 
@@ -122,6 +120,11 @@ def enter_password(path: str, password: str) -> int:
     )
     answer = visitor.get(path, base_url="http://a.example")
     return 0 if 'name="password"' in answer.text else answer.status_code
+
+
+def comment(slug: str) -> None:
+    user = get_user_model().objects.get()
+    Comment.objects.create(page=page(slug), user=user, text="well", contentpath="title")
 
 
 def translate(slug: str, title: str) -> None:

@@ -24,8 +24,8 @@ class Author(models.Model):
     """A snippet that shows another object."""
 
     name = models.CharField(max_length=50)
-    publisher = models.ForeignKey(Publisher, models.CASCADE, null=True)
-    others = models.ManyToManyField(Publisher, related_name="+")
+    publisher = models.ForeignKey(Publisher, models.CASCADE, null=True, related_name="+")
+    others = models.ManyToManyField(Publisher, related_name="authors")
 
 
 class Shop(models.Model):

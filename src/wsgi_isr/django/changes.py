@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from django.db import transaction
 
-from ..ondemand import Result
+from ..ondemand import Result, check_workers
 from .handler import get_middleware
 
 logger = logging.getLogger("wsgi_isr")
@@ -22,25 +22,24 @@ Calls: t.TypeAlias = "weakref.WeakSet[functools.partial[None]]"
 #: them when the transaction or the savepoint is rolled back.
 _pending: weakref.WeakKeyDictionary[t.Any, Calls] = weakref.WeakKeyDictionary()
 _order = itertools.count()
-_METHODS = ("revalidate_tag", "invalidate", "revalidate")
 
 
 def _commit(calls: Calls, *_: object) -> None:
     """Let all calls of a transaction take effect with the first of them."""
-    # Invalidations before renders, so that a page is rendered after all that was changed.
-    waiting = sorted(call.args[1:] for call in calls)
+    waiting = [call.args[1:] for call in calls]
     calls.clear()
     merged: dict[t.Any, dict[str, None]] = {}
-    for _, _, method, names, options, _ in waiting:
-        merged.setdefault((method, options), {}).update(dict.fromkeys(names))
+    # Invalidations before renders, so that a page is rendered after all that was changed.
+    for _, _, names, *call in sorted(waiting, key=lambda each: each[:2]):
+        merged.setdefault(tuple(call), {}).update(dict.fromkeys(names))
     failure = None
-    for (method, options), names in merged.items():
+    for (method, options, raise_errors), names in merged.items():
         try:
             getattr(get_middleware(), method)(*names, **dict(options))
         except Exception as error:
             logger.exception("%s failed on commit: %s", method, ", ".join(names)[:1000])
-            failure = error
-    if failure is not None and any(raise_errors for *_, raise_errors in waiting):
+            failure = error if raise_errors else failure
+    if failure is not None:
         raise failure
 
 
@@ -50,16 +49,16 @@ def _now_or_later(
     connection, middleware = transaction.get_connection(using), get_middleware()
     if connection.connection is None or connection.autocommit:
         return getattr(middleware, method)(*names, **options)
-    tags, patterns, paths = (names if each == method else () for each in _METHODS)
+    check_workers(options.get("workers"))
+    tags, patterns, paths = (
+        names if method == each else () for each in ("revalidate_tag", "invalidate", "revalidate")
+    )
     middleware.on_demand().check(paths, tags, patterns)
     calls = _pending.setdefault(connection, weakref.WeakSet())
-    order = (method == "revalidate", next(_order))
-    call = functools.partial(
-        _commit, calls, *order, method, names, (*options.items(),), raise_errors
-    )
+    what = names, method, tuple(options.items()), raise_errors
+    call = functools.partial(_commit, calls, method == "revalidate", next(_order), *what)
     calls.add(call)
     transaction.on_commit(call, using)
-    return None
 
 
 def revalidate(
@@ -81,9 +80,7 @@ def revalidate(
         ``atomic()``: Django then cannot say when something is committed.
     """
     options: dict[str, t.Any] = {"only_generated": only_generated, "workers": workers}
-    results: list[Result] | None
-    results = _now_or_later("revalidate", paths, using, raise_errors, **options)
-    return results
+    return _now_or_later("revalidate", paths, using, raise_errors, **options)
 
 
 def revalidate_tag(

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import typing as t
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from urllib.parse import quote
 
 from django.apps import apps
 from django.db.models import Model, signals
 
 from ..metadata import MAX_TAG_LENGTH
-from .changes import invalidate, revalidate_tag
+from .changes import revalidate_tag
 
 logger = logging.getLogger("wsgi_isr")
 
@@ -49,12 +50,13 @@ def _tag(model: t.Any, key: t.Any) -> str:
 
 
 def tags_of(instance: t.Any) -> Iterator[str]:
-    """All tags of pages that show an object, also as one of its parent models."""
-    model = instance._meta.concrete_model
-    for each in (model, *model._meta.get_parent_list()):
-        yield _name(each)
-        if (key := getattr(instance, each._meta.pk.attname)) is not None:
-            yield _tag(each, key)
+    """All tags of pages that show an object, also as one of the models that its own extends."""
+    for model in instance._meta.concrete_model.__mro__:
+        if issubclass(model, Model) and model is not Model:
+            yield _name(model)
+            key = None if model._meta.abstract else getattr(instance, model._meta.pk.attname)
+            if key is not None:
+                yield _tag(model, key)
 
 
 def track(*models: type[Model] | str, expire: bool = True) -> None:
@@ -88,12 +90,34 @@ def is_tracked(model: type) -> bool:
     return any(issubclass(model, each) for each in tracked)
 
 
+def harmless(receiver: t.Any) -> t.Any:
+    """A receiver of signals whose failures are logged, since an editor's work counts more."""
+
+    @functools.wraps(receiver)
+    def receive(sender: t.Any, **what: t.Any) -> None:
+        try:
+            receiver(sender=sender, **what)
+        except Exception:
+            logger.exception("pages that show %s were not revalidated", sender.__name__)
+
+    return receive
+
+
+@harmless
 def _changed(sender: type[Model], instance: Model, using: str, **extra: t.Any) -> None:
     if is_tracked(sender):
-        _let_go(sender, tags_of(instance), using)
+        # The last that was tracked knows best.
+        expire = [tracked[each] for each in tracked if issubclass(sender, each)][-1]
+        revalidate_tag(*tags_of(instance), expire=expire, using=using)
 
 
-def _related(
+@harmless
+def _related(**change: t.Any) -> None:
+    for each in both_sides(**change, is_shown=is_tracked):
+        _changed(type(each), instance=each, using=change["using"])
+
+
+def both_sides(
     sender: t.Any,
     instance: t.Any,
     action: str,
@@ -101,35 +125,21 @@ def _related(
     model: t.Any,
     pk_set: Iterable[t.Any] | None,
     using: str,
+    is_shown: Callable[[type[Model]], bool],
     **extra: t.Any,
-) -> None:
-    """A many-to-many relation changes: the objects on both sides do."""
+) -> Iterator[t.Any]:
+    """The objects that a change of a many-to-many relation is about, of models that are shown."""
     if action not in ("post_add", "post_remove", "pre_clear"):
         return
-    _changed(type(instance), instance, using)
-    if not is_tracked(model):
+    yield instance
+    if not is_shown(model):
         return
-    if pk_set is None:
-        # After a clear nobody can say which they were.
-        owner = model if reverse else type(instance)
-        fields = (f for f in owner._meta.many_to_many if f.remote_field.through is sender)
-        for field in fields:
+    if pk_set is not None:
+        yield from model._meta.base_manager.using(using).filter(pk__in=pk_set)
+        return
+    # After a clear nobody can say which they were.
+    owner = model if reverse else type(instance)
+    for field in owner._meta.many_to_many:
+        if field.remote_field.through is sender:
             name = field.remote_field.get_accessor_name() if reverse else field.name
-            pk_set = getattr(instance, name).using(using).values_list("pk", flat=True)
-    tags = [_tag(model, key) for key in pk_set or ()]
-    _let_go(model, [_name(model), *tags], using)
-
-
-def _let_go(model: type, tags: Iterable[str], using: str) -> None:
-    # The last that was tracked knows best.
-    expire = [tracked[each] for each in tracked if issubclass(model, each)][-1]
-    let_go(f"pages that show {model.__name__}", tags, expire=expire, using=using)
-
-
-def let_go(pages: str, tags: Iterable[str], patterns: Iterable[str] = (), **options: t.Any) -> None:
-    """On commit, let go of pages; whatever fails is logged, since an editor's work counts more."""
-    try:
-        revalidate_tag(*tags, **options)
-        invalidate(*patterns, **options)
-    except Exception:
-        logger.exception("%s were not revalidated", pages)
+            yield from getattr(instance, name).using(using)

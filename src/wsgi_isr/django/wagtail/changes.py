@@ -7,7 +7,6 @@ or another page in a field.
 
 from __future__ import annotations
 
-import functools
 import typing as t
 from collections.abc import Collection, Iterable, Iterator
 
@@ -16,14 +15,13 @@ from django.conf import settings
 from django.contrib.contenttypes.models import ContentType
 from django.db.models.signals import m2m_changed, post_save, pre_delete, pre_save
 from modelcluster.fields import ParentalKey
-from wagtail.blocks import Block, ChooserBlock
 from wagtail.contrib.settings.models import AbstractSetting
-from wagtail.fields import StreamField
 from wagtail.models import CollectionMember, Locale, PageViewRestriction, ReferenceIndex, Site
 from wagtail.signals import post_page_move
 
+from ..changes import invalidate, revalidate_tag
 from ..config import option
-from ..tracking import let_go, tags_of
+from ..tracking import both_sides, harmless, tags_of
 
 #: Since Wagtail 8 a project may have another base of all pages.
 Page: t.Any = apps.get_model(getattr(settings, "WAGTAIL_PAGE_MODEL", "wagtailcore.Page"))
@@ -68,35 +66,32 @@ def connect() -> None:
     post_page_move.connect(_after_move)
 
 
+@harmless
 def _before_save(
-    sender: t.Any, instance: t.Any, raw: bool = False, update_fields: t.Any = None, **extra: t.Any
+    instance: t.Any, raw: bool = False, update_fields: t.Any = None, **extra: t.Any
 ) -> None:
     # `Page.save` is a transaction, so this takes effect after it. Whatever is published,
     # unpublished or mirrored is saved.
-    if raw or not isinstance(instance, Page) or _is_unseen(update_fields):
-        return
-    before = Page.objects.filter(pk=instance.pk).values(*STRUCTURE).first()
-    if before is not None and (before["live"] or instance.live):
-        _page_changed(instance, before)
+    if isinstance(instance, Page) and not raw and not _is_unseen(update_fields):
+        before = Page.objects.filter(pk=instance.pk).values(*STRUCTURE).first()
+        if before is not None and (before["live"] or instance.live):
+            _page_changed(instance, before)
 
 
+@harmless
 def _after_save(
-    sender: t.Any,
-    instance: t.Any,
-    created: bool,
-    raw: bool = False,
-    update_fields: t.Any = None,
-    **extra: t.Any,
+    instance: t.Any, created: bool, raw: bool, update_fields: t.Any, **extra: t.Any
 ) -> None:
-    if isinstance(instance, Page):
-        if raw:
-            _expire([ALL])
-        elif created and instance.live:
-            _page_changed(instance)
-    elif not _is_unseen(update_fields):
-        _changed(instance)
+    if not isinstance(instance, Page):
+        if not _is_unseen(update_fields):
+            _changed(instance)
+    elif raw:
+        _expire([ALL])
+    elif created and instance.live:
+        _page_changed(instance)
 
 
+@harmless
 def _before_delete(sender: t.Any, instance: t.Any, **extra: t.Any) -> None:
     # Before, because Wagtail then forgets who refers to it.
     if not isinstance(instance, Page):
@@ -105,12 +100,14 @@ def _before_delete(sender: t.Any, instance: t.Any, **extra: t.Any) -> None:
         _page_changed(instance)
 
 
-def _after_m2m(sender: t.Any, instance: t.Any, action: str, **extra: t.Any) -> None:
-    if action.startswith("post_"):
-        _changed(instance)
+@harmless
+def _after_m2m(**change: t.Any) -> None:
+    for each in both_sides(**change, is_shown=lambda model: True):
+        _changed(each)
 
 
-def _after_move(sender: t.Any, instance: t.Any, parent_page_before: t.Any, **extra: t.Any) -> None:
+@harmless
+def _after_move(instance: t.Any, parent_page_before: t.Any, **extra: t.Any) -> None:
     _page_changed(instance, parent=parent_page_before)
 
 
@@ -123,7 +120,10 @@ def _structure_of(page: t.Any) -> dict[str, t.Any]:
 
 
 def _changed(instance: t.Any) -> None:
-    """What is no page has changed, or will be deleted."""
+    """What may be no page has changed, or will be deleted."""
+    if instance._meta.apps is not apps:
+        # A migration's model: not all tables are there yet.
+        return
     if isinstance(instance, Site | Locale | AbstractSetting):
         _expire([ALL])
     elif isinstance(instance, PageViewRestriction):
@@ -132,10 +132,23 @@ def _changed(instance: t.Any) -> None:
     elif instance._meta.label == "wagtailredirects.Redirect":
         # Where a page was, a 404 may be stored.
         _expire(patterns=[f"{instance.old_path.partition('?')[0].rstrip('/')}/**"])
-    elif isinstance(owner := _owner_of(instance), Page):
-        _page_changed(owner, _structure_of(owner))
-    elif not _shown_models().isdisjoint(type(owner).__mro__):
-        _expire(tags_of(owner), _pages_with(owner))
+    elif isinstance(instance, Page) or instance._meta.app_label != "wagtailcore":
+        # Nothing else of Wagtail's own is on a page: revisions, comments, tasks.
+        owner = _owner_of(instance)
+        if isinstance(owner, Page):
+            _page_changed(owner, _structure_of(owner))
+        elif (pages := _pages_with(owner)) or isinstance(owner, _shown_models()):
+            _expire(tags_of(owner), pages)
+
+
+def _shown_models() -> tuple[t.Any, ...]:
+    """Models whose objects pages may show though no field refers to them."""
+    found = [CollectionMember, *site_models()]
+    if apps.is_installed("wagtail.snippets"):
+        from wagtail.snippets.models import get_snippet_models
+
+        found += get_snippet_models()
+    return tuple(found)
 
 
 def _page_changed(
@@ -174,7 +187,9 @@ def _expire(
     paths = Page.objects.filter(pk__in=keys).values_list("path", flat=True) if keys else ()
     above = {path[:end] for path in paths for end in range(2 * step, len(path) + 1, step)}
     found = {ALL} if len(above) > MANY else {page_tag(key) for key in _keys(path__in=above)}
-    let_go("pages of Wagtail", sorted(found.union(tags)), patterns, expire=True)
+    revalidate_tag(*sorted(found.union(tags)), expire=True)
+    if patterns:
+        invalidate(*patterns, expire=True)
 
 
 def _keys(**lookup: t.Any) -> list[t.Any]:
@@ -210,34 +225,3 @@ def _pages_with(instance: t.Any) -> set[t.Any]:
                 if model := ContentType.objects.get_for_id(place[0]).model_class():
                     todo.append(model(pk=place[1]))
     return found
-
-
-@functools.cache
-def _shown_models() -> frozenset[t.Any]:
-    """Models whose objects pages show: what fields refer to, snippets, ``WAGTAIL_SITE_TAGS``."""
-    found = set(site_models())
-    if apps.is_installed("wagtail.snippets"):
-        from wagtail.snippets.models import get_snippet_models
-
-        found.update(get_snippet_models())
-    for model in ReferenceIndex.tracked_models:
-        for field in model._meta.get_fields():
-            if isinstance(field, StreamField):
-                found.update(_chosen(field.stream_block))
-            elif field.concrete and field.related_model:
-                found.add(field.related_model)
-    # Wagtail's own, as revisions and comments, are on no page. Images, documents and the like are
-    # members of collections.
-    shown = {model for model in found if model._meta.app_label != "wagtailcore"}
-    return frozenset({*shown, CollectionMember})
-
-
-def _chosen(block: Block) -> Iterator[t.Any]:
-    """Models of the choosers in a block of a StreamField."""
-    if isinstance(block, ChooserBlock):
-        yield block.model_class
-    children = list(getattr(block, "child_blocks", {}).values())
-    if (child := getattr(block, "child_block", None)) is not None:
-        children.append(child)
-    for child in children:
-        yield from _chosen(child)
