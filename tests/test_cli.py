@@ -63,10 +63,10 @@ class TestTheApp:
     @pytest.mark.parametrize(
         ("app", "message"),
         [
-            ("missing", "'missing'"),
+            ("missing", ":missing"),
             ("create_app", "write 'a_module_of_a_test:create_app()'"),
             ("number", "has none inside"),
-            ("app +", "the app is named MODULE:APP"),
+            ("missing()", "the app is named MODULE:APP"),
             ("create_app(app)", "the app is named MODULE:APP"),
             ("", "the app is named MODULE:APP"),
         ],
@@ -85,6 +85,14 @@ class TestTheApp:
         assert result.exit_code == 1
         assert "the app is named MODULE:APP" in result.stderr
         assert name in result.stderr
+
+    def test_one_that_the_app_imports_comes_out_as_it_is(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "has_an_import.py").write_text("import no_such_module_at_all")
+        monkeypatch.syspath_prepend(tmp_path)
+        result = CliRunner(**SEPARATE).invoke(main, ["has_an_import:app", "list"])
+        assert isinstance(result.exception, ModuleNotFoundError)
 
     def test_an_error_in_the_app_comes_out_as_it_is(self, command: Command) -> None:
         def create_app() -> t.NoReturn:
@@ -248,6 +256,7 @@ class TestPrerender:
         result = elsewhere("prerender", "https://example.com/b", "/a")
         assert result.exit_code == 1
         assert "failed /a: no host is known for '/a': " in result.stdout
+        assert "set base_url (for a command --base-url)" in result.stdout
         assert site.renders("/a") == 0
 
     @pytest.mark.parametrize(
@@ -255,12 +264,12 @@ class TestPrerender:
     )
     def test_what_is_no_place_is_told(self, elsewhere: Command, url: str) -> None:
         result = elsewhere("prerender", "--base-url", url, "/a")
-        assert result.exit_code == 1
-        assert "--base-url takes" in result.stderr
+        assert result.exit_code == 2
+        assert "Invalid value for '--base-url': base_url takes" in result.stderr
 
     def test_a_place_that_is_not_the_apps_is_told(self, command: Command) -> None:
         result = command("prerender", "--base-url", "http://localhost.example", "/a")
-        assert result.exit_code == 1
+        assert result.exit_code == 2
         assert "has no pages of this app: they are on http://localhost" in result.stderr
 
     def test_a_thousand_pages_take_the_memory_of_a_few(

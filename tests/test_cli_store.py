@@ -75,7 +75,7 @@ class TestList:
         assert paths("--failed") == ["/broken"]
         assert paths("--stale") == ["/blog/b"]
         assert paths("--tag", "one") == ["/blog/a", "/c"]
-        assert paths("--tag", "two", "--match", "/c") == ["/blog/b", "/c"]
+        assert paths("--tag", "one", "--tag", "two", "--match", "/blog/*") == ["/blog/a", "/blog/b"]
         assert paths("--match", "/blog/*", "--stale") == ["/blog/b"]
         assert paths("--sort", "size", "--limit", "2") == ["/c", "/blog/a"]
         assert paths("--sort", "age", "--limit", "1") == ["/c"]
@@ -112,6 +112,11 @@ class TestList:
         assert order() == ["/gone", "/z", "/b", "/a"]
         isr.prune(max_pages=2)
         assert order() == ["/b", "/a"]
+
+    def test_of_a_pattern_that_can_never_match_is_a_mistake(self, command: Command) -> None:
+        result = command("list", "--match", "/a?page=2")
+        assert result.exit_code == 1
+        assert "can never match" in result.stderr
 
     def test_of_nothing_is_its_head(self, command: Command) -> None:
         result = command("list")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import typing as t
-
-from werkzeug.utils import import_string
+from importlib import import_module
 
 try:
     import click
@@ -18,6 +17,7 @@ except ModuleNotFoundError as error:
 from .cli import App, group
 from .middleware import ISRMiddleware
 
+_NAMED = "the app is named MODULE:APP, as in 'wsgi:app' or 'wsgi:create_app()'"
 #: Where frameworks and middlewares keep the application that they wrap, and how deep.
 _INNER, _MAX_DEPTH = ("wsgi_app", "app", "application", "__self__"), 20
 
@@ -34,18 +34,20 @@ def main(context: click.Context, app: str) -> None:
     # As for servers: an app in the working directory needs no installation.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
+    module, _, name = app.removesuffix("()").partition(":")
     try:
-        found = import_string(app.removesuffix("()"))
-    except ImportError as error:
-        raise click.ClickException(
-            f"the app is named MODULE:APP, as in 'wsgi:app' or 'wsgi:create_app()': {error}"
-        ) from error
-    if app.endswith("()"):
+        found = getattr(import_module(module), name, None)
+    except ModuleNotFoundError as error:
+        if not f"{module}.".startswith(f"{error.name}."):
+            # One that the app imports: the traceback says where.
+            raise
+        raise click.ClickException(f"{error}: {_NAMED}") from error
+    if app.endswith("()") and callable(found):
         found = found()
     context.obj = _find(found)
     if context.obj is None:
-        hint = f"; if it is a factory, write '{app}()'" if callable(found) else ""
-        raise click.ClickException(f"{app!r} is not an ISRMiddleware and has none inside{hint}")
+        hint = f"if it is a factory, write '{app}()'" if callable(found) else _NAMED
+        raise click.ClickException(f"{app!r} is not an ISRMiddleware and has none inside: {hint}")
 
 
 def _find(app: t.Any) -> App | None:

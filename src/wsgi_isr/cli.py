@@ -13,7 +13,6 @@ import heapq
 import itertools
 import json
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -31,7 +30,7 @@ from .explain import explanation_rows
 from .key import Origin, Origins
 from .metrics import hit_ratio
 from .middleware import ISRMiddleware
-from .ondemand import OnDemand, Result, called_by, describe
+from .ondemand import Result, called_by, describe
 
 #: The exit status of a process that SIGINT ended.
 INTERRUPTED = 130
@@ -76,27 +75,6 @@ class App(t.NamedTuple):
         if not processes and not any(map(totals.get, ("hits", "stale_hits", "misses", "passed"))):
             _say("Warning: no worker has used this store: is it theirs? are you their user?")
 
-    def at(self, base_url: str | None) -> App:
-        """The same, where a path names a page under the base URL, if there is one.
-
-        :raises click.ClickException: for a host that has no pages.
-        """
-        if base_url is None:
-            return self
-        try:
-            asked = t.cast(Origin, Origins(base_url, None).base)
-        except ValueError as error:
-            raise click.ClickException(str(error).replace("base_url", "--base-url")) from error
-        origin = self.middleware.origin_of(asked.to_environ())
-        if origin is None or origin[:2] != asked[:2]:
-            own = f": they are on {origin.scheme}://{origin.host}" if origin else ""
-            raise click.ClickException(f"--base-url {base_url!r} has no pages of this app{own}")
-        return self._replace(origin=origin)
-
-    def on_demand(self, base_url: str | None = None) -> OnDemand:
-        """The operations, where a path names a page under the base URL."""
-        return self.middleware.on_demand(self.at(base_url).origin)
-
 
 def _user() -> str:
     """Who types the command; a container may have no name for them."""
@@ -112,23 +90,16 @@ def _say(text: str) -> None:
 def _show(
     data: object, *tables: Iterable[Sequence[str]], as_json: bool, indent: int | None = 1
 ) -> None:
-    """Print data for programs, or aligned tables, on a terminal no wider than it is."""
+    """Print data for programs, or aligned tables."""
     if as_json:
         click.echo(json.dumps(data, indent=indent))
         return
-    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
     for index, rows in enumerate(tables):
-        cells = [[_fit(listing.printable(cell), room // 2) for cell in row] for row in rows]
+        cells = [[*map(listing.printable, row)] for row in rows]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         click.echo("\n" if index else "", nl=False)
         for row in cells:
-            text = "  ".join(map(str.ljust, row, widths)).rstrip()
-            click.echo(text[:room] if room else text)
-
-
-def _fit(cell: str, room: int) -> str:
-    """A cell in so many characters; of what is too long the middle goes."""
-    return f"{cell[: room // 2]}…{cell[1 - room // 2 :]}" if 0 < room < len(cell) else cell
+            click.echo("  ".join(map(str.ljust, row, widths)).rstrip())
 
 
 class Command(click.Command):
@@ -147,11 +118,27 @@ class Command(click.Command):
             raise
         except Exception as error:
             # Each store's client has errors of its own.
-            hint = " (here: give --base-url)" if "set base_url" in str(error) else ""
-            raise click.ClickException(f"{describe(error)}{hint}") from error
+            raise click.ClickException(describe(error)) from error
         finally:
             # The store is to have what was counted, and not to count this process as a worker.
             ctx.obj.middleware.close(0)
+
+
+def _origin_at(context: click.Context, option: object, base_url: str | None) -> Origin | None:
+    """Where a path names a page: under the base URL, or else where the app says."""
+    app = context.find_object(App)
+    if app is None or base_url is None:
+        # There is no app while a shell completes a line.
+        return None if app is None else app.origin
+    try:
+        asked = t.cast(Origin, Origins(base_url, None).base)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+    origin = app.middleware.origin_of(asked.to_environ())
+    if origin is None or origin[:2] != asked[:2]:
+        own = f": they are on {origin.scheme}://{origin.host}" if origin else ""
+        raise click.BadParameter(f"{base_url!r} has no pages of this app{own}")
+    return origin
 
 
 #: Its commands are those of ``flask isr`` and ``python -m wsgi_isr MODULE:APP``.
@@ -159,7 +146,13 @@ group = click.Group()
 pass_app = click.make_pass_decorator(App)
 at_least_one = click.IntRange(1)
 workers = click.option("--workers", type=at_least_one, metavar="N", help="Renders at a time.")
-base_url = click.option("--base-url", metavar="URL", help="Where the pages are, as in the config.")
+origin = click.option(
+    "--base-url",
+    "origin",
+    metavar="URL",
+    callback=_origin_at,
+    help="Where the pages are, as in the config.",
+)
 as_json = click.option("--json", "as_json", is_flag=True, help="For programs.")
 tags = click.option("--tag", "tags", multiple=True, metavar="T", help="Pages that have a tag.")
 
@@ -170,13 +163,10 @@ def _read_paths(paths: Iterable[str]) -> list[str]:
     return [path for path in dict.fromkeys(map(str.strip, lines)) if path]
 
 
-def _list_paths(app: App) -> list[str]:
-    """All paths that an app lists; its warnings are for those who type the command."""
-    if app.paths is None:
-        raise click.UsageError("name paths, or - to read them from standard input")
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        found = list(dict.fromkeys(app.paths(app.origin)))
+def _list_paths(paths: Iterable[str]) -> list[str]:
+    """Paths that an app lists, each once; its warnings are for those who type the command."""
+    with warnings.catch_warnings(record=True, action="always", category=UserWarning) as caught:
+        found = list(dict.fromkeys(paths))
     for warning in caught:
         _say(f"Warning: {warning.message}")
     return found
@@ -216,17 +206,19 @@ def _follow(results: Iterator[tuple[str, Result]], total: int, label: str) -> t.
 @group.command(cls=Command)
 @click.argument("paths", nargs=-1)
 @workers
-@base_url
+@origin
 @pass_app
-def prerender(app: App, paths: tuple[str, ...], workers: int | None, base_url: str | None) -> None:
+def prerender(app: App, paths: tuple[str, ...], workers: int | None, origin: Origin | None) -> None:
     """Render PATHS ahead of their visitors, but for pages that are fresh.
 
     "-" reads paths from standard input, one a line. Without PATHS: all that the app's generators
     list. Whole URLs are paths, too.
     """
-    app = app.at(base_url)
-    todo = _read_paths(paths) if paths else _list_paths(app)
-    results = app.on_demand().prerender(todo, workers)
+    if not paths and app.paths is None:
+        raise click.UsageError("name paths, or - to read them from standard input")
+    listed = () if paths or app.paths is None else app.paths(origin)
+    todo = _read_paths(paths) or _list_paths(listed)
+    results = app.middleware.on_demand(origin).prerender(todo, workers)
     _follow(((result.url, result) for result in results), len(todo), "Prerendering")
 
 
@@ -234,14 +226,14 @@ def prerender(app: App, paths: tuple[str, ...], workers: int | None, base_url: s
 @click.argument("paths", nargs=-1, required=True)
 @click.option("--only-generated", is_flag=True, help="Skip paths that have no page.")
 @workers
-@base_url
+@origin
 @pass_app
 def revalidate(
     app: App,
     paths: tuple[str, ...],
     only_generated: bool,
     workers: int | None,
-    base_url: str | None,
+    origin: Origin | None,
 ) -> None:
     """Render PATHS now and store them.
 
@@ -249,7 +241,7 @@ def revalidate(
     input, one a line.
     """
     todo = _read_paths(paths)
-    results = app.on_demand(base_url).each(todo, only_generated, workers)
+    results = app.middleware.on_demand(origin).each(todo, only_generated, workers)
     _follow(results, len(todo), "Revalidating")
 
 
@@ -266,11 +258,13 @@ def invalidate(app: App, patterns: tuple[str, ...], tags: tuple[str, ...], expir
     """
     if not patterns and not tags:
         raise click.UsageError("name patterns, as in '/blog/*', or a --tag")
-    app.on_demand().invalidate(patterns, expire, tags)
+    app.middleware.on_demand(app.origin).invalidate(patterns, expire, tags)
     names = [*(f"tag {tag}" for tag in tags), *patterns]
     click.echo(f"{'Expired' if expire else 'Stale'}: {', '.join(names)}")
     with contextlib.suppress(NotImplementedError):
-        count = sum(map(listing.selector(tags, patterns), app.middleware.pages()))
+        chosen = [listing.selector([tag], ()) for tag in tags]
+        chosen += [listing.selector((), [pattern]) for pattern in patterns]
+        count = sum(any(which(page) for which in chosen) for page in app.middleware.pages())
         click.echo(f"{listing.number(count, 'page')} of this build")
 
 
@@ -305,7 +299,7 @@ def list_pages(app: App, /, sort: str, limit: int, as_json: bool, **which: t.Any
 @pass_app
 def stats(app: App, watch: bool, as_json: bool) -> None:
     """Show what all workers have counted, what each has now, and the last calls on demand."""
-    on_demand = app.on_demand()
+    on_demand = app.middleware.on_demand()
     while True:
         found, calls = on_demand.overview(), on_demand.journal()
         if watch and sys.stdout.isatty():
@@ -327,7 +321,7 @@ def stats(app: App, watch: bool, as_json: bool) -> None:
 @click.argument("url")
 @click.option("--cookie", "cookies", multiple=True, metavar="NAME=VALUE", help="Of a visitor.")
 @click.option("--header", "headers", multiple=True, metavar="NAME:VALUE", help="Of a visitor.")
-@base_url
+@origin
 @as_json
 @pass_app
 def explain(
@@ -335,7 +329,7 @@ def explain(
     url: str,
     cookies: tuple[str, ...],
     headers: tuple[str, ...],
-    base_url: str | None,
+    origin: Origin | None,
     as_json: bool,
 ) -> None:
     """Say what would happen to a request for URL, and why.
@@ -348,7 +342,7 @@ def explain(
         if not name or not colon:
             raise click.UsageError(f"a header is NAME:VALUE, as in 'Accept-Language: de': {header}")
         given.append((name.strip(), value.strip()))
-    found = app.on_demand(base_url).explain(url, given)
+    found = app.middleware.on_demand(origin).explain(url, given)
     _show(dataclasses.asdict(found), explanation_rows(found), as_json=as_json)
 
 

@@ -133,7 +133,7 @@ class Lookup(Inspection):
         if place is None:
             raise ValueError(
                 f"no host is known for {named.asked!r}: call this in a request, give a whole URL, "
-                "or set base_url"
+                "or set base_url (for a command --base-url)"
             )
         key = PageKey(*place, named.path.removeprefix(place.mount))
         environ = key.to_environ("", self._config.middleware)

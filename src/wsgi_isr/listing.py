@@ -15,7 +15,7 @@ from .metadata import GONE
 from .metrics import BUCKETS, SERVED, hit_ratio, periods_of, totals_of
 from .page import Render, state_of, window_of
 from .process import Process
-from .rules import compile_pattern
+from .rules import check_pattern
 from .store.pages import Listed
 from .store.protocol import Failure, Record, Sizes
 
@@ -227,15 +227,20 @@ Rows: t.TypeAlias = "Iterator[Sequence[str]]"
 def selector(
     tags: Iterable[str], patterns: Iterable[str], failed: bool = False, stale: bool = False
 ) -> Callable[[PageInfo], bool]:
-    """Whether a page has one of the tags, or a path that matches one of the patterns."""
-    wanted, compiled = set(tags), [compile_pattern(pattern) for pattern in patterns]
+    """Whether a page has one of the tags, if there are any, matches one of the patterns, and so on.
+
+    :raises ValueError: for a pattern that can never match.
+    """
+    wanted, compiled = set(tags), [check_pattern(pattern) for pattern in patterns]
 
     def selects(page: PageInfo) -> bool:
-        if failed and page.last_error is None or stale and page.state not in ("stale", "expired"):
-            return False
         path = unquote_to_bytes(urlsplit(page.url).path).decode("latin-1") or "/"
-        is_named = not wanted.isdisjoint(page.tags) or any(p.fullmatch(path) for p in compiled)
-        return is_named or not (wanted or compiled)
+        return (
+            (not wanted or not wanted.isdisjoint(page.tags))
+            and (not compiled or any(pattern.fullmatch(path) for pattern in compiled))
+            and (not failed or page.last_error is not None)
+            and (not stale or page.state in ("stale", "expired"))
+        )
 
     return selects
 
