@@ -91,6 +91,20 @@ class TestRenders:
         stale(isr, clock)
         assert (visit(isr).text, made) == ("render 2", [os.getpid()])
 
+    def test_that_a_callable_made_is_shut_down_with_the_middleware(
+        self, make: Make, clock: Clock
+    ) -> None:
+        made = [ThreadPoolExecutor(1), ThreadPoolExecutor(1)]
+        isr, other = make(executor=made.pop), make(executor=(own := ThreadPoolExecutor(1)))
+        stale(isr, clock)
+        visit(other)
+        first = made[0]
+        for middleware in (isr, other):
+            middleware.close()
+        assert made == [first]
+        assert own.submit(int).result() == 0
+        assert visit(isr).text == "render 2"
+
 
 @pytest.mark.usefixtures("page")
 class TestAnExecutorThatIsOfNoUse:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import secrets
 import typing as t
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from answers import BOTH, answer, renew
@@ -210,3 +212,21 @@ def test_a_body_of_exactly_that_size_is_stored(site: t.Any, browse: t.Any) -> No
     client = browse(max_body_size=1000)
     client.get("/x")
     assert status_of(client.get("/x")) == "isr; hit; ttl=60"
+
+
+def test_a_page_that_is_too_large_for_the_store_is_withdrawn(
+    site: t.Any, make: t.Any, tmp_path: Path
+) -> None:
+    site.page("/x", "old", revalidate=False)
+    url = f"file://{tmp_path}?max_bytes=300000"
+    isr, other = make(url, rules={"/x": Rule()}), make(url, rules={"/x": Rule()})
+    assert visit(isr, "/x").text == visit(other, "/x").text == "old"
+    site.page("/x", lambda environ: secrets.token_hex(200_000), revalidate=False)
+    assert [found.outcome for found in isr.revalidate("http://localhost/x")] == ["withdrawn"]
+    assert list(isr.pages()) == []
+    for middleware in (isr, other):
+        answer = visit(middleware, "/x")
+        assert (len(answer.text), status_of(answer)) == (
+            400_000,
+            "isr; fwd=uri-miss; detail=too-large",
+        )

@@ -60,6 +60,15 @@ class TestAPath:
         assert browser.isr.revalidate(url) == [Result(url, 200)]
         assert browser.get("/gr%C3%BC%C3%9Fe").text == "new"
 
+    def test_may_be_written_without_encoding(self, site: Site, browse: Browse) -> None:
+        path = "/größe".encode().decode("latin-1")
+        site.page(path, lambda environ: environ["QUERY_STRING"])
+        browser = browse(query=["größe"])
+        query = "gr%C3%B6%C3%9Fe=%E2%82%AC"
+        (result,) = browser.isr.revalidate(HOME + "größe?größe=€")
+        assert result.url == f"{HOME}gr%C3%B6%C3%9Fe?{query}"
+        assert status_of(browser.get(f"/gr%C3%B6%C3%9Fe?{query}")) == "isr; hit; ttl=60"
+
     def test_while_the_library_is_off_is_not_rendered_but_becomes_stale(
         self, site: Site, make: Make, files: str
     ) -> None:
@@ -227,6 +236,13 @@ class TestOutOfARequest:
             assert time.monotonic() < wait
         assert visit(isr, "/a", base_url=WWW).text == "new"
 
+    def test_a_whole_url_may_have_another_scheme_than_base_url(
+        self, site: Site, make: Make
+    ) -> None:
+        site.page("/a")
+        isr = make(base_url=WWW)
+        assert isr.revalidate("HTTP://www.example.com/a") == [Result(f"{WWW}/a", 200)]
+
     @pytest.mark.parametrize("visited", [True, False], ids=["with a visitor", "without"])
     def test_a_mount_point_is_found_in_the_store(
         self, site: Site, make: Make, shared: str, visited: bool
@@ -304,6 +320,19 @@ class TestAMistake:
 
 
 class TestARenderThatFails:
+    def test_leaves_the_old_page_beside_another_of_its_path(
+        self, site: Site, browse: Browse, cache: t.Any
+    ) -> None:
+        site.page("/", "old", revalidate=False)
+        browser = browse(cache, query=["page"])
+        browser.get("/")
+        browser.get("/?page=2")
+        site.fail("/")
+        with pytest.raises(RevalidationError):
+            browser.isr.revalidate(HOME, HOME + "?page=2")
+        answers = [browser.get(path) for path in ("/", "/?page=2")]
+        assert {(a.text, status_of(a)) for a in answers} == {("old", "isr; hit; ttl=0")}
+
     @pytest.fixture
     def isr(self, site: Site, browse: Browse, cache: t.Any) -> ISRMiddleware:
         """Three pages that change on demand only; ``/b`` fails from now on."""

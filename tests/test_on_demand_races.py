@@ -123,6 +123,22 @@ class TestARenderThatBeganBefore:
         answer = visit(isr)
         assert status_of(answer) in ("isr; hit; ttl=0", "isr; fwd=uri-miss; stored")
 
+    @pytest.mark.parametrize("two", [False, True], ids=["one", "two"])
+    def test_on_another_query_of_the_path_is_for_those_who_wait(
+        self, site: Site, make: Make, shared: str, two: bool
+    ) -> None:
+        steps = Steps()
+        site.page("/", steps, revalidate=False)
+        isr = make(shared, rules={"/": Rule(query=["page"])})
+        editor = make(shared, rules={"/": Rule(query=["page"])}) if two else isr
+        waiting = start(visit, isr, "/?page=2")
+        steps.wait(1)
+        steps.release(2, 3)
+        editor.revalidate(HOME)
+        steps.release(1)
+        assert result(waiting).text == "render 1"
+        assert visit(isr, "/?page=2").text == "render 3"
+
     @pytest.mark.parametrize("hard", [False, True], ids=["soft", "hard"])
     def test_an_invalidation_by_tag_is_not_fresh_when_it_ends(
         self, site: Site, make: Make, cache: t.Any, hard: bool

@@ -195,6 +195,21 @@ class TestExplain:
         # A page that is expired by one does not become stale by another.
         assert (explain().state, explain().invalidated_by) == ("expired", "pattern:/blog/*")
 
+    def test_names_the_path_as_it_is_written(
+        self, site: Site, browse: Browse, listable: str
+    ) -> None:
+        site.page("/caf\xc3\xa9")
+        isr = browse(listable, base_url="http://localhost").isr
+        isr.revalidate("/caf%C3%A9")
+        isr.invalidate("/caf%C3%A9")
+        assert isr.explain("/caf%C3%A9").invalidated_by == "path:/caf%C3%A9"
+
+    def test_names_the_build_whose_page_is_lent(self, site: Site, make: Make, shared: str) -> None:
+        site.page("/")
+        visit(make(shared, build_id="one"))
+        found = make(shared, build_id="two", previous_builds=1).explain(HOME)
+        assert (found.state, found.invalidated_by) == ("stale", "the deploy: it is of build 'one'")
+
     def test_shows_a_refusal_in_another_process_until_the_page_is_rendered(
         self, site: Site, browse: Browse, make: Make, shared: str, clock: Clock
     ) -> None:

@@ -115,14 +115,15 @@ def test_an_invalidation_is_sent_with_what_a_cdn_has_to_purge(
     isr = make(base_url="http://localhost/app")
     isr.revalidate_tag("a", "b", expire=True)
     isr.invalidate("/app/blog/*", "/**")
-    assert heard == [
-        ("invalidated", isr, {"paths": (), "tags": ("a", "b"), "patterns": (), "expire": True}),
-        (
-            "invalidated",
-            isr,
-            {"paths": (), "tags": (), "patterns": ("/app/blog/*", "/**"), "expire": False},
-        ),
+    site.page("/caf\xc3\xa9")
+    isr.revalidate("/app/caf%C3%A9")
+    nothing = {"paths": (), "tags": (), "patterns": (), "expire": False}
+    assert [sent for name, _, sent in heard if name == "invalidated"] == [
+        {**nothing, "tags": ("a", "b"), "expire": True},
+        {**nothing, "patterns": ("/app/blog/*", "/**")},
+        {**nothing, "paths": ("/app/caf%C3%A9",)},
     ]
+    assert isr.explain("/app/caf%C3%A9").state == "fresh"
 
 
 def test_a_store_that_fails_is_sent_and_an_invalidation_that_it_did_not_take_is_not(

@@ -7,7 +7,7 @@ import typing as t
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from .key import Origin, Origins, PageKey, are_trackers, is_ambiguous, undeclared
+from .key import Origin, Origins, PageKey, address_of, are_trackers, is_ambiguous, undeclared
 from .listing import Inspection, call_row, info_of, millis, moment, span
 from .metadata import REDIRECTS
 from .outcome import refusal_name
@@ -21,7 +21,7 @@ if t.TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
 #: A path or a whole URL: scheme, host, path, query.
-_NAMED = re.compile(r"(?=/|\w+://)(?:(\w+)://([^/?]*))?([^?]*)(?:\?(.*))?")
+_NAMED = re.compile(r"(?=/|https?://)(?:(https?)://([^/?]*))?([^?]*)(?:\?(.*))?", re.IGNORECASE)
 _FORBIDDEN = re.compile(r"[\x00-\x20\x7f\ud800-\udfff#]")
 #: Facts of an explanation that are shown even where there are none; and those of a stored page.
 _FACTS = 14
@@ -176,7 +176,7 @@ class Lookup(Inspection):
                 "error": info.last_error,
                 "reason": entry.page.reason,
                 "rendered_at": entry.page.generated_at,
-                **(self._invalidation(entry) if entry.invalidated else {}),
+                **(self._invalidation(entry, named) if entry.invalidated else {}),
             }
         bypass = None if config.bypass is None else config.bypass(environ)
         names = undeclared(named.query_string, config.parameters(rule))
@@ -191,8 +191,12 @@ class Lookup(Inspection):
                 state = state_of(listed.page, listed.invalidated, self._clock()).value
                 yield ", ".join((f"{other.url} {state}", *words))
 
-    def _invalidation(self, entry: Entry) -> dict[str, t.Any]:
+    def _invalidation(self, entry: Entry, named: Named) -> dict[str, t.Any]:
         """What has made a page stale or expired, and the call that did so."""
+        for listed in named.stored:
+            build = listed.page.key.build
+            if listed.page.render == entry.page.render and build != entry.page.key.build:
+                return {"invalidated_by": f"the deploy: it is of build {build!r}"}
         changes = self._pages.guard.read(self._pages.store.changes, entry.number)
         made = changes.invalidations if changes is not None and changes.complete else ()
         expired = entry.invalidated is Invalidated.EXPIRED
@@ -207,7 +211,9 @@ class Lookup(Inspection):
             for call in self.journal()
             if call.get("number") == last.sequence and (call.get("kind") == "tags") == of_tags
         )
-        return {"invalidated_by": last.label, "invalidation": next(calls, None)}
+        is_path = last.label.startswith(("path:", "host:"))
+        label = address_of(last.label) if is_path else last.label
+        return {"invalidated_by": label, "invalidation": next(calls, None)}
 
 
 def _is_about(label: str, page: Page) -> bool:
@@ -285,10 +291,12 @@ def parse(origins: Origins, path: str, origin: Origin | None) -> Named:
     mount, host = _mount(origins, origin), None
     place = origin if origins.base is None else origins.base._replace(mount=mount)
     if scheme:
-        host = origins.trust(scheme.lower(), netloc)
+        # A job may not know the scheme of ``base_url``.
+        scheme = scheme.lower() if origins.base is None else origins.base.scheme
+        host = origins.trust(scheme, netloc)
         if host is None:
             raise ValueError(f"{path!r} is on a host that has no pages")
-        place = Origin(scheme.lower(), host, mount)
+        place = Origin(scheme, host, mount)
     if is_pattern(local):
         raise ValueError(
             f"{path!r} is a pattern, which invalidate() takes; write *, < and [ of a path as %2A, "
@@ -299,7 +307,8 @@ def parse(origins: Origins, path: str, origin: Origin | None) -> Named:
         raise ValueError(f"{path!r} has //, dot segments, \\ or control characters")
     if not is_under(mount, full_path):
         raise ValueError(f"{path!r} is not under the mount point {mount!r}")
-    return Named(path, place, host, full_path, query_string)
+    # In WSGI's spelling, which a query that is not percent-encoded needs, too.
+    return Named(path, place, host, full_path, query_string.encode().decode("latin-1"))
 
 
 def label_of(origins: Origins, pattern: str, origin: Origin | None) -> str:
@@ -309,7 +318,8 @@ def label_of(origins: Origins, pattern: str, origin: Origin | None) -> str:
     """
     check_pattern(pattern)
     mount, literal = _mount(origins, origin), to_wsgi(pattern.partition("*")[0])
-    if not (mount + "/").startswith(literal) and not is_under(mount, literal):
+    may_match = "*" in pattern and (mount + "/").startswith(literal)
+    if not may_match and not is_under(mount, literal):
         raise ValueError(f"{pattern!r} can never match: pages are under {mount!r}")
     return f"pattern:{pattern}" if "*" in pattern else f"path:{literal}"
 

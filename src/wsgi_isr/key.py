@@ -77,7 +77,7 @@ class PageKey(t.NamedTuple):
     @property
     def url(self) -> str:
         """The page's URL as an address bar shows it."""
-        path = quote(self.full_path.encode("latin-1"), safe=_PATH_SAFE)
+        path = address_of(self.full_path)
         query = f"?{self.query_string}" if self.query else ""
         return f"{self.scheme}://{self.host}{path}{query}"
 
@@ -126,6 +126,11 @@ class PageKey(t.NamedTuple):
             if value is not None:
                 environ["HTTP_" + header.upper().replace("-", "_")] = value
         return environ
+
+
+def address_of(path: str) -> str:
+    """A decoded path as an address bar shows it."""
+    return quote(path.encode("latin-1"), safe=_PATH_SAFE)
 
 
 def page_label(name: str) -> str:

@@ -10,7 +10,7 @@ import functools
 import logging
 import re
 import typing as t
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from urllib.parse import quote
 
 from werkzeug.http import is_hop_by_hop_header, parse_set_header
@@ -297,9 +297,9 @@ def is_sound(name: str, value: str) -> bool:
     return HEADER_NAME.fullmatch(name) is not None and not _BAD_VALUE.search(value)
 
 
-def end_to_end(headers: Sequence[Header], ignored: Collection[str] = ()) -> tuple[Header, ...]:
+def end_to_end(headers: Sequence[Header]) -> tuple[Header, ...]:
     """The headers of a response that are stored with the page (RFC 9110 section 7.6.1)."""
-    dropped = _NOT_STORED.union(ignored, fields_of(headers, "connection"))
+    dropped = _NOT_STORED.union(fields_of(headers, "connection"))
     return shared_headers(
         (name, value)
         for name, value in headers

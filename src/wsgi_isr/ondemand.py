@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from . import signals
 from .explain import Lookup, Named, label_of, parse
-from .key import PageKey, canonical_query, page_label
+from .key import PageKey, address_of, canonical_query, page_label
 from .metadata import GONE, check_iterable, check_tags
 from .outcome import Kind
 from .page import Invalidated
@@ -128,6 +128,7 @@ class OnDemand(Lookup):
         own, pages = rendering.get(), self._pages
         changed = [each for each in requested if not any(key in own for key in each.pages)]
         labels = [each.label for each in changed]
+        rendered = {key for each in requested for key in each.pages}
         try:
             number = pages.invalidate(labels, False) if labels else pages.number()
             # Listed after that, so that nothing stored before it is overlooked.
@@ -135,7 +136,7 @@ class OnDemand(Lookup):
                 page_label(listed.page.name)
                 for each in requested
                 for listed in self._stored(each.path)
-                if each.host in (None, listed.page.key.host) and listed.page.key not in each.pages
+                if each.host in (None, listed.page.key.host) and listed.page.key not in rendered
             ]
             if others:
                 pages.invalidate(others, True)
@@ -144,7 +145,8 @@ class OnDemand(Lookup):
             raise RevalidationError({r.asked: error for r in requested}, failed) from error
         if changed:
             count = sum(len(each.pages) for each in requested) if self._may_render else 0
-            self._announce(number, False, count, paths=[each.path for each in changed])
+            paths = [address_of(each.path) for each in changed]
+            self._announce(number, False, count, paths=paths)
         if self._may_render:
             jobs = (
                 functools.partial(self._demanded, each, key, number)

@@ -34,7 +34,7 @@ from .store.memory import Fingerprint, is_long
 from .store.opening import Opener
 from .store.pages import Pages
 from .store.protocol import MAX_JOURNAL, Wanted
-from .threads import Background, open_executor, start
+from .threads import Background, start
 
 logger = logging.getLogger("wsgi_isr")
 
@@ -73,8 +73,9 @@ class Process:
         memory, build, earlier = config.memory_size, config.build_id, config.previous_builds
         pages = Pages(store, memory, codec, build, self._store_failed, earlier)
         self.pages: Pages = pages
-        executor = open_executor(config.executor, config.made_in)
-        self.background = Background(config.workers or 1, config.render_timeout, executor)
+        self.background = Background(
+            config.workers or 1, config.render_timeout, config.executor, config.made_in
+        )
         self.not_pages = NotPages(config, pages)
         self.failures = Failures(config, pages, self.counters, self.clock)
         self.renders = Renders(
@@ -260,7 +261,7 @@ class Process:
 
     def close(self, timeout: float) -> None:
         """Wait for running regenerations, and give back all that this process holds."""
-        self.background.wait(timeout)
+        self.background.close(timeout)
         self.sign_off()
         self.is_closed = True
         self.pages.store.close()

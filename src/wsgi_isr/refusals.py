@@ -96,13 +96,14 @@ def judge(
         return Refusal("login", location)
     if ignored and (token := form_token(response.body)) is not None:
         return Refusal("form-token", token)
+    # Also where it is too large, and delivered.
+    response.headers = [item for item in headers if item[0].lower() not in ignored]
     if response.detail == "too-large":
-        response.headers = [item for item in headers if item[0].lower() not in ignored]
         return Refusal("too-large")
     return Page(
         key=key,
         status=response.status,
-        headers=end_to_end(headers, ignored),
+        headers=end_to_end(response.headers),
         bodies={"identity": response.body},
         metadata=metadata,
         generated_at=0.0,

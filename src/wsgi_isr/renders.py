@@ -324,20 +324,27 @@ class Renders:
         assert number is not None
         made.rendered(began, seconds, reason, before)
         made.sequence, made.lineage = number.sequence, number.lineage
-        return self._store(made, reason)
+        return self._store(flight, previous, made) or self._failures.refused(
+            flight, previous, response, Refusal("too-large")
+        )
 
-    def _store(self, page: Page, reason: str) -> Outcome:
+    def _store(self, flight: Flight, previous: Entry | None, page: Page) -> Outcome | None:
+        """Store a page; ``None`` if it is too large for the store."""
+        reason = flight.reason
         awaited = reason in ("miss", "stale") and len(page.bodies["identity"]) > COMPRESSED_AT_ONCE
         if not awaited:
             page = codings.compress(page)
         entry, detail = self._pages.put(page)
+        if detail == "too-large":
+            return None
+        if previous is None and entry.number == flight.number and entry.invalidated:
+            # Whoever came before the call gets it, and nobody else.
+            self._pages.forget_outdated(entry)
         if awaited and codings.is_compressible(page):
             # The visitor who waits gets it as it is.
             self._background.submit(lambda: self._pages.recode(codings.compress(page)))
         self._failures.forget(page.name)
         if detail is not None:
-            if detail != "store-error":
-                self._failures.reject(page.key, Refusal(detail))
             return Outcome(Kind.UNSTORED, entry, detail)
         sender, url = self._config.middleware, page.key.url
         signals.send(signals.page_stored, sender, url=url, status=page.code, reason=reason)

@@ -6,6 +6,7 @@ job is harmless: the old page stays, and its lease ends with the process.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -35,23 +36,27 @@ class ExecutorLike(t.Protocol):
     def submit(self, fn: Callable[[], t.Any], /) -> t.Any: ...
 
 
-def open_executor(executor: t.Any, made_in: int) -> ExecutorLike | None:
-    """The executor of this process; by now a request waits, which an error would not help.
+def open_executor(executor: t.Any, made_in: int) -> tuple[ExecutorLike | None, bool]:
+    """The executor of this process, and whether it was made here.
+
+    By now a request waits, which an error would not help.
 
     :param executor: one, or what makes one; ``None`` for none.
     :param made_in: the process to which one belongs.
     """
     try:
         # A class that has it makes one.
-        if hasattr(executor, "submit") and not isinstance(executor, type):
-            if made_in != os.getpid():
-                raise RuntimeError("it was made before the fork: hand over a callable")
-        elif executor is not None and not hasattr(executor := executor(), "submit"):
+        is_made = executor is not None and (
+            isinstance(executor, type) or not hasattr(executor, "submit")
+        )
+        if is_made and not hasattr(executor := executor(), "submit"):
             raise TypeError(f"the callable returned {executor!r}, which has no submit")
-        return t.cast("ExecutorLike | None", executor)
+        if executor is not None and not is_made and made_in != os.getpid():
+            raise RuntimeError("it was made before the fork: hand over a callable")
+        return t.cast("ExecutorLike | None", executor), is_made
     except Exception as error:
         logger.warning("executor cannot be used, threads of wsgi-isr replace it: %s", error)
-        return None
+        return None, False
 
 
 def start(thread: threading.Thread) -> bool:
@@ -79,12 +84,16 @@ class Background:
     :param workers: threads, at most.
     :param patience: seconds after which a job counts as hung, and another thread may be started.
     :param executor: runs the jobs in place of the threads. Where it refuses, the threads do.
+    :param made_in: see `open_executor`.
     """
 
-    def __init__(self, workers: int, patience: float, executor: ExecutorLike | None = None) -> None:
+    def __init__(
+        self, workers: int, patience: float, executor: t.Any = None, made_in: int = 0
+    ) -> None:
         self._workers = workers
         self._patience = patience
-        self._executor = executor
+        self._executor, is_made = open_executor(executor, made_in)
+        self._made = self._executor if is_made else None
         self._jobs: deque[Job] = deque()
         #: When each running job began, by a token of its own.
         self._running: dict[object, float] = {}
@@ -212,3 +221,10 @@ class Background:
         """Wait until all jobs are done, at most so many seconds."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._jobs and not self._running, timeout)
+
+    def close(self, timeout: float) -> None:
+        """The same, and shut down an executor that was made here."""
+        self.wait(timeout)
+        # Some have no such method, or one without this argument.
+        with contextlib.suppress(AttributeError, TypeError):
+            t.cast("t.Any", self._made).shutdown(wait=False)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from ..key import PageKey
 from ..metadata import intern
 from ..page import Invalidated, Page
-from .epochs import Epochs, replaces
+from .epochs import Epochs, Last, replaces
 from .protocol import MAX_HISTORY, Changes, Invalidation, Number
 
 #: What a request says of the page that it is for, before anything is parsed: path, query, host,
@@ -187,6 +187,13 @@ class MemoryLevel:
                 return True
             tags = (last for label, last in recent.labels.items() if label.startswith("tag:"))
             return any(last.any > number.sequence for last in tags)
+
+    def is_named(self, key: PageKey, number: Number) -> bool:
+        """Whether the path of a page was invalidated since its render began."""
+        with self._lock:
+            last = max(self._recent.labels.get(label, Last()).any for label in key.labels)
+            is_ours = number.lineage == self.at.lineage and number.sequence >= self._base
+            return not is_ours or last > number.sequence
 
     # Pages.
 

@@ -296,6 +296,8 @@ class Pages:
         Gives the page that counts from now on, and why it was not stored if it was not.
         """
         validity, refusal = self.guard.write(self._put, page) or (None, "store-error")
+        if refusal == "too-large":
+            return Entry(page, Invalidated.NO), refusal
         if refusal is not None:
             return self._keep(page, None), refusal
         self._withdrawn.pop(page.key, None)
@@ -344,6 +346,14 @@ class Pages:
         self.store.invalidate([page_label(name)], True)
         self.store.delete(name)
         return True
+
+    def forget_outdated(self, entry: Entry) -> None:
+        """Remove a page that nobody has had yet, if its path was named since its render began."""
+        key = entry.page.key
+        self.follow()
+        if self.memory.is_named(key, entry.number):
+            self.guard.write(self.store.delete, key.name)
+            self.memory.discard(key, entry)
 
     def invalidate(self, labels: Sequence[str], expire: bool) -> Number:
         """Invalidate pages in all processes, before this returns.
