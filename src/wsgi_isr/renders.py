@@ -338,7 +338,7 @@ class Renders:
         if detail == "too-large":
             return None
         if previous is None and entry.number == flight.number and entry.invalidated:
-            # Whoever came before the call gets it, and nobody else.
+            # Those who came before the call get it, and nobody else.
             self._pages.forget_outdated(entry)
         if awaited and codings.is_compressible(page):
             # The visitor who waits gets it as it is.
