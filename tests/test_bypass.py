@@ -54,8 +54,9 @@ class TestBypass:
     ) -> None:
         site.page("/x", lambda environ: environ.get("wsgi_isr.reason", "own"))
         client = browse(bypass=lambda environ: environ["no such"], rules=rules)
-        assert client.get("/x").text == "own"
-        assert "bypass" in caplog.text
+        for _ in range(3):
+            assert client.get("/x").text == "own"
+        assert caplog.messages == ["the callable given as bypass failed for '/x'"]
 
     def test_of_an_adapter_that_raises_is_for_its_visitor(self, site: t.Any, make: t.Any) -> None:
         """Also where the page would be a hit."""

@@ -116,7 +116,15 @@ class TestThePackage:
 
 class TestAModule:
     @pytest.mark.parametrize(
-        "name", ["app.py", "new.py", "shop/cart/views.py", "shop/new.py", "templates/post.html"]
+        "name",
+        [
+            "app.py",
+            "new.py",
+            "shop/cart/views.py",
+            "shop/new.py",
+            "templates/post.html",
+            "translations/de/LC_MESSAGES/messages.mo",
+        ],
     )
     def test_modules_and_packages_beside_it_are_its_code(self, module: Path, name: str) -> None:
         before = build_id(module)
@@ -143,7 +151,7 @@ class TestAModule:
 
         monkeypatch.setattr(os, "scandir", watched)
         build_id(module)
-        assert read == {".", "shop", os.path.join("shop", "cart"), "templates"}
+        assert read == {".", "shop", os.path.join("shop", "cart"), "templates", "translations"}
 
 
 class TestOnAnotherMachine:

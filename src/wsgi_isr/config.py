@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import logging
 import os
 import re
 import typing as t
@@ -13,14 +12,12 @@ from dataclasses import dataclass, field
 
 from .key import Origin, Origins, PageKey, canonical_query, is_ambiguous
 from .metadata import check_list, check_tags_header
-from .rules import Excluded, Rule, Rules, to_wsgi
+from .rules import Excluded, Rule, Rules, guarded, to_wsgi
 from .store.protocol import Kind
 from .threads import ExecutorLike
 
 if t.TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
-
-logger = logging.getLogger("wsgi_isr")
 
 _PREFIX = re.compile(r"[\x21-\x7e]{0,64}")
 _COOKIE_NAME = re.compile(r"[^\s=;](?:[^=;]*[^\s=;])?")
@@ -203,7 +200,8 @@ def make_bypass(enabled: bool, bypass: t.Any) -> Bypass | None:
     if not enabled:
         return lambda environ: "disabled"
     if callable(bypass):
-        return guarded(lambda environ: "bypass" if bypass(environ) else None)
+        # Where it fails, the app's own answer is right for all.
+        return guarded("bypass", lambda environ: "bypass" if bypass(environ) else None, "bypass")
     names = check_list("bypass", bypass, "sessionid")
     for name in names:
         if not isinstance(name, str) or not _COOKIE_NAME.fullmatch(name):
@@ -217,22 +215,6 @@ def make_bypass(enabled: bool, bypass: t.Any) -> Bypass | None:
         return "bypass" if cookies and pattern.search(cookies) else None
 
     return by_cookie
-
-
-def guarded(bypass: Bypass, other: Bypass | None = None) -> Bypass:
-    """Asks a function, then another; where one fails, the app's own answer is right for all.
-
-    A hit asks it, too, outside of the guard around the library's own code.
-    """
-
-    def decide(environ: WSGIEnvironment) -> str | None:
-        try:
-            return bypass(environ) or (None if other is None else other(environ))
-        except Exception:
-            logger.exception("bypass failed for %r", environ.get("PATH_INFO", "")[:200])
-            return "bypass"
-
-    return decide
 
 
 def name_of(app: object) -> str:

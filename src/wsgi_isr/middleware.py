@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from time import time
 
 from .answer import Answer, send
-from .config import Config, guarded, make_bypass, mistakes, name_of
+from .config import Config, make_bypass, mistakes, name_of
 from .explain import Explanation
 from .key import Origin, Origins
 from .listing import PageInfo
@@ -21,7 +21,7 @@ from .passing import Passing, make_pass_through
 from .process import Process
 from .render import ERROR, current_origin
 from .request import Request, become_page
-from .rules import Resolver, RuleLike, Rules, check_query, digest_of, make_rules
+from .rules import Resolver, RuleLike, Rules, check_query, digest_of, guarded, make_rules
 from .store.memory import Fingerprint
 from .store.opening import CacheLike, plan
 from .store.protocol import Store
@@ -248,7 +248,9 @@ class ISRMiddleware:
 
         :param bypass: returns ``"draft"``, ``"disabled"``, ``"bypass"`` or ``None``.
         """
-        self._config.bypass = self._bypass = guarded(bypass, self._bypass)
+        other = self._bypass or (lambda environ: None)
+        both = guarded("bypass", lambda environ: bypass(environ) or other(environ), "bypass")
+        self._config.bypass = self._bypass = both
 
     @staticmethod
     def note_error(environ: WSGIEnvironment, error: BaseException) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hmac
 import json
 import typing as t
 
 from werkzeug.exceptions import MethodNotAllowed, RequestEntityTooLarge
 from werkzeug.wrappers import Request, Response
 
-from .metrics import bearer
 from .middleware import ISRMiddleware
 from .ondemand import RevalidationError, called_by
 
@@ -23,22 +21,21 @@ MAX_WORKERS = 16
 _KINDS = ("paths", "tags", "patterns")
 
 
-def answer(middleware: ISRMiddleware, token: bytes, request: Request) -> Response:
+def answer(middleware: ISRMiddleware, environ: WSGIEnvironment, has_token: bool) -> Response:
     """Let those who have the secret revalidate paths, tags and patterns."""
+    request = Request(environ)
     if request.method != "POST":
         return MethodNotAllowed(["POST"]).get_response()
     # One answer for every wrong or missing token, before anything else is read.
-    if not hmac.compare_digest(bearer(request.environ), token):
+    if not has_token:
         response = _json({"error": "unauthorized"}, 401)
         response.headers["WWW-Authenticate"] = "Bearer"
         return response
-    # Another one, because that of a framework may have a bound of its own, or none.
-    request = Request(request.environ)
     request.max_content_length = MAX_LENGTH
     try:
         call = _read(request.get_data())
-        with called_by(f"POST {request.path} from {request.remote_addr}"):
-            return _perform(middleware, call, request.environ)
+        with called_by(f"POST {request.root_path}{request.path} from {request.remote_addr}"):
+            return _perform(middleware, call)
     except RequestEntityTooLarge:
         return _json({"error": f"the body has at most {MAX_LENGTH} bytes"}, 413)
     except ValueError as error:
@@ -77,14 +74,12 @@ def _read(body: bytes) -> dict[str, t.Any]:
     return call
 
 
-def _perform(
-    middleware: ISRMiddleware, call: dict[str, t.Any], environ: WSGIEnvironment
-) -> Response:
+def _perform(middleware: ISRMiddleware, call: dict[str, t.Any]) -> Response:
     """
     :raises ValueError: before anything is done, for what is no path, tag or pattern.
     """
     paths, tags, patterns = (call[kind] for kind in _KINDS)
-    on_demand = middleware.on_demand(middleware.origin_of(environ), middleware.is_enabled())
+    on_demand = middleware.on_demand(render=middleware.is_enabled())
     renders = on_demand.each(paths, workers=call["workers"])
     failures: dict[str, str] = {}
     results: list[dict[str, t.Any]] = []

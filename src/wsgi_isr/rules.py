@@ -37,7 +37,7 @@ _ACCEPT_CLASSES: dict[str, type[Accept]] = {
     "accept-charset": CharsetAccept,
     "accept-language": LanguageAccept,
 }
-#: Seconds between two log lines about a callable that fails.
+#: Seconds between two log records about a callable that fails.
 QUIET = 60.0
 # A longer value is as good as none: parsing 64 KB takes a tenth of a second.
 _MAX_LENGTH = 1024
@@ -372,18 +372,39 @@ class _CallableRules(Rules):
     by_url = False
 
     def __init__(self, resolver: Resolver) -> None:
-        self._resolver = resolver
-        self._quiet_until = 0.0
-
-    def resolve(self, environ: WSGIEnvironment) -> Rule | Excluded | None:
-        try:
-            rule = self._resolver(environ)
+        def resolve(environ: WSGIEnvironment) -> Rule | Excluded | None:
+            rule = resolver(environ)
             if rule is not None and not isinstance(rule, Rule | Excluded):
                 raise TypeError(f"it returned {rule!r}, which is neither a Rule nor None")
             return rule
+
+        self._resolve: Resolver = guarded("rules", resolve, None)
+
+    def resolve(self, environ: WSGIEnvironment) -> Rule | Excluded | None:
+        return self._resolve(environ)
+
+
+T = t.TypeVar("T")
+
+
+def guarded(
+    name: str, function: Callable[[WSGIEnvironment], T | None], otherwise: T | None
+) -> Callable[[WSGIEnvironment], T | None]:
+    """A function of the user's that every request asks: no visitor gets an error where it fails.
+
+    :param otherwise: what it gives then.
+    """
+    quiet_until = 0.0
+
+    def ask(environ: WSGIEnvironment) -> T | None:
+        nonlocal quiet_until
+        try:
+            return function(environ)
         except Exception:
-            # A page is not worth an error that the app did not cause. Every request asks.
-            if time.monotonic() >= self._quiet_until:
-                self._quiet_until = time.monotonic() + QUIET
-                logger.exception("rules callable failed for %s", environ.get("PATH_INFO"))
-            return None
+            if time.monotonic() >= quiet_until:
+                quiet_until = time.monotonic() + QUIET
+                path = environ.get("PATH_INFO", "")[:200]
+                logger.exception("the callable given as %s failed for %r", name, path)
+            return otherwise
+
+    return ask

@@ -10,10 +10,9 @@ from django.conf import settings
 from django.http import HttpRequest, HttpResponse, HttpResponseNotFound
 from django.urls import re_path
 from django.views.decorators.csrf import csrf_exempt
-from werkzeug.wrappers import Request, Response
+from werkzeug.wrappers import Response
 
 from ..middleware import ISRMiddleware
-from ..route import answer
 from ..status import PATHS, Status
 from .config import option
 
@@ -28,9 +27,8 @@ def _split(path: str) -> tuple[str, str]:
 
 
 def serves(path: str) -> bool:
-    """Whether a path is one of these; the first of them is there only with a secret."""
-    name = _split(path)[1]
-    return name in PATHS or name == "/revalidate" and bool(option("SECRET"))
+    """Whether a path is one of these."""
+    return _split(path)[1] in PATHS
 
 
 @csrf_exempt
@@ -40,15 +38,16 @@ def operate(request: HttpRequest) -> HttpResponse:
     secret = option("SECRET") or b""
     secret = secret.encode() if isinstance(secret, str) else secret
     prefix, name = _split(request.path_info)
-    if name == "/revalidate":
-        return _converted(answer(middleware, secret, Request(request.META)))
     user = getattr(request, "user", None)
     is_staff = bool(user is not None and user.is_active and user.is_staff)
-    if not (is_staff or secret):
+    if not secret and (not is_staff or name == "/revalidate"):
         return HttpResponseNotFound()
     mount = request.META.get("SCRIPT_NAME", "") + prefix
     environ = {**request.META, _STAFF: is_staff, "SCRIPT_NAME": mount, "PATH_INFO": name}
-    return _converted(Response.from_app(_status(middleware, secret), environ, buffered=True))
+    response = Response.from_app(_status(middleware, secret), environ, buffered=True)
+    # One cookie at most.
+    headers = dict(response.headers)
+    return HttpResponse(response.get_data(), status=response.status_code, headers=headers)
 
 
 @functools.lru_cache(2)
@@ -59,12 +58,6 @@ def _status(middleware: ISRMiddleware, secret: bytes) -> Status:
         key = settings.SECRET_KEY
         secret = hmac.digest(key.encode() if isinstance(key, str) else key, b"isr", hashlib.sha256)
     return Status(middleware, secret=secret, admit=lambda environ: environ.get(_STAFF))
-
-
-def _converted(response: Response) -> HttpResponse:
-    """A response of Werkzeug, with one cookie at most, as one of Django."""
-    headers = dict(response.headers)
-    return HttpResponse(response.get_data(), status=response.status_code, headers=headers)
 
 
 #: For `LoginRequiredMiddleware`: these have a login of their own.

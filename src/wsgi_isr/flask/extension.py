@@ -19,14 +19,12 @@ from flask import Flask, Response, current_app, got_request_exception, has_reque
 from flask.cli import with_appcontext
 from itsdangerous import BadData, URLSafeTimedSerializer
 from werkzeug.sansio.http import parse_cookie
-from werkzeug.wrappers import Request
 
 from ..cli import App, group
 from ..config import digest_of_code
 from ..key import Origin
 from ..middleware import ISRMiddleware
 from ..ondemand import OnDemand, Result
-from ..route import answer
 from ..rules import EXCLUDED, Rule, digest_of, to_wsgi
 from ..status import PATHS, Status
 from ..store.opening import DefaultFolder
@@ -173,7 +171,7 @@ class _ISRMiddleware:
         self.app: WSGIApplication = flask.wsgi_app
         self.flask = flask
         #: Paths that are no pages whatever rules say.
-        self.operated: dict[str, str] = {}
+        self.operated: frozenset[str] = frozenset()
         self._options = options
         self._generators = generators
         self._middleware: ISRMiddleware | None = None
@@ -225,7 +223,8 @@ class _ISRMiddleware:
         found = ViewRules(rules, self._find, self._list)
         app = self.app
         if secret := config.get("ISR_SECRET"):
-            app = _Operated(self, secret, config.get("ISR_URL_PREFIX") or "/_isr")
+            status = Status(self, secret=secret)
+            app = _Operated(self, status, config.get("ISR_URL_PREFIX") or "/_isr")
         middleware = ISRMiddleware(app, rules=found, **options)
 
         def is_enabled() -> bool:
@@ -278,6 +277,7 @@ def build_digest(app: Flask) -> str:
     """
     root, excluded = app.root_path, {app.instance_path}
     folders = {"": root}
+    folders["translations"] = os.path.join(root, "translations")
     if app.template_folder is not None:
         folders["templates"] = os.path.join(root, app.template_folder)
     if not os.path.isfile(os.path.join(root, "__init__.py")):
@@ -294,10 +294,9 @@ class _Operated:
     that all forms need, would lock programs out.
 
     :raises ValueError: for a prefix that is no path.
-    :raises TypeError: for a secret of the wrong kind.
     """
 
-    def __init__(self, wrapped: _ISRMiddleware, secret: str | bytes, prefix: str) -> None:
+    def __init__(self, wrapped: _ISRMiddleware, status: Status, prefix: str) -> None:
         if not str(prefix).startswith("/") or not prefix.strip("/"):
             raise ValueError(
                 "ISR_URL_PREFIX starts with / and is a path of its own, as in '/_isr', "
@@ -305,23 +304,19 @@ class _Operated:
             )
         self.app = wrapped.app
         self._flask = wrapped.flask
-        self._status = Status(wrapped, secret=secret)
-        self._token = secret.encode() if isinstance(secret, str) else secret
+        self._status = status
         self._prefix = to_wsgi(prefix.rstrip("/"))
-        wrapped.operated = {f"{self._prefix}{name}": name for name in ("/revalidate", *PATHS)}
-        self._names = wrapped.operated
+        wrapped.operated = frozenset(map(self._prefix.__add__, PATHS))
+        self._paths = wrapped.operated
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        name = self._names.get(environ.get("PATH_INFO", ""))
-        if name is None:
+        path = environ.get("PATH_INFO", "")
+        if path not in self._paths:
             return self.app(environ, start_response)
+        mount = environ.get("SCRIPT_NAME", "") + self._prefix
+        environ = {**environ, "SCRIPT_NAME": mount, "PATH_INFO": path[len(self._prefix) :]}
         # Receivers of signals may need one.
         with self._flask.app_context():
-            if name == "/revalidate":
-                middleware = environ["wsgi_isr.middleware"]
-                return answer(middleware, self._token, Request(environ))(environ, start_response)
-            mount = environ.get("SCRIPT_NAME", "") + self._prefix
-            environ = {**environ, "SCRIPT_NAME": mount, "PATH_INFO": name}
             return self._status(environ, start_response)
 
 

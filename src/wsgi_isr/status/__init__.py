@@ -32,6 +32,7 @@ from werkzeug.wrappers import Request, Response
 
 from ..metrics import CONTENT_TYPE, bearer, exposition
 from ..ondemand import RevalidationError, called_by
+from ..route import answer
 from . import views
 from .assets import CSS, JS
 from .parts import Context, login, refused
@@ -78,7 +79,7 @@ _VIEWS: dict[str, Callable[[Context, t.Mapping[str, str]], str]] = {
 }
 _CHANGES = ("/logout", "/regenerate", "/expire")
 #: All that there is, behind the mount point.
-PATHS = (*_VIEWS, *_CHANGES, "/login", "/metrics")
+PATHS = frozenset({*_VIEWS, *_CHANGES, "/login", "/metrics", "/revalidate"})
 
 
 class Status:
@@ -142,6 +143,8 @@ class Status:
         path = request.environ.get("PATH_INFO", "")
         if not path:
             return Response(status=308, headers={"Location": f"{root}/"})
+        if path == "/revalidate":
+            return answer(self.middleware, request.environ, self._has_token(request.environ))
         session = self._session(request)
         context = Context(self.middleware, root, self._sign("form", session))
         if path == "/login" and request.method == "POST":
