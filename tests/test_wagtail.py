@@ -6,6 +6,7 @@ import re
 
 import pytest
 from wagtails import OTHER, PATHS, Shelf
+from wagtails import process as process
 from wagtails import shelf as shelf
 
 pytestmark = pytest.mark.processes
@@ -26,7 +27,7 @@ CHANGES = {
     "a title above others": ("edit('files', title='new')", {"/files/", *GLOB}),
     "a title in the menu": ("edit('text', title='new')", SITE),
     "into the menu": ("edit('files', show_in_menus=True)", SITE),
-    "out of the menu": ("edit('files', show_in_menus=False)", SITE),
+    "out of the menu": ("edit('text', show_in_menus=False)", SITE),
     "without a form": ("p = page('string'); p.summary = 'x'; p.save()", STRING),
     "unpublished": ("page('string').unpublish()", STRING),
     "published": ("edit('string')", STRING),
@@ -34,7 +35,6 @@ CHANGES = {
     "a snippet": ("Maintainer.objects.get().save()", STRING),
     "a snippet in a StreamField": ("Author.objects.get().save()", BOOK),
     "a relation": ("Author.objects.get().others.add(Publisher.objects.get())", BOOK),
-    "a relation that ends": ("Author.objects.get().others.clear()", BOOK),
     "what a snippet shows": ("Publisher.objects.get().save()", BOOK),
     "a picture": ("Image.objects.get().save()", {*RE, *BOOK}),
     "a document in a text": ("Document.objects.get().save()", {"/"}),
@@ -46,7 +46,7 @@ CHANGES = {
     "a language": ("Locale.objects.first().save()", ALL),
     "a fixture": ("load(page('string'))", ALL),
     "a relation, from its other side": (
-        "Publisher.objects.get().authors.add(Author.objects.get())",
+        "Publisher.objects.create(name='x').authors.add(Author.objects.get())",
         BOOK,
     ),
     "a comment": ("comment('book')", set()),
@@ -79,7 +79,6 @@ class TestAChange:
     def test_of_many_pages_is_one_of_all(self, shelf: Shelf) -> None:
         shelf.do("changes.MANY = 2")
         assert shelf.renewed("edit('string')") == ALL
-        shelf.do("changes.MANY = 500")
 
     def test_is_on_the_pages_when_the_call_returns(self, shelf: Shelf) -> None:
         shelf.do("edit('string', title='An edited title')")
@@ -102,8 +101,6 @@ class TestAChange:
         assert renewed == {*RE, "/files/"}
         assert shelf.get("/files/re/").status == 200
         assert shelf.get("/text/re/").headers["Location"] == "http://a.example/files/re/"
-        shelf.do("page('re').move(page('text'), pos='last-child')")
-        assert shelf.get("/text/re/").status == 200
 
     def test_that_deletes_a_page_leaves_a_404_until_another_is_there(self, shelf: Shelf) -> None:
         shelf.do("add(page('files'), ModulePage, 'short', summary='first')")
@@ -124,7 +121,6 @@ class TestAChange:
         assert "scheduled" not in shelf.get("/text/").text
         shelf.do("publish_scheduled()")
         assert "scheduled" in shelf.get("/text/").text
-        shelf.do("edit('string', go_live_at=None)")
 
     def test_of_what_a_template_declares(self, shelf: Shelf) -> None:
         shelf.get("/tagged/")
@@ -163,7 +159,6 @@ class TestAPrivatePage:
         for _ in range(2):
             assert shelf.get("/files/glob/").status == 200
             assert not shelf.get("/files/glob/").cache.startswith("isr; hit")
-        shelf.do("let_in.stop(); PageViewRestriction.objects.get().delete()")
 
     def test_with_a_password_shows_its_form_and_opens_for_one_visitor(self, shelf: Shelf) -> None:
         shelf.get("/files/glob/")
@@ -171,14 +166,12 @@ class TestAPrivatePage:
         assert 'name="password"' in shelf.get("/files/glob/").text
         assert shelf.do("enter_password('/files/glob/', 'open')") == 200
         assert 'name="password"' in shelf.get("/files/glob/").text
-        shelf.do("PageViewRestriction.objects.get().delete()")
 
     def test_hides_its_aliases(self, shelf: Shelf) -> None:
         shelf.do("page('glob').create_alias(parent=page('text'), update_slug='alias')")
         assert shelf.get("/text/alias/").status == 200
         shelf.do("restrict('glob')")
         assert shelf.get("/text/alias/").status == 302
-        shelf.do("PageViewRestriction.objects.get().delete(); page('alias').delete()")
 
 
 class TestAnAlias:
@@ -189,7 +182,6 @@ class TestAnAlias:
         assert "for both" in shelf.get("/text/alias/").text
         shelf.do("page('glob').unpublish()")
         assert shelf.get("/text/alias/").status == 404
-        shelf.do("edit('glob'); page('alias').delete()")
 
 
 class TestAnEditor:

@@ -92,7 +92,14 @@ class Shelf:
 
 
 @pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shelf]:
+def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shelf]:
     shelf = Shelf(tmp_path_factory.mktemp("shelf"))
     yield shelf
     shelf.stop()
+
+
+@pytest.fixture
+def shelf(process: Shelf) -> Shelf:
+    """The project as it was built, whatever other tests did to it."""
+    process.do("reset()")
+    return process

@@ -6,8 +6,11 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
+import shutil
 import typing as t
 from datetime import timedelta
+from pathlib import Path
 from unittest import mock
 from uuid import uuid4
 
@@ -17,7 +20,7 @@ from django.contrib.auth import get_user_model
 from django.core import serializers
 from django.core.files.base import ContentFile
 from django.core.management import call_command
-from django.db import DatabaseError, transaction
+from django.db import DatabaseError, connection, transaction
 from django.test import Client as DjangoClient
 from django.test import override_settings
 from django.utils import timezone
@@ -33,6 +36,21 @@ from werkzeug.test import Client
 from shelf.models import Author, BookPage, Chapter, Imprint, NoPage, Publisher, Shop, TaggedPage
 from wsgi_isr.django.wagtail import changes
 from wsgi_isr.django.wagtail.serving import check, paths
+
+
+def reset() -> None:
+    """Take back all that was done since `build`."""
+    data = Path(os.environ["LIBRARY_DATA"])
+    database, built = data / "library.db", data / "built.db"
+    connection.close()
+    if built.exists():
+        shutil.copyfile(built, database)
+    else:
+        shutil.copyfile(database, built)
+    Site.clear_site_root_paths_cache()
+    mock.patch.stopall()
+    changes.MANY = 500
+    application.prune(everything=True)
 
 
 def get(path: str, host: str = "a.example", cookie: str = "") -> dict[str, t.Any]:

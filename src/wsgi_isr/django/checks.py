@@ -14,6 +14,7 @@ from django.utils.module_loading import import_string
 from django.utils.translation import get_language_from_path
 
 from ..status import MIN_SECRET
+from ..views import name_of
 from . import config, handler, paths
 from .config import option
 
@@ -76,7 +77,7 @@ def _of_languages() -> Iterator[CheckMessage]:
     if not any(isinstance(each, type) and issubclass(each, LocaleMiddleware) for each in found):
         return
     without = [
-        paths.label(view, name)
+        name if isinstance(name, str) else name_of(getattr(view, "view_class", view))
         for view, name, _ in paths.views(with_languages=False)
         if not paths.language()
         and (declaration := paths.declared(view))
@@ -97,8 +98,8 @@ def _of_wsgi() -> Iterator[CheckMessage]:
     if name := getattr(settings, "WSGI_APPLICATION", None):
         try:
             import_string(name)
-        except ImportError:
-            # Django says so.
+        except Exception:
+            # Whatever is wrong there, commands work without it, and the server says so.
             return
         if not handler.is_served:
             text = f"{name} is not made by wsgi_isr.django: there are no pages."

@@ -107,10 +107,9 @@ def _bypass(environ: WSGIEnvironment) -> str | None:
 
 
 def _is_secure(environ: WSGIEnvironment) -> bool:
-    if settings.SECURE_PROXY_SSL_HEADER:
-        name, secure = settings.SECURE_PROXY_SSL_HEADER
-        if (value := environ.get(name)) is not None:
-            return bool(value.partition(",")[0].strip() == secure)
+    name, secure = settings.SECURE_PROXY_SSL_HEADER or ("", "")
+    if name in environ:
+        return bool(environ[name].partition(",")[0].strip() == secure)
     return bool(environ["wsgi.url_scheme"] == "https")
 
 

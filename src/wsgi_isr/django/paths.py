@@ -7,7 +7,6 @@ import dataclasses
 import types
 import typing as t
 from collections.abc import Callable, Iterable, Iterator
-from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.conf.urls.i18n import is_language_prefix_patterns_used
@@ -29,7 +28,7 @@ from django.utils.encoding import iri_to_uri
 from django.utils.module_loading import import_string
 
 from ..rules import EXCLUDED, Rule
-from ..views import Declaration, Declared, declaration_of, name_of
+from ..views import Declaration, Declared, declaration_of
 from . import routes
 from .config import option
 
@@ -86,15 +85,14 @@ def find(environ: WSGIEnvironment, other: Rule | None) -> tuple[str, Declared]:
         return "isr", EXCLUDED
     if (found := match(path)) is None:
         return "", None
-    name = label(found.func, found.view_name)
     for finder in rule_finders:
         if (rule := finder(found, other)) is not None:
-            return name, rule
+            return found.view_name, rule
     declaration = declared(found.func)
     if declaration is not None and not varies(declaration.rule):
         vary = {**(declaration.vary or {}), **language()}
         declaration = dataclasses.replace(declaration, vary=vary)
-    return name, declaration
+    return found.view_name, declaration
 
 
 def views(
@@ -113,11 +111,7 @@ def views(
             yield pattern.callback, name, pattern.default_args
 
 
-def label(view: t.Any, name: t.Any) -> str:
-    return name if isinstance(name, str) else name_of(getattr(view, "view_class", view))
-
-
-def prerender_paths(mount: str = "") -> Iterator[str]:
+def prerender_paths(mount: str = "") -> list[str]:
     """Every path once: of pages without URL values, of ``paths``, sitemaps and ``ISR["PATHS"]``.
 
     :param mount: where the site is mounted.
@@ -126,19 +120,12 @@ def prerender_paths(mount: str = "") -> Iterator[str]:
     before = get_script_prefix()
     set_script_prefix(f"{mount}/")
     try:
-        found = dict.fromkeys(_all())
+        found = [*_of_views(), *_of_sitemaps()]
+        for source in (option("PATHS"), *path_sources):
+            found += _read(source)
     finally:
         set_script_prefix(before)
-    yield from found
-
-
-def _all() -> Iterator[str]:
-    yield from _of_views()
-    for _, _, arguments in views():
-        if isinstance(sitemaps := arguments.get("sitemaps"), dict):
-            yield from _of_sitemaps(sitemaps.values())
-    for source in (option("PATHS"), *path_sources):
-        yield from _read(source)
+    return list(dict.fromkeys(found))
 
 
 def listed() -> Iterator[str]:
@@ -161,15 +148,14 @@ def _read(source: t.Any, name: t.Any = None) -> Iterator[str]:
     for item in source() if callable(source) else source or ():
         if isinstance(item, str):
             yield iri_to_uri(item)
-        elif isinstance(item, dict) and name is not None:
-            yield from _reversed(name, item)
-        elif isinstance(item, tuple) and len(item) == 2 and isinstance(item[1], dict):
-            yield from _reversed(*item)
-        else:
+            continue
+        view, values = item if isinstance(item, tuple) and len(item) == 2 else (name, item)
+        if view is None or not isinstance(values, dict):
             raise TypeError(
                 "a generator yields paths, (name of a URL, dict), or in isr_page(paths=...) "
                 f"dicts of URL values, not {item!r}"
             )
+        yield from _reversed(view, values)
 
 
 def _reversed(name: t.Any, values: dict[str, t.Any]) -> Iterator[str]:
@@ -182,12 +168,13 @@ def _reversed(name: t.Any, values: dict[str, t.Any]) -> Iterator[str]:
         yield path
 
 
-def _of_sitemaps(sitemaps: Iterable[t.Any]) -> Iterator[str]:
+def _of_sitemaps() -> Iterator[str]:
     site = types.SimpleNamespace(domain=_NO_HOST, name=_NO_HOST)
-    for sitemap in sitemaps:
-        sitemap = sitemap() if callable(sitemap) else sitemap
-        for page in sitemap.paginator.page_range:
-            for url in sitemap.get_urls(page, site, "https"):
-                parts = urlsplit(iri_to_uri(url["location"]))
-                is_path = parts.netloc == _NO_HOST
-                yield (parts._replace(scheme="", netloc="") if is_path else parts).geturl()
+    for _, _, arguments in views():
+        sitemaps = arguments.get("sitemaps")
+        for sitemap in sitemaps.values() if isinstance(sitemaps, dict) else ():
+            sitemap = sitemap() if callable(sitemap) else sitemap
+            for page in sitemap.paginator.page_range:
+                for url in sitemap.get_urls(page, site, "https"):
+                    location = iri_to_uri(url["location"])
+                    yield location.partition(f"://{_NO_HOST}")[2] or location

@@ -26,19 +26,18 @@ from ..paths import language, path_sources, rule_finders
 from ..tracking import tag
 from .changes import ALL, Page, page_tag, site_models, tree_tag
 
-#: After all other hooks, those that ask whether the visitor may see the page among them.
-_LAST = 1000
-
 
 def connect() -> None:
     """Let Wagtail's view serve ISR pages."""
     rule_finders.append(_find_rule)
     path_sources.append(paths)
-    # Wagtail 6.4 and later have a chain of calls, which ask for permission on the way.
+    # After all other hooks, those that ask whether the visitor may see the page among them.
     if hasattr(views, "serve_chain"):
-        hooks.register("on_serve_page", _chained, order=_LAST)
+        # Wagtail 6.4 and later.
+        hooks.register("on_serve_page", _chained, order=1000)
     else:
-        hooks.register("before_serve_page", _chained(_serve), order=_LAST)
+        serve = _chained(lambda page, request, args, values: page.serve(request, *args, **values))
+        hooks.register("before_serve_page", serve, order=1000)
 
 
 def window_of(page: t.Any) -> t.Any:
@@ -90,16 +89,16 @@ def _may_be_page(path: Iterable[t.Any]) -> bool:
 
 def _chained(callback: t.Any) -> t.Any:
     def serve(page: t.Any, request: HttpRequest, args: t.Any, values: t.Any) -> t.Any:
-        current = _begin(page, request)
-        if current is None:
+        window = window_of(page)
+        # Who may see a private page does, but it is stored for nobody.
+        if window is None or page.get_view_restrictions().exists():
             return callback(page, request, args, values)
+        above = page.get_ancestors(inclusive=True).values_list("pk", flat=True)
+        tags = {ALL, page_tag(page.pk), *map(tree_tag, above), *map(tag, site_models())}
+        current = CurrentPage(window, None, tags, request.META.get("wsgi_isr.reason"))
         return serve_page(request, current, lambda: callback(page, request, args, values))
 
     return serve
-
-
-def _serve(page: t.Any, request: HttpRequest, args: t.Any, values: t.Any) -> t.Any:
-    return page.serve(request, *args, **values)
 
 
 def check(**extra: t.Any) -> list[checks.CheckMessage]:
@@ -124,14 +123,3 @@ def check(**extra: t.Any) -> list[checks.CheckMessage]:
                 hint = "All hosts show the pages of that one: leave it out, and set ALLOWED_HOSTS."
                 found.append(checks.Warning(text, hint=hint, id="isr.W101"))
     return found
-
-
-def _begin(page: t.Any, request: HttpRequest) -> CurrentPage | None:
-    """The metadata of a page as its render begins."""
-    window = window_of(page)
-    # Who may see a private page does, but it is stored for nobody.
-    if window is None or page.get_view_restrictions().exists():
-        return None
-    above = page.get_ancestors(inclusive=True).values_list("pk", flat=True)
-    tags = {ALL, page_tag(page.pk), *map(tree_tag, above), *map(tag, site_models())}
-    return CurrentPage(window, None, tags, request.META.get("wsgi_isr.reason"))
