@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import secrets
 import threading
 import typing as t
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from wsgiref.validate import validator
 
 import pytest
@@ -21,6 +23,20 @@ App = Callable[..., t.Any]
 
 # Lint's input lacks a method that wsgiref.validate asks for, so they would not go together.
 InputStream.readlines = lambda self, *args: self._stream.readlines(*args)  # type: ignore
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # pytest-xdist would begin with the files that have the most tests.
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take long come first, so that no process works on at the end alone."""
+    lengths = collections.Counter[Path]()
+    for item in items:
+        is_long = {"processes", "slow"} & {mark.name for mark in item.iter_markers()}
+        lengths[item.path] += 20 if is_long else 1
+    items.sort(key=lambda item: -lengths[item.path])
 
 
 @pytest.hookimpl(wrapper=True)

@@ -8,6 +8,8 @@ import typing as t
 import pytest
 from benchmarks.simulation import MEBIBYTE, Play, Setting, Size, row
 
+pytestmark = pytest.mark.slow
+
 SMALL = Size(urls=20_000, machines=10, warm=10_000, counted=40_000)
 TINY = Size(urls=1_000, machines=2, warm=500, counted=2_000)
 SETTING = Setting(100, 60, memory=MEBIBYTE)
