@@ -41,3 +41,10 @@ def command(module: types.ModuleType, make: Make, files: str) -> Command:
     """Commands on a middleware whose pages are on http://localhost."""
     module.app = make(files, base_url=BASE)  # type: ignore[attr-defined]
     return Command(module)
+
+
+@pytest.fixture
+def elsewhere(module: types.ModuleType, make: Make, files: str) -> Command:
+    """Commands on a middleware that does not know where its pages are."""
+    module.app = make(files)  # type: ignore[attr-defined]
+    return Command(module)

@@ -23,8 +23,7 @@ if t.TYPE_CHECKING:
 #: A path or a whole URL: scheme, host, path, query.
 _NAMED = re.compile(r"(?=/|https?://)(?:(https?)://([^/?]*))?([^?]*)(?:\?(.*))?", re.IGNORECASE)
 _FORBIDDEN = re.compile(r"[\x00-\x20\x7f\ud800-\udfff#]")
-#: Facts of an explanation that are shown even where there are none; and those of a stored page.
-_FACTS = 14
+#: Facts of a stored page.
 _SHARED = {"state", "age", "ttl", "tags", "status", "seconds", "renders", "failures"}
 
 
@@ -255,9 +254,8 @@ def _answer(
 
 
 def explanation_rows(found: Explanation) -> Iterator[tuple[str, str]]:
-    """What is said of a page, one fact a row."""
-    # Of what may be there besides the first facts, only what is.
-    said = {k: value for i, (k, value) in enumerate(vars(found).items()) if i < _FACTS or value}
+    """What there is to say of a page, one fact a row."""
+    said = {name: value for name, value in vars(found).items() if value not in (None, (), "")}
     if found.rendered_at is not None:
         said["rendered_at"] = moment(found.rendered_at)
         said["age"], said["seconds"] = span(found.age or 0), millis(found.seconds or 0)
@@ -268,9 +266,8 @@ def explanation_rows(found: Explanation) -> Iterator[tuple[str, str]]:
     if (call := found.invalidation) is not None:
         said["invalidation"] = ", ".join((moment(call.get("at", 0)), *call_row(call)))
     for name, value in said.items():
-        words = value or ("-",) if isinstance(value, tuple) else (value,)
-        for index, word in enumerate(words):
-            yield "" if index else name.replace("_", " "), "-" if word is None else str(word)
+        for index, word in enumerate(value if isinstance(value, tuple) else (value,)):
+            yield "" if index else name.replace("_", " "), str(word)
 
 
 # Paths and patterns as users write them.
