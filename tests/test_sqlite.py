@@ -272,12 +272,22 @@ class TestBounds:
         assert (folder / "pages.sqlite3-wal").stat().st_size == 0
         assert store.sizes().pages == 10
 
-    def test_pruning_lets_others_in_between(self, open_store: Callable[..., SQLiteStore]) -> None:
-        store, other = open_store(), open_store()
-        for n in range(1000):
-            put(store, f"p{n}", body=b"b" * 5000, number=Number("", 1))
+    @pytest.mark.parametrize("how", ["prune", "put", "put large"])
+    def test_making_room_lets_others_in_between(
+        self, open_store: Callable[..., SQLiteStore], how: str
+    ) -> None:
+        store, other = open_store(max_pages=800), open_store()
+        for n in range(800):
+            put(other, f"p{n}", body=b"b" * 2000, number=Number("", 1))
+        actions: dict[str, Callable[[], object]] = {
+            "prune": lambda: store.prune(everything=True),
+            "put": lambda: put(open_store(max_pages=9), "new", number=Number("", 1)),
+            "put large": lambda: put(
+                open_store(max_bytes=1_650_000), "new", body=b"b" * 1_550_000, number=Number("", 1)
+            ),
+        }
         waits: list[float] = []
-        thread = threading.Thread(target=lambda: store.prune(everything=True))
+        thread = threading.Thread(target=actions[how])
         thread.start()
         while thread.is_alive():
             began = time.perf_counter()
@@ -285,7 +295,8 @@ class TestBounds:
             waits.append(time.perf_counter() - began)
         thread.join()
         assert len(waits) > 10 and sorted(waits)[len(waits) // 2] < 0.01
-        assert store.sizes().pages == 0 and list(store.records()) == []
+        assert (store.sizes().pages or 0) < 200
+        assert len(list(store.records())) == store.sizes().pages
 
 
 class TestLeases:
@@ -310,16 +321,6 @@ class TestLeases:
             again.release()
         store.probe()
         assert not isinstance(other.lease("a", 60, False), Busy)
-
-    def test_a_removed_file_of_a_process_is_made_again(
-        self, folder: Path, open_store: Callable[..., SQLiteStore]
-    ) -> None:
-        store, other = open_store(), open_store()
-        store.lease("a", 60, True)
-        for path in (folder / "processes").iterdir():
-            path.unlink()
-        store.lease("b", 60, True)
-        assert isinstance(other.lease("a", 60, True), Busy)
 
 
 class TestWanted:

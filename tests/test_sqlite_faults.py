@@ -19,7 +19,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from werkzeug.test import Client
 
+from wsgi_isr import ISRMiddleware
 from wsgi_isr.page import Invalidated
 from wsgi_isr.store import locks
 from wsgi_isr.store.database import VERSION
@@ -276,7 +278,7 @@ class TestFiles:
         assert second.get("b") is not None and second.get("a") is None
         assert descriptors() <= before + 2
 
-    @pytest.mark.parametrize("name", ["pages.sqlite3", "pages.sqlite3-wal"])
+    @pytest.mark.parametrize("name", ["pages.sqlite3", "pages.sqlite3-wal", "pages.sqlite3-shm"])
     def test_notices_a_removed_file(self, folder: Path, store: SQLiteStore, name: str) -> None:
         put(store)
         at = store.changes(NOTHING).at
@@ -284,6 +286,45 @@ class TestFiles:
         assert not store.changes(at).complete
         put(store, "b")
         assert store.get("b") is not None
+
+    def test_a_folder_that_was_away_has_no_lock_of_somebody_who_missed_it(
+        self, folder: Path, open_store: Callable[..., SQLiteStore]
+    ) -> None:
+        store, other = open_store(), open_store()
+        put(store)
+        signal = store.signal
+        folder.rename(folder.parent / "away")
+        folder.write_text("")
+        with pytest.raises(StoreError):
+            store.number()
+        folder.unlink()
+        (folder.parent / "away").rename(folder)
+        put(other, "b")
+        put(store, "c")
+        assert store.get("b") is not None and len(signal) == 2
+
+    def test_memory_follows_the_first_answer_of_a_new_file(self, folder: Path) -> None:
+        content = b"old"
+
+        def site(environ: t.Any, start_response: t.Any) -> list[bytes]:
+            start_response("200 OK", [("ISR-Revalidate", "false")])
+            return [content]
+
+        isr = ISRMiddleware(site, f"file://{folder}", base_url="http://a.test")
+        client, inside = Client(isr), folder / "isr%3A"
+        for path in ("/a", "/b"):
+            client.get(path)
+        isr.invalidate("/**", expire=True)
+        client.get("/b")
+        # No counter of the new lock shows that there is a new file.
+        (inside / "lock").unlink()
+        (folder / "garbage").write_bytes(b"garbage" * 999)
+        (folder / "garbage").rename(inside / "pages.sqlite3")
+        content = b"new"
+        answers = [client.get("/a") for _ in range(2)]
+        assert [answer.data for answer in answers] == [b"new", b"new"]
+        assert answers[1].headers["Cache-Status"] == "isr; hit"
+        isr.close()
 
     def test_takes_a_copy_put_in_place_for_another_lineage(
         self, folder: Path, tmp_path: Path, open_store: Callable[..., SQLiteStore]
@@ -314,6 +355,23 @@ class TestFiles:
             with pytest.raises(StoreError, match="another process"):
                 store.changes(at)
         assert not store.changes(at).complete
+
+    def test_a_copy_says_nothing_of_leases(
+        self, folder: Path, tmp_path: Path, open_store: Callable[..., SQLiteStore]
+    ) -> None:
+        store, other = open_store(), open_store()
+        lease = store.lease("a", 60, True)
+        shutil.copytree(folder, tmp_path / "copy")
+        assert not isinstance(lease, Busy)
+        lease.release()
+        folder.rename(tmp_path / "before")
+        (tmp_path / "copy").rename(folder)
+        store.lease("b", 60, True)
+        assert isinstance(other.lease("b", 60, True), Busy)
+        for one in (store, other):
+            again = one.lease("a", 60, True)
+            assert not isinstance(again, Busy)
+            again.release()
 
     def test_an_older_copy_brings_pages_and_order_back_together(
         self, folder: Path, tmp_path: Path, open_store: Callable[..., SQLiteStore]

@@ -151,7 +151,7 @@ class Process:
         """Follow what others do, if there is something to follow or some time has passed."""
         now = time.monotonic()
         if self.pages.memory.generation != self.pages.signal[0] or (
-            now - self.pages.followed_at > POLL and (self.pages.is_local or not self._has_thread)
+            not self._has_thread and now - self.pages.followed_at > POLL
         ):
             self.pages.follow()
         if not self._has_thread and now - self._upkept_at > REPORT:
@@ -162,15 +162,17 @@ class Process:
     def work(self) -> None:
         """Wait a moment, or for what others do, and let the store have what is new here."""
         pages = self.pages
-        if pages.is_local:
-            time.sleep(POLL)
-        else:
-            try:
-                if pages.store.listen(POLL) or time.monotonic() - pages.followed_at >= POLL:
-                    pages.follow()
-            except Exception as error:
-                pages.guard.failed("listen", error)
+        try:
+            # On one machine the signal shows what is new; whether it is still that of the
+            # neighbours, only following does.
+            if pages.is_local:
                 time.sleep(POLL)
+                pages.follow()
+            elif pages.store.listen(POLL) or time.monotonic() - pages.followed_at >= POLL:
+                pages.follow()
+        except Exception as error:
+            pages.guard.failed("listen", error)
+            time.sleep(POLL)
         pages.guard.probe()
         self.write_journal()
         # The first report comes soon: a command line asks which processes serve.

@@ -40,11 +40,13 @@ class Opened(t.NamedTuple):
     """Connections to a file.
 
     :param writer: ``None`` where it can only be read.
-    :param seen: what differs for another file at the path, or another log beside it.
+    :param close: closes both; called should nobody else do it.
+    :param seen: what differs for another file at the path, or another log or index of it.
     """
 
     reader: Connection
     writer: Connection | None
+    close: weakref.finalize[[Connection | None, Connection | None], Database]
     seen: list[object]
     lineage: str
 
@@ -114,10 +116,10 @@ class Database:
                 self._current()
 
     def _see(self, writes: bool = True) -> list[object]:
-        seen: list[object] = [None, None]
-        for place, path in enumerate((self.path, f"{self.path}-wal")):
+        seen: list[object] = [None, None, None]
+        for place, suffix in enumerate(("", "-wal", "-shm")):
             with contextlib.suppress(OSError):
-                status = os.stat(path)
+                status = os.stat(self.path + suffix)
                 # Others may write what can only be read here, past a connection that is immutable.
                 times = () if writes else (status.st_size, status.st_mtime_ns)
                 seen[place] = (status.st_dev, status.st_ino, *times)
@@ -143,7 +145,7 @@ class Database:
                     lineage = _transact(opened.writer, "BEGIN IMMEDIATE", _rename, self._left)
                     self.lock.bump(0)
             except BaseException:
-                _close(*opened[:2])
+                opened.close()
                 raise
             opened = opened._replace(lineage=lineage)
         self._opened, self._left = opened, ""
@@ -153,7 +155,7 @@ class Database:
         with self._reading:
             opened, self._opened = self._opened, None
             if opened is not None:
-                _close(*opened[:2])
+                opened.close()
 
     def _open(self) -> Opened:
         reason = unwritable(self.folder)
@@ -189,10 +191,11 @@ class Database:
             if isinstance(error, FAULTS):
                 raise translate(error) from error
             raise
-        # Should nobody close it. Not at exit: a forked child has other descriptors.
-        weakref.finalize(self, _close, reader, writer).atexit = False
+        close = weakref.finalize(self, _close, reader, writer)
+        # A forked child has other descriptors.
+        close.atexit = False
         # Should another file be there by now, it shows at the next look.
-        return Opened(reader, writer, [before, self._see(writes)[1]], state.lineage)
+        return Opened(reader, writer, close, [before, *self._see(writes)[1:]], state.lineage)
 
     def _begin(self, damage: Exception | None) -> None:
         """Make a new database, which nobody sees half made, in place of a damaged one."""
@@ -258,6 +261,7 @@ class Database:
     def after_fork_in_child(self) -> None:
         if self._opened is not None:
             # Closing them here would touch files that are the parent's.
+            self._opened.close.detach()
             _abandoned.append(self._opened)
             self._opened = None
         self.presence.after_fork()

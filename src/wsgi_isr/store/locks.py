@@ -65,7 +65,9 @@ class LockedFile:
         is_locked = _flock(self.descriptor, fcntl.LOCK_EX)
         if self.is_there():
             return is_locked
-        # The lock of the file that is there now is another.
+        # The lock of the file that is there now is another. Closing is not enough to give this one
+        # back: mapped memory and children that were forked meanwhile keep the file open.
+        fcntl.flock(self.descriptor, fcntl.LOCK_UN)
         self.close()
         return False
 
@@ -156,7 +158,6 @@ class Lock(LockedFile):
     def __exit__(self, *_: object) -> None:
         self._depth -= 1
         if not self._depth:
-            # Closing is not enough: a child forked meanwhile has the descriptor too.
             fcntl.flock(self.descriptor, fcntl.LOCK_UN)
         self.threads.release()
 
@@ -172,13 +173,14 @@ class Presence(LockedFile):
     def ensure(self) -> str:
         """Let other processes see this one; for one who has the lock of all writers."""
         while not self.lock():
-            pass
+            # Should a copy of the folder be in its place: what that says of this process is over.
+            self.after_fork()
         return self.token
 
     def alive(self, token: str) -> bool:
         """Whether a process still runs."""
         if token == self.token:
-            return True
+            return self.is_there()
         try:
             with open(os.path.join(self._folder, token), "rb") as file:
                 # A shared lock: two who ask at once do not take each other for it.

@@ -235,10 +235,14 @@ class Notes:
     def bury(self, connection: Connection) -> None:
         """Remove what dead processes left."""
         self.database.presence.sweep()
-        for kind in ("lease", "report"):
+        for kind in ("lease", "report", "taker"):
             for name, claim in get_all(connection, kind).items():
                 if not self._valid(claim):
                     drop(connection, kind, name)
+        # Pages of builds that nobody renders.
+        unwanted = """DELETE FROM notes WHERE kind LIKE 'wanted %'
+            AND substr(kind, 8) NOT IN (SELECT name FROM notes WHERE kind = 'taker')"""
+        connection.execute(unwanted)
 
 
 def _release(connection: Connection, lease: Lease) -> None:

@@ -200,6 +200,9 @@ class Pages:
         self, page: Page, validity: Validity | None, in_store: bool = False, used: float = 0.0
     ) -> Entry:
         invalidated, at = (Invalidated.NO, None) if validity is None else validity
+        if at is not None and at.lineage != self.memory.at.lineage:
+            # The store has begun anew since: what memory says of its pages is from before that.
+            self.follow()
         return self.memory.put(Entry(page, invalidated, in_store, used), at)
 
     def _borrow(self, key: PageKey) -> Entry | None:

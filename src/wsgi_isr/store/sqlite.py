@@ -34,10 +34,8 @@ from .protocol import (
 )
 from .tables import Page, State
 
-#: Pages that are pruned in one step, and their bytes; free pages of the file in another.
-BATCH, BATCH_BYTES = 20, 2**20
-#: Seconds between two steps of pruning, in which others write.
-PAUSE = 0.002
+#: Seconds that a step may take which makes room, and those between two, in which others write.
+STEP, PAUSE = 0.003, 0.002
 #: Seconds between two glances at the counters.
 GLANCE = 0.03
 #: Seconds that forgetting labels may take before another process begins it again.
@@ -87,9 +85,12 @@ class SQLiteStore(Notes):
         size = len(record.head) + len(record.body)
         if size > self.max_bytes:
             raise TooLarge(f"a page of {size} bytes is larger than max_bytes={self.max_bytes}")
-        return self.database.write(self._put, Page(record, size), bump=1)
+        while (done := self.database.write(self._put, Page(record, size), bump=1)) is False:
+            self._pause()
+        return done
 
-    def _put(self, connection: Connection, page: Page) -> Validity | None:
+    def _put(self, connection: Connection, page: Page) -> Validity | t.Literal[False] | None:
+        """As `put`; false where only some of the room for the page could be made in one step."""
         name, _, number, build, path, gone, head, body = page.record
         state = State.read(connection)
         row = connection.execute("SELECT meta FROM pages WHERE name = ?", (name,)).fetchone()
@@ -99,21 +100,21 @@ class SQLiteStore(Notes):
         # It may be from before what was forgotten.
         last = tables.last_of(connection, state, page).later(Last(state.floor))
         meta = page._replace(last=last).seal()
+        was = before.size if before else 0
+        room = self.max_pages - (row is None), self.max_bytes - page.size + was
+        if evicted := _evict(connection, state, _LEAST, name, *room):
+            add(connection, {"evictions": evicted})
+        if not state.fits(*room):
+            if evicted:
+                return False
+            # Nothing else is left: what was counted besides was damaged.
+            state.pages, state.bytes = int(row is not None), was
+        state.pages += row is None
+        state.bytes += page.size - was
         values = (name, path, build, gone, time.time_ns() // 1000, meta, head)
         connection.execute(_PUT, values)
         connection.execute(_PUT_BODY, (body, name))
         drop(connection, "failure", name)
-        state.pages += row is None
-        state.bytes += page.size - (before.size if before else 0)
-        evicted = 0
-        while state.pages > self.max_pages or state.bytes > self.max_bytes:
-            if _remove(connection, state, _LEAST, name):
-                evicted += 1
-            else:
-                # Nothing else is left: what was counted besides was damaged.
-                state.pages, state.bytes = 1, page.size
-        if evicted:
-            add(connection, {"evictions": evicted})
         # Of a state that was restored since: later invalidations must have later numbers.
         if number.lineage == state.lineage:
             state.sequence = max(state.sequence, number.sequence)
@@ -208,10 +209,13 @@ class SQLiteStore(Notes):
         total = 0
         while count := self.database.write(step, *args, bump=1):
             total += count
-            # Nobody else is to sync it.
-            self.database.checkpoint("PASSIVE")
-            time.sleep(PAUSE)
+            self._pause()
         return total
+
+    def _pause(self) -> None:
+        # Nobody else is to sync it.
+        self.database.checkpoint("PASSIVE")
+        time.sleep(PAUSE)
 
     # The process.
 
@@ -300,26 +304,32 @@ def _remove(connection: Connection, state: State, which: str, value: object) -> 
     return True
 
 
-def _prune(connection: Connection, which: str, value: str, pages: int, size: int) -> int:
+def _evict(
+    connection: Connection, state: State, which: str, value: str, pages: int, size: int
+) -> int:
     """Remove some pages of those that are to go until so many pages and bytes are left."""
-    state, removed = State.read(connection), 0
-    enough = state.bytes - BATCH_BYTES
-    while (state.pages > pages or state.bytes > size) and state.bytes >= enough:
-        if removed == BATCH or not _remove(connection, state, which, value):
-            break
+    removed, end = 0, time.monotonic() + STEP
+    while not state.fits(pages, size) and _remove(connection, state, which, value):
         removed += 1
-    state.write(connection)
+        if time.monotonic() > end:
+            break
+    if removed:
+        state.write(connection)
     return removed
+
+
+def _prune(connection: Connection, which: str, value: str, pages: int, size: int) -> int:
+    return _evict(connection, State.read(connection), which, value, pages, size)
 
 
 def _vacuum(connection: Connection) -> int:
     """Give some free pages of the file back to the file system."""
-    free = "PRAGMA freelist_count"
-    before = connection.execute(free).fetchone()[0]
-    for _ in range(BATCH):
+    end, freed = time.monotonic() + STEP, 0
+    while connection.execute("PRAGMA freelist_count").fetchone()[0] and time.monotonic() < end:
         # One at a time, since `execute` stops after the first.
         connection.execute("PRAGMA incremental_vacuum(1)")
-    return int(before - connection.execute(free).fetchone()[0])
+        freed += 1
+    return freed
 
 
 def _builds(connection: Connection) -> list[str]:

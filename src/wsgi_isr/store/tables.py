@@ -172,6 +172,10 @@ class State:
         sealed = pack(_STATE.pack(self.lineage.encode(), *numbers), 1)
         connection.execute("REPLACE INTO state VALUES (1, ?)", (sealed,))
 
+    def fits(self, pages: int, size: int) -> bool:
+        """Whether there are no more pages and bytes than these."""
+        return self.pages <= pages and self.bytes <= size
+
     @property
     def at(self) -> Number:
         """The number of the last invalidation."""
