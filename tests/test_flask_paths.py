@@ -12,7 +12,6 @@ from flask import Blueprint, Flask, request, url_for
 from flasks import flask_app, flask_browser
 
 from wsgi_isr.flask import ISR, isr_page
-from wsgi_isr.flask.pages import MissingPathsWarning
 
 
 @pytest.fixture
@@ -30,7 +29,7 @@ def isr(app: Flask) -> ISR:
 
 def paths(app: Flask, isr: ISR) -> list[str]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", MissingPathsWarning)
+        warnings.simplefilter("ignore", UserWarning)
         return list(isr.prerender_paths(app))
 
 
@@ -97,6 +96,18 @@ class TestAGenerator:
 
         assert paths(app, isr) == ["/blog/a"]
 
+    def test_leaves_the_request_that_asks_for_them_as_it_is(self, app: Flask) -> None:
+        @app.get("/first")
+        def first() -> str:
+            for path in isr.prerender_paths(app):
+                return f"{request.path} {path}"
+            return ""
+
+        browser = flask_browser(app)
+        isr: ISR = app.extensions["isr"]
+        isr.paths(lambda: ["/blog/a", "/blog/b"])
+        assert browser.get("/first").text == "/first /blog/a"
+
 
 class TestAView:
     def test_without_url_values_is_found_by_itself(self, app: Flask, isr: ISR) -> None:
@@ -137,7 +148,7 @@ class TestAView:
 
 class TestACoverThatIsMissing:
     def test_is_a_warning_that_names_the_page(self, app: Flask, isr: ISR) -> None:
-        with pytest.warns(MissingPathsWarning, match="no generator covers the page 'post'"):
+        with pytest.warns(UserWarning, match="no generator covers the page 'post'"):
             list(isr.prerender_paths(app))
 
     @pytest.mark.parametrize("item", [{"slug": "a"}, ("post", {"slug": "a"}), "/blog/a"])

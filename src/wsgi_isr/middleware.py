@@ -244,10 +244,7 @@ class ISRMiddleware:
         return process
 
     def set_bypass(self, bypass: Callable[[WSGIEnvironment], str | None]) -> None:
-        """Let a function say first why a request never gets a page; for adapters of frameworks.
-
-        :param bypass: returns ``"draft"``, ``"disabled"``, ``"bypass"`` or ``None``.
-        """
+        """Let a function be asked before `Config.bypass`; for adapters of frameworks."""
         other = self._bypass or (lambda environ: None)
         both = guarded("bypass", lambda environ: bypass(environ) or other(environ), "bypass")
         self._config.bypass = self._bypass = both

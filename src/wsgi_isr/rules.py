@@ -19,13 +19,7 @@ from werkzeug.datastructures import Accept, CharsetAccept, LanguageAccept, MIMEA
 from werkzeug.http import parse_accept_header
 
 from .key import is_ambiguous
-from .metadata import (
-    HEADER_NAME,
-    check_expire,
-    check_list,
-    check_revalidate,
-    check_tags,
-)
+from .metadata import HEADER_NAME, check_expire, check_list, check_revalidate, check_tags
 
 if t.TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -340,14 +334,9 @@ class _PatternRules(Rules):
         return next((rule for _, pattern, rule in self._rules if pattern.fullmatch(path)), None)
 
     def consider(self, environ: WSGIEnvironment) -> list[str]:
-        path, said, matches = environ.get("PATH_INFO") or "/", [], "matches"
-        for name, pattern, _ in self._rules:
-            if pattern.fullmatch(path):
-                said.append(f"{name!r} {matches}")
-                matches = "matches, but stands behind the one that counts"
-            else:
-                said.append(f"{name!r} does not match")
-        return said
+        path = environ.get("PATH_INFO") or "/"
+        says = {True: "matches", False: "does not match"}
+        return [f"{it!r} {says[bool(pattern.fullmatch(path))]}" for it, pattern, _ in self._rules]
 
 
 def _paths_of(pattern: str) -> Iterator[str]:
@@ -390,10 +379,7 @@ T = t.TypeVar("T")
 def guarded(
     name: str, function: Callable[[WSGIEnvironment], T | None], otherwise: T | None
 ) -> Callable[[WSGIEnvironment], T | None]:
-    """A function of the user's that every request asks: no visitor gets an error where it fails.
-
-    :param otherwise: what it gives then.
-    """
+    """A function of the user's that every request asks, and what it gives where it fails."""
     quiet_until = 0.0
 
     def ask(environ: WSGIEnvironment) -> T | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import logging
 import os
@@ -154,11 +155,8 @@ class ISR:
     def cli_app(self, app: Flask) -> App:
         """What the command line acts on; it finds this method by its name."""
         middleware = _middleware_of(app)
-        return App(
-            middleware,
-            lambda origin: pages.prerender_paths(app, self._generators, origin),
-            _origin(app, middleware),
-        )
+        paths = functools.partial(pages.prerender_paths, app, self._generators)
+        return App(middleware, paths, _origin(app, middleware))
 
 
 class _ISRMiddleware:
@@ -170,8 +168,7 @@ class _ISRMiddleware:
         #: What is wrapped; the name is that of other middlewares.
         self.app: WSGIApplication = flask.wsgi_app
         self.flask = flask
-        #: Paths that are no pages whatever rules say.
-        self.operated: frozenset[str] = frozenset()
+        self._operated: _Operated | None = None
         self._options = options
         self._generators = generators
         self._middleware: ISRMiddleware | None = None
@@ -220,12 +217,11 @@ class _ISRMiddleware:
             options["build_id"] = "-".join(filter(None, digests))
         # Whether it is on may change from request to request.
         options["enabled"] = True
-        found = ViewRules(rules, self._find, self._list)
         app = self.app
         if secret := config.get("ISR_SECRET"):
             status = Status(self, secret=secret)
-            app = _Operated(self, status, config.get("ISR_URL_PREFIX") or "/_isr")
-        middleware = ISRMiddleware(app, rules=found, **options)
+            app = self._operated = _Operated(self, status, config.get("ISR_URL_PREFIX") or "/_isr")
+        middleware = ISRMiddleware(app, rules=ViewRules(rules, self._find, self._list), **options)
 
         def is_enabled() -> bool:
             enabled = config["ISR_ENABLED"]
@@ -240,11 +236,12 @@ class _ISRMiddleware:
         middleware.set_bypass(bypass)
         return middleware
 
-    def _list(self) -> Iterator[str]:
-        return pages.listed(self.flask, self._generators, _origin(self.flask, self.middleware))
+    def _list(self) -> Iterable[str]:
+        origin = _origin(self.flask, self.middleware)
+        return (path for _, path in pages.listed(self.flask, self._generators, origin))
 
     def _find(self, environ: WSGIEnvironment, other: Rule | None) -> tuple[str, Declared]:
-        if environ.get("PATH_INFO") in self.operated:
+        if self._operated is not None and environ.get("PATH_INFO") in self._operated.paths:
             return "_isr", EXCLUDED
         endpoint = pages.match(self.flask, environ)
         return endpoint, declaration_of(self.flask.view_functions.get(endpoint))
@@ -276,8 +273,7 @@ def build_digest(app: Flask) -> str:
     home folder: then it is in the modules and packages beside it, and in no other folder.
     """
     root, excluded = app.root_path, {app.instance_path}
-    folders = {"": root}
-    folders["translations"] = os.path.join(root, "translations")
+    folders = {"": root, "translations": os.path.join(root, "translations")}
     if app.template_folder is not None:
         folders["templates"] = os.path.join(root, app.template_folder)
     if not os.path.isfile(os.path.join(root, "__init__.py")):
@@ -288,7 +284,7 @@ def build_digest(app: Flask) -> str:
 
 
 class _Operated:
-    """A site's app and, under a prefix, what those who have the secret reach.
+    """A site's app and, at some paths under a prefix, the status page.
 
     That is beside the site's own routes, hosts and hooks: a login in front of all views, or a token
     that all forms need, would lock programs out.
@@ -298,20 +294,17 @@ class _Operated:
 
     def __init__(self, wrapped: _ISRMiddleware, status: Status, prefix: str) -> None:
         if not str(prefix).startswith("/") or not prefix.strip("/"):
-            raise ValueError(
-                "ISR_URL_PREFIX starts with / and is a path of its own, as in '/_isr', "
-                f"not {prefix!r}"
-            )
+            words = "ISR_URL_PREFIX starts with / and is a path of its own, as in '/_isr'"
+            raise ValueError(f"{words}, not {prefix!r}")
         self.app = wrapped.app
         self._flask = wrapped.flask
         self._status = status
         self._prefix = to_wsgi(prefix.rstrip("/"))
-        wrapped.operated = frozenset(map(self._prefix.__add__, PATHS))
-        self._paths = wrapped.operated
+        self.paths = {f"{self._prefix}{path}" for path in PATHS}
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")
-        if path not in self._paths:
+        if path not in self.paths:
             return self.app(environ, start_response)
         mount = environ.get("SCRIPT_NAME", "") + self._prefix
         environ = {**environ, "SCRIPT_NAME": mount, "PATH_INFO": path[len(self._prefix) :]}

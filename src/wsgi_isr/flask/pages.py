@@ -116,43 +116,24 @@ def match(app: Flask, environ: WSGIEnvironment) -> str:
         return ""
 
 
-class MissingPathsWarning(UserWarning):
-    """A declared page that nothing lists paths of is not prerendered."""
-
-
 def prerender_paths(app: Flask, generators: Generators, origin: Origin | None) -> Iterator[str]:
-    """Every path once: of pages without URL values, and of what the generators yield.
+    """Every path once; a declared page that nothing covers is named in a warning."""
+    found = listed(app, generators, origin)
+    covered = {endpoint for endpoint, _ in found} | {each.__name__ for each in generators}
+    for endpoint, declaration in sorted(_declared(app).items()):
+        if declaration.paths is None and endpoint not in covered:
+            text = f"no generator covers the page {endpoint!r}: give it paths with @isr.paths or "
+            warnings.warn(f"{text}isr_page(paths=...)", stacklevel=2)
+    yield from dict.fromkeys(path for _, path in found)
+
+
+def listed(app: Flask, generators: Generators, origin: Origin | None) -> list[tuple[str, str]]:
+    """Endpoints and paths of pages without URL values, and of what the generators yield.
 
     :param origin: where the app is, as `flask.url_for` is to have it.
     :raises TypeError: for what a generator may not yield.
-
-    A declared page that nothing covers is named in a `MissingPathsWarning`.
     """
-    seen = set()
-    missing = {name for name, page in _declared(app).items() if page.paths is None}
-    missing.difference_update(each.__name__ for each in generators)
-    for endpoint, path in _all(app, generators, origin):
-        missing.discard(endpoint)
-        if path not in seen:
-            seen.add(path)
-            yield path
-    for endpoint in sorted(missing):
-        warnings.warn(
-            f"no generator covers the page {endpoint!r}: give it paths with @isr.paths or "
-            "isr_page(paths=...)",
-            MissingPathsWarning,
-            stacklevel=2,
-        )
-
-
-def listed(app: Flask, generators: Generators, origin: Origin | None) -> Iterator[str]:
-    """All paths, some more than once."""
-    return (path for _, path in _all(app, generators, origin))
-
-
-def _all(app: Flask, generators: Generators, origin: Origin | None) -> Iterator[tuple[str, str]]:
-    """Endpoints and paths."""
-    declared = _declared(app)
+    declared, found = _declared(app), []
     sources: list[tuple[str, t.Any]] = [(each.__name__, each) for each in generators]
     sources += [(name, page.paths) for name, page in declared.items() if page.paths is not None]
     # Generators are the user's code: they run in a request context, so that url_for works.
@@ -161,11 +142,11 @@ def _all(app: Flask, generators: Generators, origin: Origin | None) -> Iterator[
         for rule in app.url_map.iter_rules():
             if rule.endpoint in declared and "GET" in (rule.methods or ()):
                 if rule.arguments <= set(rule.defaults or ()):
-                    yield rule.endpoint, url_for(rule.endpoint, **(rule.defaults or {}))
+                    found.append((rule.endpoint, url_for(rule.endpoint, **(rule.defaults or {}))))
         for name, source in sources:
             for item in source() if callable(source) else source:
                 if isinstance(item, str):
-                    yield _endpoint_of(app, item), item
+                    found.append((_endpoint_of(app, item), item))
                     continue
                 # Frozen-Flask's third element, the time of the last change, is of no use here.
                 is_named = isinstance(item, tuple) and len(item) in (2, 3)
@@ -175,7 +156,8 @@ def _all(app: Flask, generators: Generators, origin: Origin | None) -> Iterator[
                         "a generator yields paths, dicts of URL values or (endpoint, dict), "
                         f"not {item!r}"
                     )
-                yield endpoint, url_for(endpoint, **values)
+                found.append((endpoint, url_for(endpoint, **values)))
+    return found
 
 
 def _endpoint_of(app: Flask, url: str) -> str:
