@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 import time
 import typing as t
@@ -196,6 +197,20 @@ class TestBounds:
         fold(10)
         assert state(other) is STALE
 
+    def test_they_are_forgotten_a_few_at_a_time(
+        self, redis: Redis, store: RedisStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("wsgi_isr.store.protocol.MAX_LABELS", 3000)
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "_fold", lambda times: None)
+            store.invalidate([f"tag:{number}" for number in range(3001)], False)
+        left = [self.labels(redis)]
+        while store._seen.cursor:
+            store._fold(1)
+            left.append(self.labels(redis))
+        assert left[-1] < 1700
+        assert max(before - after for before, after in itertools.pairwise(left)) <= 500
+
     def test_who_listens_does_it_too(self, redis: Redis, store: RedisStore) -> None:
         for number in range(50):
             put(store, f"page{number}", path=f"/{number}")
@@ -287,7 +302,7 @@ class TestLeases:
         store.lease("other", 4000, False)
         assert redis.do("PTTL", "{site:}lease:other") <= 60_000
 
-    def test_are_given_back_when_the_store_is_closed_or_gone(self, redis: Redis) -> None:
+    def test_are_given_back_when_the_store_is_closed(self, redis: Redis) -> None:
         store = RedisStore(redis_client(redis.url), "site:")
         store.lease("page", 60, False)
         store.close()

@@ -7,13 +7,16 @@ import logging
 import math
 import multiprocessing
 import os
+import threading
 import time
 import typing as t
 from collections.abc import Callable, Iterator
 
 import pytest
 from redis_server import Redis, SlowNetwork, eventually, listening, running
+from steps import visit
 
+from wsgi_isr import ISRMiddleware
 from wsgi_isr.page import Invalidated
 from wsgi_isr.store import clients
 from wsgi_isr.store.clients import redis_client
@@ -343,7 +346,6 @@ class TestForeignKeysUnderOurNames:
         assert store.totals()["hits"] >= 1
         store.report({"pid": 1})
         assert {"pid": 1} in store.processes()
-        store.report(None)
         store.log(b"entry")
         assert store.journal()[0] == b"entry"
         assert isinstance(store.once("x", 5), bool)
@@ -394,8 +396,13 @@ class TestForeignKeysUnderOurNames:
 
 
 def leave(url: str, pipe: t.Any) -> None:
-    store = RedisStore(redis_client(url), "site:")
-    pipe.send(store.lease("page", 60, False).token)
+    def app(environ: t.Any, start_response: t.Any) -> t.Any:
+        pipe.send(environ["wsgi_isr.reason"])
+        time.sleep(60)
+
+    isr = ISRMiddleware(app, url, rules={"/": 60})
+    threading.Thread(target=visit, args=(isr,), daemon=True).start()
+    pipe.recv()
     # No close: the process ends as one does whose server stops it.
 
 
@@ -407,13 +414,15 @@ class TestAProcessWithALease:
         process = context.Process(target=work, args=(f"{server.url}?socket_timeout=5", its))
         process.start()
         assert mine.poll(20)
-        mine.recv()
-        return process
+        assert mine.recv() == "miss"
+        return process, mine
 
-    def test_that_ends_gives_it_back(self, server: Redis, open_store: Open) -> None:
-        process, store = self.start(server, leave), open_store()
+    def test_that_ends_gives_it_back(self, server: Redis) -> None:
+        process, pipe = self.start(server, leave)
+        assert len(server.do("KEYS", "*lease:*")) == 1
+        pipe.send(None)
         process.join()
-        assert not isinstance(store.lease("page", 60, False), Busy)
+        assert not server.do("KEYS", "*lease:*")
 
     def test_keeps_it_when_a_child_of_its_ends(self, server: Redis, open_store: Open) -> None:
         store = open_store()

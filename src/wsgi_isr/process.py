@@ -101,7 +101,6 @@ class Process:
         me = weakref.ref(self)
         name = "wsgi-isr-upkeep"
         self._has_thread = start(threading.Thread(target=_work, args=[me], name=name, daemon=True))
-        # Now, so that it runs before what the store does at exit.
         atexit.register(_at_exit, me)
         if config.workers == 0 and not store.kind.wants:
             logger.warning(
@@ -264,19 +263,9 @@ class Process:
     def close(self, timeout: float) -> None:
         """Wait for running regenerations, and give back all that this process holds."""
         self.background.close(timeout)
-        self.sign_off()
+        self.upkeep()
         self.is_closed = True
         self.pages.store.close()
-
-    def sign_off(self) -> None:
-        """Let the store have the last of what was counted and called, and count one process less.
-
-        At exit, too, where nobody closes.
-        """
-        self.upkeep()
-        with contextlib.suppress(Exception):
-            if self.pages.guard.is_well:
-                self.pages.store.report(None)
 
     # Renders that cost no visitor of a web worker the processor.
 
@@ -325,7 +314,7 @@ def _work(reference: weakref.ref[Process]) -> None:
 def _at_exit(reference: weakref.ref[Process]) -> None:
     process = reference()
     if process is not None and process.is_open:
-        process.sign_off()
+        process.close(0)
 
 
 @dataclass(eq=False)

@@ -358,8 +358,6 @@ class CachelibStore:
             return is_first
 
     def report(self, process: Mapping[str, t.Any] | None) -> None:
-        if process is None and self._id not in self._value("processes", {}):
-            return
         with self._change("processes", {}) as reports:
             now = time.time()
             reports[self._id] = [process, now + SILENT if process is not None else 0]
@@ -392,8 +390,9 @@ class CachelibStore:
         self._sync()
 
     def close(self) -> None:
+        with contextlib.suppress(Exception):
+            if self._id in self._value("processes", {}):
+                self.report(None)
         # Others in this process may go on with what is in its memory.
         if self._memory is None:
             self._leases.close()
-            with contextlib.suppress(Exception):
-                self.report(None)

@@ -217,12 +217,8 @@ class Notes:
     def once(self, name: str, seconds: float) -> bool:
         return self.database.write(_is_first, name, seconds)
 
-    def report(self, process: Mapping[str, t.Any] | None) -> None:
-        token = self.database.presence.token
-        if process is None:
-            self.database.write(drop, "report", token)
-        else:
-            self._put_claim("report", token, FOR_GOOD, dict(process))
+    def report(self, process: Mapping[str, t.Any]) -> None:
+        self._put_claim("report", self.database.presence.token, FOR_GOOD, dict(process))
 
     def processes(self) -> list[dict[str, t.Any]]:
         reports = self.database.read(get_all, "report").values()

@@ -344,11 +344,8 @@ class Store(t.Protocol):
     def once(self, name: str, seconds: float) -> bool:
         """Whether no process asked this of a name in the last so many seconds; it is asked now."""
 
-    def report(self, process: Mapping[str, t.Any] | None) -> None:
-        """Leave what this process has now (JSON values), in place of what it left before.
-
-        :param process: ``None`` when it ends.
-        """
+    def report(self, process: Mapping[str, t.Any]) -> None:
+        """Leave what this process has now (JSON values), in place of what it left before."""
 
     def processes(self) -> list[dict[str, t.Any]]:
         """What each process that still runs left last."""
@@ -391,4 +388,4 @@ class Store(t.Protocol):
         """
 
     def close(self) -> None:
-        """Give back all that this process holds. It never raises."""
+        """Give back all that this process holds, and forget its report. It never raises."""

@@ -249,11 +249,16 @@ function ordered.fold(from, to, ...)
             redis.call('HSET', key, 'stale', any, 'expired', hard)
         end
     end
+    for _, key in ipairs(to == '' and {order, patterns} or {}) do
+        -- A few at a time, too: all pages are behind us.
+        local old = redis.call('ZRANGEBYSCORE', key, '(0', state.floor, 'LIMIT', 0, 500)
+        if #old > 0 then
+            redis.call('ZREM', key, unpack(old))
+            to = '(o'
+        end
+    end
     state.cursor = to ~= '' and text(state.floor) .. ' ' .. to or ''
     redis.call('HSET', clock, 'cursor', state.cursor)
-    for _, key in ipairs(to == '' and {order, patterns} or {}) do
-        redis.call('ZREMRANGEBYSCORE', key, '(0', state.floor)
-    end
 end
 
 function steps.used(...)

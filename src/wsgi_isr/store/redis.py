@@ -16,7 +16,6 @@ import secrets
 import threading
 import time
 import typing as t
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from urllib.parse import quote, unquote
 
@@ -86,10 +85,10 @@ class RedisStore:
     def __init__(self, make_client: Callable[[], t.Any], prefix: str, lent: bool = False) -> None:
         # A hash tag: in a cluster all keys of the site are on one node.
         tag = quote(prefix, safe=":/@.-", errors="surrogatepass") or "%"
-        self._server = server = Server(make_client, f"{{{tag}}}", lent)
-        self._step, self._call = server.step, functools.partial(server.step, "call")
-        self._leases = server.leases
-        self._end = weakref.finalize(self, server.close)
+        self._server = Server(make_client, f"{{{tag}}}", lent)
+        self._step = self._server.step
+        self._call = functools.partial(self._step, "call")
+        self._leases = self._server.leases
         # Not from 0: another object's numbers may have been remembered before a fork.
         self._next = itertools.count(secrets.randbits(62)).__next__
         self.signal = [self._next(), self._next()]
@@ -326,12 +325,9 @@ class RedisStore:
         asked = self._call("SET", f"once:{_encode(name)}", 1, "NX", "PX", milliseconds(seconds))
         return asked is not None
 
-    def report(self, process: Mapping[str, t.Any] | None) -> None:
-        self._has_reported = process is not None
-        if process is None:
-            self._step("unset", "processes", self._me)
-        else:
-            self._step("set", "processes", MAX_PROCESSES, self._me, json.dumps(process))
+    def report(self, process: Mapping[str, t.Any]) -> None:
+        self._has_reported = True
+        self._step("set", "processes", MAX_PROCESSES, self._me, json.dumps(process))
 
     def processes(self) -> list[dict[str, t.Any]]:
         found = []
@@ -363,8 +359,8 @@ class RedisStore:
     def close(self) -> None:
         with contextlib.suppress(Exception):
             if self._has_reported:
-                self.report(None)
-        self._end()
+                self._step("unset", "processes", self._me)
+        self._server.close()
 
 
 def _meta(record: Record) -> str:

@@ -85,9 +85,6 @@ class StoreContract(PagesContract, OrderContract):
             assert sorted(item["pid"] for item in store.processes()) == [1, 2]
             other.close()
             assert store.processes() == [{"pid": 1, "rendering": []}]
-        store.report(None)
-        store.report(None)
-        assert store.processes() == []
 
     # The process.
 
