@@ -39,11 +39,11 @@ COSTS = {
     "hit with gzip": Cost(6, 110, 384),
     "304": Cost(8, 130, 384),
     "HEAD": Cost(7, 131, 384),
-    "stale": Cost(22, 331, 1200),
+    "stale": Cost(22, 329, 1200),
     "not a page": Cost(12, 215, 1200),
 }
 #: The number that shows whether a page was stored is read from memory that processes share.
-STALE_ON_FILES = Cost(23, 337, 1200)
+STALE_ON_FILES = Cost(23, 335, 1200)
 REQUESTS: dict[str, dict[str, str]] = {
     "hit": {},
     "hit with a cookie": {"HTTP_COOKIE": "a=1; session=abcdef"},
