@@ -238,8 +238,10 @@ class TestAmbiguousPaths:
 
     def test_a_dot_segment_across_the_mount_point_is_one(self, site: t.Any, make: t.Any) -> None:
         site.page("/x")
+        site.page("")
         isr = make()
         run(isr, SCRIPT_NAME="/a/..")
+        run(isr, SCRIPT_NAME="/a/..", PATH_INFO="")
         assert list(isr.pages()) == []
 
     def test_a_key_beyond_all_measure_is_not_stored(self, site: t.Any, browse: t.Any) -> None:

@@ -146,7 +146,7 @@ def _name(key: PageKey) -> str:
 
 def is_ambiguous(path: str, mount: str = "") -> bool:
     """Whether a path is one that is never stored (RFC 3986 section 6, cache deception)."""
-    full = mount + path
+    full = mount + path or "/"
     if len(full) > MAX_KEY_LENGTH or _AMBIGUOUS.search(full):
         return True
     if not full.startswith("/") or path and not path.startswith("/"):
@@ -295,7 +295,7 @@ def _parse_base_url(base_url: str) -> Origin:
         parts = urlsplit("")
     host = normalize_host(parts.netloc, parts.scheme) if parts.scheme in DEFAULT_PORTS else None
     mount = unquote_to_bytes(parts.path.rstrip("/")).decode("latin-1")
-    if host is None or parts.query or parts.fragment or is_ambiguous(mount or "/"):
+    if host is None or parts.query or parts.fragment or is_ambiguous("", mount):
         raise ValueError(
             "base_url takes a scheme, a host and perhaps the mount point, as in "
             f"'https://www.example.com', not {base_url!r}"

@@ -102,8 +102,7 @@ class Request:
         self.rule = rule
         if origin is None:
             return "host"
-        path = environ.get("PATH_INFO", "")
-        if is_ambiguous(path or "/", origin.mount if path else ""):
+        if is_ambiguous(environ.get("PATH_INFO", ""), origin.mount):
             return "path"
         self._key = config.key(origin, environ, rule)
         if sum(len(name) + len(value) for name, value in self._key.query) > MAX_KEY_LENGTH:
