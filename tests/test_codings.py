@@ -13,7 +13,8 @@ from answers import BOTH, page
 from conftest import status_of
 from steps import HOLD, PATIENCE, result, start
 
-from wsgi_isr import Rule, codings
+from wsgi_isr import Rule, renders
+from wsgi_isr.answer import encoders
 
 brotli = pytest.importorskip("brotli")
 zstandard = pytest.importorskip("zstandard")
@@ -164,7 +165,7 @@ def test_without_an_extra_there_are_the_other_codings(
     site: t.Any, browse: t.Any, missing: str, coding: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
-    codings.encoders.cache_clear()
+    encoders.cache_clear()
     try:
         site.page("/x", LONG)
         client = browse()
@@ -174,7 +175,7 @@ def test_without_an_extra_there_are_the_other_codings(
         (page,) = client.isr.pages()
         assert set(page.codings) == {*CODINGS} - {coding}
     finally:
-        codings.encoders.cache_clear()
+        encoders.cache_clear()
 
 
 class Slow:
@@ -182,14 +183,14 @@ class Slow:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.begun, self.released = threading.Event(), threading.Event()
-        compress = codings.compress
+        compress = renders.compress
 
         def slow(page: t.Any) -> t.Any:
             self.begun.set()
             assert self.released.wait(HOLD)
             return compress(page)
 
-        monkeypatch.setattr(codings, "compress", slow)
+        monkeypatch.setattr(renders, "compress", slow)
 
 
 @pytest.fixture

@@ -19,7 +19,8 @@ import typing as t
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from . import codings, signals
+from . import signals
+from .answer import compress, is_compressible
 from .config import Config
 from .key import PageKey
 from .outcome import MAX_BACK_OFF, Failures, Flight, Kind, Outcome, traced
@@ -333,16 +334,16 @@ class Renders:
         reason = flight.reason
         awaited = reason in ("miss", "stale") and len(page.bodies["identity"]) > COMPRESSED_AT_ONCE
         if not awaited:
-            page = codings.compress(page)
+            page = compress(page)
         entry, detail = self._pages.put(page)
         if detail == "too-large":
             return None
         if previous is None and entry.number == flight.number and entry.invalidated:
             # Those who came before the call get it, and nobody else.
             self._pages.forget_outdated(entry)
-        if awaited and codings.is_compressible(page):
+        if awaited and is_compressible(page):
             # The visitor who waits gets it as it is.
-            self._background.submit(lambda: self._pages.recode(codings.compress(page)))
+            self._background.submit(lambda: self._pages.recode(compress(page)))
         self._failures.forget(page.name)
         if detail is not None:
             return Outcome(Kind.UNSTORED, entry, detail)
