@@ -16,7 +16,6 @@ from django.template.response import TemplateResponse
 from django.utils.encoding import iri_to_uri
 from django.utils.http import url_has_allowed_host_and_scheme
 
-from ..listing import PageInfo
 from ..ondemand import RevalidationError, called_by, describe
 from .handler import get_middleware
 from .models import StoredPage
@@ -54,20 +53,23 @@ class StoredPageAdmin(admin.ModelAdmin):
         if request.method == "POST":
             return self._act(request)
         words, state = request.GET.get("q", "").strip(), request.GET.get("state", "")
-        found: list[PageInfo] = []
+        found = []
         try:
-            for page in get_middleware().pages():
-                if state in ("", page.state) and (words in page.url or words in page.tags):
-                    found.append(page)
+            found = [
+                page
+                for page in get_middleware().pages()
+                if state in ("", page.state) and (words in page.url or words in page.tags)
+            ]
         except NotImplementedError as error:
             messages.warning(request, str(error))
-        found.sort(key=lambda page: page.url)
         context = {
             **self.admin_site.each_context(request),
             "title": self.opts.verbose_name_plural,
             "opts": self.opts,
             "may_act": self.has_change_permission(request),
-            "page": Paginator(found, PER_PAGE).get_page(request.GET.get("p")),
+            "page": Paginator(sorted(found, key=lambda page: page.url), PER_PAGE).get_page(
+                request.GET.get("p")
+            ),
             "states": STATES,
             "words": words,
             "state": state,
@@ -78,19 +80,18 @@ class StoredPageAdmin(admin.ModelAdmin):
         if not self.has_change_permission(request):
             raise PermissionDenied
         action, urls = request.POST.get("action"), request.POST.getlist("_selected_action")
-        middleware = get_middleware()
         try:
             with called_by(f"{request.user} in the admin"):
                 if not urls:
                     messages.warning(request, "Select pages first.")
                 elif action == "regenerate":
-                    found = Counter(result.outcome for result in middleware.revalidate(*urls))
+                    found = Counter(each.outcome for each in get_middleware().revalidate(*urls))
                     text = ", ".join(f"{count} {outcome}" for outcome, count in found.items())
                     text = text or "no page, because ISR is switched off"
                     messages.success(request, f"Regenerated: {text}.")
                 elif action == "expire":
                     paths = [urlsplit(url).path.replace("*", "%2A") for url in urls]
-                    middleware.invalidate(*paths, expire=True)
+                    get_middleware().invalidate(*paths, expire=True)
                     messages.success(request, f"Expired: {len(paths)}.")
         except RevalidationError as error:
             for url, why in error.failures.items():

@@ -51,12 +51,12 @@ def _tag(model: t.Any, key: t.Any) -> str:
 
 def tags_of(instance: t.Any) -> Iterator[str]:
     """All tags of pages that show an object, also as one of the models that its own extends."""
-    for model in instance._meta.concrete_model.__mro__:
-        if issubclass(model, Model) and model is not Model:
-            yield _name(model)
-            key = None if model._meta.abstract else getattr(instance, model._meta.pk.attname)
-            if key is not None:
-                yield _tag(model, key)
+    model = instance._meta.concrete_model
+    for each in (model, *model._meta.get_parent_list()):
+        yield _name(each)
+        if (key := getattr(instance, each._meta.pk.attname)) is not None:
+            yield _tag(each, key)
+    yield from (_name(each) for each in tracked if each._meta.abstract and issubclass(model, each))
 
 
 def track(*models: type[Model] | str, expire: bool = True) -> None:

@@ -30,8 +30,9 @@ Page: t.Any = apps.get_model(getattr(settings, "WAGTAIL_PAGE_MODEL", "wagtailcor
 ALL = "wagtail"
 #: More pages than that are all pages.
 MANY = 500
-#: What other pages show of a page: in menus, breadcrumbs and lists.
-STRUCTURE = ("title", "slug", "url_path", "live", "show_in_menus", "locale_id")
+#: What other pages show of a page that comes, goes or moves: in menus, breadcrumbs and lists.
+PLACE = frozenset({"title", "slug", "url_path", "live", "locale_id"})
+STRUCTURE = PLACE | {"show_in_menus"}
 #: What no visitor sees of an object: drafts, locks, schedules and logins.
 _UNSEEN = frozenset(
     "draft_title expire_at go_live_at has_unpublished_changes last_login latest_revision "
@@ -75,7 +76,8 @@ def _before_save(
     if isinstance(instance, Page) and not raw and not _is_unseen(update_fields):
         before = Page.objects.filter(pk=instance.pk).values(*STRUCTURE).first()
         if before is not None and (before["live"] or instance.live):
-            _page_changed(instance, before)
+            changed = {name for name in STRUCTURE if before[name] != getattr(instance, name)}
+            _page_changed(instance, changed)
 
 
 @harmless
@@ -115,10 +117,6 @@ def _is_unseen(update_fields: Iterable[str] | None) -> bool:
     return update_fields is not None and _UNSEEN.issuperset(update_fields)
 
 
-def _structure_of(page: t.Any) -> dict[str, t.Any]:
-    return {name: getattr(page, name) for name in STRUCTURE}
-
-
 def _changed(instance: t.Any) -> None:
     """What may be no page has changed, or will be deleted."""
     if instance._meta.apps is not apps:
@@ -130,13 +128,12 @@ def _changed(instance: t.Any) -> None:
         for page in _with_aliases(instance.page):
             _page_changed(page)
     elif instance._meta.label == "wagtailredirects.Redirect":
-        # Where a page was, a 404 may be stored.
-        _expire(patterns=[f"{instance.old_path.partition('?')[0].rstrip('/')}/**"])
+        _expire_below(instance.old_path)
     elif isinstance(instance, Page) or instance._meta.app_label != "wagtailcore":
         # Nothing else of Wagtail's own is on a page: revisions, comments, tasks.
         owner = _owner_of(instance)
         if isinstance(owner, Page):
-            _page_changed(owner, _structure_of(owner))
+            _page_changed(owner, ())
         elif (pages := _pages_with(owner)) or isinstance(owner, _shown_models()):
             _expire(tags_of(owner), pages)
 
@@ -151,45 +148,41 @@ def _shown_models() -> tuple[t.Any, ...]:
     return tuple(found)
 
 
-def _page_changed(
-    page: t.Any, before: dict[str, t.Any] | None = None, parent: t.Any = None
-) -> None:
+def _page_changed(page: t.Any, changed: Collection[str] = PLACE, parent: t.Any = None) -> None:
     """
-    :param before: what it was in `STRUCTURE`; ``None`` for a page that comes, goes or moves.
+    :param changed: what has changed of `STRUCTURE`.
     :param parent: the page that it was below.
     """
     parent = parent or page
     keys = {page.pk, parent.pk, *_pages_with(page)}
     tags = {*tags_of(page.specific_deferred)}
-    patterns = []
-    now = _structure_of(page)
-    changed = {name for name in STRUCTURE if before is None or before[name] != now[name]}
     if changed:
         keys.update(_keys(translation_key=page.translation_key))
         tags.add(tree_tag(page.pk))
         below = Page.objects.descendant_of(page, inclusive=True)
-        if (before and "show_in_menus" in changed) or below.in_menu().exists():
+        if "show_in_menus" in changed or below.in_menu().exists():
             # All of the site, in all languages, has the menu.
             top = {each.path[: 2 * Page.steplen] for each in (page, parent)}
             found = Page.objects.filter(path__in=top).values("translation_key")
             tags.update(map(tree_tag, _keys(translation_key__in=found)))
-    if changed & {"live", "url_path"} and (parts := page.get_url_parts()) and parts[2]:
-        # Another page may have been there before, and is stored as a 404.
-        patterns.append(f"{parts[2].rstrip('/')}/**")
-    _expire(tags, keys, patterns)
+    _expire(tags, keys)
+    if not {"live", "url_path"}.isdisjoint(changed) and (parts := page.get_url_parts()):
+        _expire_below(parts[2])
 
 
-def _expire(
-    tags: Iterable[str] = (), keys: Collection[t.Any] = (), patterns: Collection[str] = ()
-) -> None:
+def _expire(tags: Iterable[str], keys: Collection[t.Any] = ()) -> None:
     """Expire tags, and pages with those above them, which may list them."""
     step = Page.steplen
     paths = Page.objects.filter(pk__in=keys).values_list("path", flat=True) if keys else ()
     above = {path[:end] for path in paths for end in range(2 * step, len(path) + 1, step)}
     found = {ALL} if len(above) > MANY else {page_tag(key) for key in _keys(path__in=above)}
     revalidate_tag(*sorted(found.union(tags)), expire=True)
-    if patterns:
-        invalidate(*patterns, expire=True)
+
+
+def _expire_below(path: str | None) -> None:
+    """Where there was no page before, or another one, a 404 may be stored."""
+    if path:
+        invalidate(f"{path.partition('?')[0].rstrip('/')}/**", expire=True)
 
 
 def _keys(**lookup: t.Any) -> list[t.Any]:
