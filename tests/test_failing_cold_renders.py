@@ -100,9 +100,12 @@ class TestAllWhoWait:
 
     def test_share_the_error_page(self, site: Site, pair: t.Any) -> None:
         steps = Steps()
-        site.page("/", steps, status="500 Internal Server Error")
+        cookie = ("Set-Cookie", "session=1")
+        site.page("/", steps, status="500 Internal Server Error", headers=[cookie])
         answers = [result(visitor) for visitor in self.crowd(pair, steps)]
         assert {(answer.status_code, answer.text) for answer in answers} == {(500, "render 1")}
+        # It would be one session for all of them.
+        assert not any("Set-Cookie" in answer.headers for answer in answers)
         assert site.renders("/") == 1
         steps.release()
         assert visit(pair[0]).text == "render 2"

@@ -119,6 +119,7 @@ class TestCrawlers:
     @pytest.mark.parametrize("agent", [FIREFOX, "curl/8.5.0", "Googlebot-Image/1.0", "GPTBot/1.2"])
     def test_are_not_confused_with_others(self, agent: str) -> None:
         assert not is_crawler({"HTTP_USER_AGENT": agent})
+        assert not is_crawler({"HTTP_USER_AGENT": agent.ljust(2000) + GOOGLEBOT})
         assert not is_crawler({})
 
 

@@ -155,6 +155,16 @@ class TestWhileAPageIsRendered:
         assert isinstance(errors[0], RevalidationError)
         assert "a page cannot wait for its own render" in str(errors[0])
 
+    def test_itself_is_visited_without_a_page(self, site: Site, make: Make, cache: str) -> None:
+        def body(environ: dict[str, t.Any]) -> str:
+            if "wsgi_isr.reason" not in environ:
+                return "own"
+            return f"the page with {visit(isr, '/parent').text}"
+
+        site.page("/parent", body)
+        isr = make(cache, rules={"/parent": 10})
+        assert result(start(visit, isr, "/parent")).text == "the page with own"
+
     def test_itself_cannot_be_prerendered_and_the_other_paths_are(
         self, site: Site, make: Make, cache: str
     ) -> None:

@@ -15,6 +15,7 @@ from steps import PATIENCE
 from werkzeug.test import create_environ
 
 from wsgi_isr import ISRMiddleware, Rule, page_headers
+from wsgi_isr.render import RenderTimeout
 
 
 class Body:
@@ -241,6 +242,15 @@ class TestWrite:
         client = browse(rules=rules)
         assert [client.get("/x").text for _ in range(2)] == ["written, then returned"] * 2
         assert status_of(client.get("/x")) == "isr; hit; ttl=60"
+
+    def test_ends_with_the_time_of_a_render(self, unchecked: t.Any) -> None:
+        def app(environ: dict[str, t.Any], start_response: t.Any) -> t.Any:
+            write = start_response("200 OK", [PLAIN, *page_headers(60)])
+            while True:
+                write(b"x")
+
+        with pytest.raises(RenderTimeout):
+            unchecked(app=app, rules={"/x": Rule()}, render_timeout=0.05).get("/x")
 
     @BOTH
     def test_is_bounded(self, unchecked: t.Any, rules: t.Any) -> None:

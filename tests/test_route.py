@@ -221,6 +221,7 @@ class TestABodyThatWillNotDo:
             (b'{"tags": ["posts"], "patterns": null}', "patterns is a list of strings"),
             (b'{"tags": ["posts"], "expire": 1}', "expire is true or false"),
             (b'{"tags": ["posts"], "workers": 0}', "workers is a whole number from 1 to 16"),
+            (b'{"tags": ["posts"], "workers": 17}', "workers is a whole number from 1 to 16"),
             (b'{"tags": ["posts"], "workers": true}', "workers is a whole number from 1 to 16"),
             (b'{"tags": ["posts"], "paths": ["blog"]}', "a path starts with /"),
             (b'{"tags": ["posts"], "paths": ["//evil"]}', "has //"),

@@ -272,6 +272,16 @@ class TestCallableRules:
         for _ in range(2):
             assert run(isr).body == b"miss"
 
+    def test_what_is_refused_without_the_rule_of_others_is_theirs(
+        self, site: t.Any, browse: t.Any
+    ) -> None:
+        site.page("/x", headers=[("Vary", "X-Member")])
+        rule = Rule(ignore=["Vary"])
+        client = browse(rules=lambda environ: None if "HTTP_X_MEMBER" in environ else rule)
+        answer = client.get("/x", headers={"X-Member": "1"})
+        assert status_of(answer) == "isr; fwd=uri-miss; detail=vary"
+        assert status_of(client.get("/x")) == "isr; fwd=uri-miss; stored"
+
     @pytest.mark.parametrize("age", [61, 121])
     def test_a_visitor_without_a_rule_withdraws_no_page(
         self, site: t.Any, browse: t.Any, clock: t.Any, age: int

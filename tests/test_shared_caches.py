@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import typing as t
 
 import pytest
@@ -217,6 +218,21 @@ class TestTags:
     ) -> None:
         site.page("/x", tags=[tag, "z"])
         assert browse(tags_header="Surrogate-Key").get("/x").headers["Surrogate-Key"] == f"{sent} z"
+
+    @pytest.mark.parametrize("header", ["Cache-Tag", "Surrogate-Key"])
+    def test_are_few_enough_for_a_header_and_a_page_with_more_is_not_kept_for_a_purge(
+        self, site: t.Any, browse: t.Any, header: str
+    ) -> None:
+        tags = [f"{number:03}".ljust(99, "x") for number in range(50)]
+        site.page("/x", tags=tags)
+        site.page("/all", revalidate=False, tags=tags[:40])
+        site.page("/more", revalidate=False, tags=tags)
+        client = browse(tags_header=header, cdn_purged=True)
+        answers = [client.get(path) for path in ("/x", "/all", "/more")]
+        assert {len(re.split("[ ,]", it.headers[header])) for it in answers} == {40}
+        assert all(len(it.headers[header]) <= 4096 for it in answers)
+        kept = [int(it.headers["Cache-Control"].rpartition("=")[2]) for it in answers]
+        assert kept == [60, 31536000, 0]
 
     @pytest.mark.parametrize("name", ["", "a b", "Tags:", "ISR-Tags", "Set-Cookie", "ETag", 5])
     def test_need_a_header_of_their_own(self, site: t.Any, name: t.Any) -> None:

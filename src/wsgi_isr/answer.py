@@ -108,7 +108,10 @@ class Answer:
             headers.append(("ETag", etag))
         tags = page.metadata.tags
         if tags_header is not None and tags and tags_header.lower() not in own:
-            headers.append((tags_header, tags_value(tags_header, tags)))
+            value, is_whole = tags_value(tags_header, tags)
+            headers.append((tags_header, value))
+            # A CDN that does not have all of them keeps the page no longer than its window.
+            purged = purged and is_whole
         vary = page.vary
         if len(page.bodies) > 1 or is_compressible(page):
             vary = "Accept-Encoding", *vary

@@ -50,6 +50,8 @@ _TAG_SAFE = "".join(map(chr, range(0x21, 0x7F)))
 _NOT_STORED = frozenset(
     {"accept-ranges", "age", "content-length", "date", "set-cookie", "vary", *ISR_HEADERS}
 )
+#: Bytes of tags that a CDN is told.
+MAX_TAGS_VALUE = 4096
 #: Headers that the library writes or leaves out cannot carry tags.
 _NOT_FOR_TAGS = _NOT_STORED | {"cache-control", "cache-status", "connection", "content-encoding"}
 _NOT_FOR_TAGS |= {"content-type", "etag", "last-modified", "location", "transfer-encoding"}
@@ -270,14 +272,17 @@ def check_tags_header(name: object) -> None:
         )
 
 
-def tags_value(header: str, tags: Iterable[str]) -> str:
-    """The value of a header that tells a cache the tags of a page.
+def tags_value(header: str, tags: Iterable[str]) -> tuple[str, bool]:
+    """The value of a header that tells a cache the tags of a page, and whether it has all of them.
 
     Spaces separate keys for Fastly and Varnish, commas do so elsewhere. Networks take printable
     ASCII without spaces, so all else is percent-encoded.
     """
     separator = " " if header.lower() in ("surrogate-key", "xkey", "x-xkey") else ","
-    return separator.join(quote(tag, safe=_TAG_SAFE) for tag in tags)
+    whole = separator.join(quote(tag, safe=_TAG_SAFE) for tag in tags)
+    if len(whole) <= MAX_TAGS_VALUE:
+        return whole, True
+    return whole[: MAX_TAGS_VALUE + 1].rpartition(separator)[0], False
 
 
 def status_code(status: str) -> int:

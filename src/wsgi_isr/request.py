@@ -157,8 +157,8 @@ class Request:
 
         :param member: ``Cache-Status`` of one that the visitor has waited for.
         """
-        process, is_redirect = self._process, entry.page.code in REDIRECTS
-        if is_redirect and self._undeclared():
+        process = self._process
+        if entry.page.code in REDIRECTS and self._undeclared():
             # The app knows where to send them with those parameters.
             process.counters.passed += 1
             return self._pass(miss("query"), always=True)
@@ -177,8 +177,7 @@ class Request:
         # Fingerprints do not tell variants apart, nor visitors whose headers choose a rule.
         plain = rule is None or all(len(values) == 1 for _, values in rule.variants)
         if self._fingerprint is not None and plain and self._config.rules.by_url:
-            if not is_redirect or not self._environ.get("QUERY_STRING"):
-                process.pages.memory.add_hit(entry, self._fingerprint, answer)
+            process.pages.memory.add_hit(entry, self._fingerprint, answer)
         if not answer.is_fresh:
             return self._send_stale(answer, entry)
         process.counters.hits += 1
