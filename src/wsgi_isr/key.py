@@ -233,7 +233,7 @@ class Origins:
         """The origin that a visitor's request is for, or ``None`` where it may not have pages."""
         mount = environ.get("SCRIPT_NAME", "")
         if self.base is not None:
-            return self.base if self.base.mount else self.base._replace(mount=mount)
+            return self.base if self.base.mount or not mount else self.base._replace(mount=mount)
         scheme = environ["wsgi.url_scheme"]
         host = environ.get("HTTP_HOST")
         if host is None:

@@ -285,6 +285,7 @@ def tags_value(header: str, tags: Iterable[str]) -> tuple[str, bool]:
     return whole[: MAX_TAGS_VALUE + 1].rpartition(separator)[0], False
 
 
+@functools.lru_cache(256)
 def status_code(status: str) -> int:
     """The number of a status line; 0 for one that has none."""
     code = status.partition(" ")[0]

@@ -353,7 +353,7 @@ def _pairs(items: t.Any) -> tuple[tuple[str, str], ...]:
 
 
 def _strings(items: t.Any) -> tuple[str, ...]:
-    if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+    if type(items) is not list or set(map(type, items)) - {str}:
         raise TypeError("not a list of strings")
     return tuple(items)
 

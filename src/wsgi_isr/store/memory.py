@@ -127,6 +127,11 @@ class MemoryLevel:
 
     # Invalidations.
 
+    @property
+    def changed(self) -> int:
+        """The number of the last invalidation that was applied, this process's own among them."""
+        return max(self.at.sequence, self._base, self._recent.changed)
+
     def apply(self, changes: Changes) -> None:
         """Take in what was invalidated. Nothing is confirmed before `generation` is set anew."""
         with self._lock:
@@ -240,7 +245,7 @@ class MemoryLevel:
     def add_hit(self, entry: Entry, fingerprint: Fingerprint, hit: t.Any) -> None:
         """Let a request find a ready answer without being parsed."""
         key = entry.page.key
-        if is_long(fingerprint):
+        if self._entries.get(key) is not entry or is_long(fingerprint):
             return
         with self._lock:
             if self._entries.get(key) is not entry:

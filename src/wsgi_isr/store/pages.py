@@ -30,6 +30,9 @@ logger = logging.getLogger("wsgi_isr")
 
 #: Seconds by which the time of a page's last use may be wrong.
 RECENCY = 60.0
+#: Invalidations of this process, and other numbers, after which it follows all the same: the store
+#: lists `MAX_HISTORY`.
+MAX_UNREAD = 500
 #: Reports of damaged pages in this process, at most.
 MAX_REPORTS = 10
 #: Pages of a store that takes no writes that a process does not read any more, at most.
@@ -290,7 +293,7 @@ class Pages:
         if number is None:
             at = self.memory.at
             seen = (e.page.sequence for e in self.memory if e.page.lineage == at.lineage)
-            number = at._replace(sequence=max((at.sequence, *seen)))
+            number = at._replace(sequence=max((self.memory.changed, *seen)))
         return number
 
     def put(self, page: Page) -> tuple[Entry, str | None]:
@@ -371,12 +374,17 @@ class Pages:
             self.memory.invalidate(labels, expire)
             raise StoreError(f"the store did not take the invalidation: {error}") from error
         with self._following:
+            known, before = self.memory.at, self.memory.generation
             # What others invalidated before it is followed later.
-            at = self.memory.at
-            at = at if at.lineage == number.lineage else Number(number.lineage, 0)
+            at = known if known.lineage == number.lineage else Number(number.lineage, 0)
             made = (Invalidation(label, number.sequence, expire) for label in labels)
             self._take_in(Changes(at, True, tuple(made)))
-        if self.is_local:
+            now = self.signal[0]
+            alone = at is known and self.signal is self.store.signal and before == now - 1
+            if self.is_local and alone and number.sequence < at.sequence + MAX_UNREAD:
+                # Nobody else invalidated anything since this process followed.
+                self.memory.generation = now
+        if self.memory.generation is None:
             self.follow()
         return number
 

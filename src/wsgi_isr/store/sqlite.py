@@ -250,12 +250,12 @@ def _judge(
     connection: Connection, state: State, used: t.Any, meta: t.Any, head: t.Any, body: t.Any
 ) -> Stored | None:
     """A page and its validity, unless it is damaged."""
-    page = Page.of(meta, head, body)
+    page = Page.of(meta)
     if page is None or type(head) is not bytes or type(body) is not bytes:
         return None
     made = tables.last_of(connection, state, page).makes(page.record.number, state.lineage)
     used = used / 1e6 if isinstance(used, int) else 0.0
-    return Stored(page.record, Validity(made, state.at), used)
+    return Stored(Record(*page.record[:6], head, body), Validity(made, state.at), used)
 
 
 def _some(

@@ -194,11 +194,12 @@ class Page(t.NamedTuple):
         return seal((*self.record[:6], self.size, *self.last), 2)
 
     @classmethod
-    def of(cls, meta: t.Any, head: bytes = b"", body: bytes = b"") -> Page | None:
+    @functools.lru_cache(1024)
+    def of(cls, meta: t.Any) -> Page | None:
         if (values := unseal(meta, 2)) is None:
             return None
         name, labels, number, build, path, gone, size, *last = values
-        record = Record(name, tuple(labels), Number(*number), build, path, gone, head, body)
+        record = Record(name, tuple(labels), Number(*number), build, path, gone, b"", b"")
         return cls(record, size, Last(*last))
 
 
