@@ -68,21 +68,17 @@ class Explanation:
 
 
 class Named(t.NamedTuple):
-    """What a path or a whole URL names.
-
-    :param asked: as somebody wrote it.
-    :param place: where it is; ``None`` if only the store knows.
-    :param host: of a whole URL; ``None``: every host is meant.
-    :param path: the full path, decoded.
-    :param stored: what is stored of that path, of whatever build, by URL.
-    :param pages: what `OnDemand.revalidate` renders.
-    """
+    """What a path or a whole URL names; `OnDemand.revalidate` renders its ``pages``."""
 
     asked: str
+    #: ``None`` if only the store knows.
     place: Origin | None
+    #: Of a whole URL; ``None``: every host is meant.
     host: str | None
+    #: With the mount point, decoded.
     path: str
     query_string: str
+    #: Of whatever build, by URL.
     stored: Sequence[Listed] = ()
     pages: Sequence[PageKey] = ()
 

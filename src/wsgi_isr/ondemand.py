@@ -203,7 +203,7 @@ class OnDemand(Lookup):
         """A page rendered after an invalidation; or ahead of its visitors, unless it is fresh."""
         reason = "prerender" if after is None else "revalidate"
         try:
-            found = self._process.renders.get(key, reason, only_fresh=True, after=after)
+            found = self._process.renders.get(key, reason, after)
         except RenderError as error:
             return Result(key.url, None, error, "failed")
         found.discard()

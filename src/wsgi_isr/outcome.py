@@ -55,20 +55,18 @@ _LEFT = (Kind.NOT_A_PAGE, Kind.FAILED)
 
 
 class Outcome(t.NamedTuple):
-    """What came of a render.
-
-    :param detail: the reason of a refusal, in the words of ``Cache-Status``.
-    :param response: the app's error page, or an answer that was not collected to its end.
-    :param collapsed: whether the render was another request's.
-    :param withdrawn: whether a stored page was removed.
-    """
+    """What came of a render."""
 
     kind: Kind
     entry: Entry | None = None
+    #: Why it was refused, in the words of ``Cache-Status``.
     detail: str = ""
+    #: The app's error page, or an answer that was not collected to its end.
     response: Response | None = None
     error: Exception | None = None
+    #: Whether the render was another request's.
     collapsed: bool = False
+    #: Whether a stored page was removed.
     withdrawn: bool = False
 
     @property

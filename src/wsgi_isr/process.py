@@ -296,7 +296,7 @@ class Process:
             key = None if payload is None else parse_key(json.loads(payload))
             # Anybody who can write to the store can ask for anything.
             if key is not None and self.config.is_canonical(key):
-                self.renders.get(key, "stale", only_fresh=True).discard()
+                self.renders.get(key, "stale").discard()
         except (ValueError, TypeError, RecursionError):
             pass
         finally:

@@ -1,13 +1,4 @@
-"""Who renders a page, and who waits: one render of all that want the page at one moment.
-
-A `Flight` is one render as the threads of this process see it. A lease of the store is the same
-render as all processes see it. `Renders.get` is the one way to a render, for a visitor who waits,
-for `prerender` and for `revalidate`; `Renders.start` is for those who do not wait.
-
-A request joins a flight unless the flight is *outdated*: something was invalidated since the
-flight took its number that may be about its page. The next flight then begins, and all who come
-later join that one.
-"""
+"""Who renders a page, and who waits: see "One render" in ``docs/architecture.md``."""
 
 from __future__ import annotations
 
@@ -15,7 +6,6 @@ import json
 import logging
 import threading
 import time
-import typing as t
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -45,9 +35,6 @@ PAUSES = {True: (0.001, 0.005), False: (0.005, 0.05)}
 #: Bytes of a body that is compressed while a visitor waits: a millisecond or two.
 COMPRESSED_AT_ONCE = 32 * 1024
 
-#: Whether a page is what the caller of a render needs.
-Accept: t.TypeAlias = "Callable[[Entry], bool]"
-
 
 @dataclass(eq=False)
 class Renders:
@@ -73,23 +60,14 @@ class Renders:
 
     # Somebody waits.
 
-    def get(
-        self,
-        key: PageKey,
-        reason: str,
-        *,
-        only_fresh: bool = False,
-        after: Number | None = None,
-    ) -> Outcome:
-        """A page that can be served, or why there is none.
+    def get(self, key: PageKey, reason: str, after: Number | None = None) -> Outcome:
+        """A fresh page, or why there is none.
 
-        :param only_fresh: a stale page is rendered, too.
         :param after: an invalidation; a page whose render began before it is of no use.
         :raises RenderError: for a page that would wait for itself.
         """
         if key in rendering.get():
             raise RenderError("a page cannot wait for its own render")
-        accept = self._accept(only_fresh) if after is None else lambda e: _is_after(e.number, after)
         deadline = time.monotonic() + 2 * self._config.render_timeout
         collapsed = False
         while True:
@@ -99,13 +77,13 @@ class Renders:
                     flight.follows.done.wait(self._remaining(flight.follows))
                     # Without it no chain of flights grows.
                     flight.follows, flight.began = None, time.monotonic()
-                outcome = self._fly(flight, accept, after is not None)
+                outcome = self._fly(flight, after)
                 assert outcome is not None
                 return outcome._replace(collapsed=outcome.collapsed or collapsed)
             collapsed = True
             self._wait(flight, self._remaining(flight))
             found = flight.outcome
-            if found is not None and self._serves(found, flight, accept, after):
+            if found is not None and self._serves(found, flight, after):
                 return found.shared()._replace(collapsed=True)
             if found is not None and found.kind is Kind.UNSTORED and after is None:
                 return self.alone(key, reason)
@@ -121,19 +99,21 @@ class Renders:
         flight.number = self._pages.number()
         return traced(flight, lambda: self._attempt(flight, None))
 
-    def _serves(self, found: Outcome, flight: Flight, accept: Accept, after: Number | None) -> bool:
+    def _serves(self, found: Outcome, flight: Flight, after: Number | None) -> bool:
         """Whether what a flight came to is of use to a request that has waited for it."""
         if found.entry is not None:
             # What was rendered while they waited is good, however short it lasts.
             is_new = after is None and (found.kind is not Kind.FOUND or found.collapsed)
-            return is_new or accept(found.entry)
+            return is_new or self._suits(found.entry, after)
         if found.kind is Kind.UNSTORED:
             return False
         return after is None or (flight.number is not None and _is_after(flight.number, after))
 
-    def _accept(self, only_fresh: bool) -> Accept:
-        states = (State.FRESH,) if only_fresh else (State.FRESH, State.STALE)
-        return lambda entry: state_of(entry.page, entry.invalidated, self._clock()) in states
+    def _suits(self, entry: Entry, after: Number | None) -> bool:
+        """Whether a page is what the caller of a render needs."""
+        if after is not None:
+            return _is_after(entry.number, after)
+        return state_of(entry.page, entry.invalidated, self._clock()) is State.FRESH
 
     def _wait(self, flight: Flight, seconds: float) -> None:
         self.waiting.append(flight.key)
@@ -167,13 +147,11 @@ class Renders:
     def _remaining(self, flight: Flight) -> float:
         return max(0.0, flight.began + self._config.render_timeout - time.monotonic())
 
-    def _fly(
-        self, flight: Flight, accept: Accept, demanded: bool = False, waits: bool = True
-    ) -> Outcome | None:
+    def _fly(self, flight: Flight, after: Number | None, waits: bool = True) -> Outcome | None:
         """Render a page, unless another process has done so; ``None`` if another does so now."""
         outcome: Outcome | None = None
         try:
-            entry, outcome = self._lease(flight, accept, demanded, waits)
+            entry, outcome = self._lease(flight, after, waits)
             if outcome is None and (waits or not isinstance(flight.lease, Busy)):
                 # First: what is invalidated from now on has a later number.
                 flight.number = self._pages.number()
@@ -194,14 +172,11 @@ class Renders:
         flight.done.set()
 
     def _lease(
-        self, flight: Flight, accept: Accept, demanded: bool, waits: bool
+        self, flight: Flight, after: Number | None, waits: bool
     ) -> tuple[Entry | None, Outcome | None]:
-        """What is stored of a page, and what came of it elsewhere. Its flight may have the lease.
-
-        It has none where no agreement is to be had: each process is then on its own.
-        """
+        """What is stored of a page, and what came of it elsewhere; its flight may get the lease."""
         store, guard, key = self._pages.store, self._pages.guard, flight.key
-        seconds = self._config.render_timeout
+        seconds, demanded = self._config.render_timeout, after is not None
         deadline = time.monotonic() + seconds
         pause, longest = PAUSES[self._pages.is_local]
         busy: Busy | None = None
@@ -215,7 +190,7 @@ class Renders:
             if entry is not None:
                 # A render that takes longer than its page lasts is good for those who waited.
                 is_new = entry.number != before and entry.invalidated is not Invalidated.EXPIRED
-                if accept(entry) or (waited and is_new):
+                if self._suits(entry, after) or (waited and is_new):
                     outcome = Outcome(Kind.FOUND, entry, collapsed=busy is not None)
             if outcome is None and busy is not None and waited:
                 outcome = self._left(busy.token)
@@ -236,9 +211,9 @@ class Renders:
     # Nobody waits.
 
     def start(self, key: PageKey, entry: Entry | None) -> None:
-        """Have a page rendered after the answer, unless that is under way or was just tried.
+        """Have a stale page, or one that is not stored, rendered after the answer.
 
-        :param entry: the stale page; ``None`` for a page that is not stored.
+        Nothing happens where that is under way, or has just failed.
         """
         if entry is not None and self._is_pausing(entry):
             return
@@ -265,7 +240,7 @@ class Renders:
         if entry is not None and self._is_done_elsewhere(flight.key, entry):
             self._land(flight, None)
             return
-        outcome = self._fly(flight, self._accept(entry is not None), waits=False)
+        outcome = self._fly(flight, None, waits=False)
         if outcome is not None:
             outcome.discard()
             if outcome.kind is Kind.NOT_A_PAGE or outcome.detail == "too-large":
@@ -297,11 +272,7 @@ class Renders:
     # The render itself.
 
     def _attempt(self, flight: Flight, previous: Entry | None) -> Outcome:
-        """Render a page, judge the app's answer, and store it or say why not.
-
-        :param previous: what is stored. It stays unless a good render replaces it, or the app
-            withdraws it.
-        """
+        """Render a page, judge the app's answer, and store it or say why not."""
         key, reason, number = flight.key, flight.reason, flight.number
         before = None if previous is None else previous.page
         began, started = self._clock(), time.perf_counter()
