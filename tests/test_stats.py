@@ -1,4 +1,4 @@
-"""Totals of all processes, gauges, and why a page is as it is."""
+"""Totals of all processes, and gauges."""
 
 from __future__ import annotations
 
@@ -234,45 +234,3 @@ class TestProcesses:
             os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert browser.isr.stats()["hits"] == 2
-
-
-class TestExplain:
-    @pytest.fixture
-    def browser(self, site: Site, browse: Browse, listable: str) -> Browser:
-        site.page("/", "body", revalidate=10, tags=["a"])
-        return browse(listable, rules={"/admin": None, "/**": Rule()}, build_id="b1")
-
-    def test_says_how_a_page_came_to_be_and_what_it_is_now(
-        self, browser: Browser, clock: Clock
-    ) -> None:
-        browser.get("/")
-        rendered_at = clock.now
-        clock.advance(4)
-        found = browser.isr.explain(HOME)
-        assert (found.url, found.state, found.age, found.ttl) == (HOME, "fresh", 4.0, 6)
-        assert (found.tags, found.build, found.reason) == (("a",), "b1", "miss")
-        assert found.rendered_at == rendered_at and found.seconds is not None
-        assert (found.key["host"], found.error, found.invalidated_by) == ("localhost", None, None)
-        assert found.rule is not None and "Rule" in found.rule
-        clock.advance(6)
-        assert browser.isr.explain(HOME).state == "stale"
-        browser.isr.revalidate_tag("a", expire=True)
-        found = browser.isr.explain("/")
-        assert found.state == "expired" and found.invalidated_by
-
-    def test_says_why_there_is_no_page(self, site: Site, browser: Browser) -> None:
-        site.fail("/bad")
-        with pytest.raises(ZeroDivisionError):
-            browser.get("/bad")
-        found = {path: browser.isr.explain(HOME + path) for path in ("never", "admin", "bad")}
-        assert [it.state for it in found.values()] == ["unknown", "excluded", "failed"]
-        assert found["bad"].error == "the render failed"
-
-    def test_renders_nothing_and_takes_what_has_a_host(self, site: Site, make: Make) -> None:
-        isr = make(base_url="http://localhost")
-        assert isr.explain("/").state == "unknown"
-        assert site.environs == []
-        with pytest.raises(ValueError, match="no host is known"):
-            make().explain("/")
-        with pytest.raises(ValueError):
-            isr.explain("//evil")
