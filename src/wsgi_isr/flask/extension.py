@@ -89,7 +89,7 @@ class ISR:
         app.extensions["isr"] = self
         got_request_exception.connect(_note_error, app)
         app.cli.add_command(commands)
-        app.extensions[_WRAPPED] = _ISRMiddleware(app, self._options, self._generators)
+        app.extensions[_WRAPPED] = _ISRMiddleware(app, self)
         app.wsgi_app = app.extensions[_WRAPPED]  # type: ignore[method-assign]
         self._apps.add(app)
 
@@ -162,19 +162,17 @@ class ISR:
 class _ISRMiddleware:
     """The ``wsgi_app`` of an app, in a middleware that is made when it is first needed."""
 
-    def __init__(
-        self, flask: Flask, options: dict[str, t.Any], generators: pages.Generators
-    ) -> None:
+    def __init__(self, flask: Flask, extension: ISR) -> None:
         #: What is wrapped; the name is that of other middlewares.
         self.app: WSGIApplication = flask.wsgi_app
         self.flask = flask
+        self._options = extension._options
+        self._generators = extension._generators
         self._operated: _Operated | None = None
-        self._options = options
-        self._generators = generators
         self._middleware: ISRMiddleware | None = None
         self._is_checked = False
         self._lock = threading.RLock()
-        configured = {**flask.config, **options}.get("ISR_BUILD_ID")
+        configured = {**flask.config, **self._options}.get("ISR_BUILD_ID")
         # Now, because files may be replaced before the first request: pages of this code would
         # count as pages of the next.
         self._digest = build_digest(flask) if configured is None else None
@@ -207,10 +205,9 @@ class _ISRMiddleware:
         for key in ("ISR_ENABLED", "ISR_CDN_PURGED"):
             config[key] = _truth(key, config.get(key))
         options = {name: config[key] for key, name in _KEYS.items() if config.get(key) is not None}
-        if "cache" not in options:
-            # The name of the app, so that two apps in one folder have no pages in common.
-            folder = os.path.join(flask.instance_path, "isr-cache", quote(flask.name, safe=""))
-            options["cache"] = DefaultFolder(folder)
+        # The name of the app, so that two apps in one folder have no pages in common.
+        folder = os.path.join(flask.instance_path, "isr-cache", quote(flask.name, safe=""))
+        options.setdefault("cache", DefaultFolder(folder))
         rules = options.pop("rules", None)
         if "build_id" not in options:
             digests = (self._digest or build_digest(flask), digest_of(rules))
