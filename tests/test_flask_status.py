@@ -31,7 +31,6 @@ def browse(tmp_path: Path) -> Iterator[Callable[..., Browser]]:
         def index() -> str:
             return "the site"
 
-        app.get("/about")(lambda: "about")
         app.get("/about/us", endpoint="us")(lambda: "us")
 
         made.append(flask_browser(app, **options))
@@ -53,6 +52,7 @@ def test_is_not_there_without_a_secret(browse: Callable[..., Browser], secret: o
 def test_is_there_with_one(browse: Callable[..., Browser], prefix: str) -> None:
     browser, root = browse(secret=SECRET, url_prefix=prefix), prefix.rstrip("/")
     assert browser.get("/").text == "the site"
+    assert browser.get(root).location == f"{root}/"
     assert browser.get(f"{root}/").status_code == 401
     answer = browser.post(f"{root}/login", data={"secret": SECRET})
     assert (answer.status_code, answer.location) == (303, f"{root}/")
@@ -72,7 +72,6 @@ def test_is_no_page_whatever_rules_say(browse: Callable[..., Browser]) -> None:
 
 def test_leaves_the_site_other_paths_under_its_prefix(browse: Callable[..., Browser]) -> None:
     browser = browse(secret=SECRET, url_prefix="/about")
-    assert browser.get("/about").text == "about"
     assert browser.get("/about/us").text == "us"
     assert browser.get("/about/pages").status_code == 401
 
