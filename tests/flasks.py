@@ -8,7 +8,7 @@ from pathlib import Path
 from conftest import Browser, Clock, status_of, strict
 from flask import Flask
 
-from wsgi_isr.flask import ISR
+from wsgi_isr.flask import ISR, isr_page
 
 COLD = "isr; fwd=uri-miss; stored"
 HIT = "isr; hit"
@@ -18,6 +18,21 @@ def flask_app(folder: Path, name: str = "site", **options: t.Any) -> Flask:
     app = Flask(name, root_path=str(folder), instance_path=str(folder / "instance"), **options)
     app.secret_key = "not a secret"
     app.wsgi_app = strict(app.wsgi_app)  # type: ignore[method-assign]
+    return app
+
+
+def blog_app(folder: Path) -> Flask:
+    """``/blog/<slug>`` shows a text, which tests change."""
+    app = flask_app(folder)
+    app.extensions["text"] = "old"
+
+    @app.get("/blog/<slug>")
+    @isr_page(tags=["posts"])
+    def post(slug: str) -> str:
+        if app.extensions["text"] == "broken":
+            raise ZeroDivisionError("no database")
+        return f"{app.extensions['text']} {slug}"
+
     return app
 
 

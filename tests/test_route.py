@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import Browser, status_of
 from flask import Flask
-from flasks import flask_app, flask_browser
+from flasks import blog_app, flask_app, flask_browser
 
 from wsgi_isr.flask import isr_page
 from wsgi_isr.route import MAX_LENGTH, MAX_NAMES
@@ -24,18 +24,7 @@ URL = "/_isr/revalidate"
 
 @pytest.fixture
 def app(tmp_path: Path) -> Flask:
-    """``/blog/<slug>`` shows a text, which tests change."""
-    app = flask_app(tmp_path)
-    app.extensions["text"] = "old"
-
-    @app.get("/blog/<slug>")
-    @isr_page(tags=["posts"])
-    def post(slug: str) -> str:
-        if app.extensions["text"] == "broken":
-            raise ZeroDivisionError("no database")
-        return f"{app.extensions['text']} {slug}"
-
-    return app
+    return blog_app(tmp_path)
 
 
 @pytest.fixture
