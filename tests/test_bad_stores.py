@@ -349,3 +349,16 @@ def test_a_folder_that_was_removed_is_made_again(
     isr.revalidate("/")
     assert visit(isr).text == "new"
     assert status_of(visit(make(files, base_url=BASE))) == "isr; hit"
+
+    def test_logs_an_outage_that_comes_again_once_a_minute(
+        self, store: t.Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        guard = Guard(store, lambda operation, error: None)
+        for _ in range(3):
+            for _ in range(THRESHOLD):
+                assert guard.read(store.ask) is None
+            store.error = None
+            guard.probe()
+            store.error = OSError("it is down")
+        lines = [record.getMessage() for record in caplog.records]
+        assert ["is away" in line for line in lines] == [True, False]

@@ -11,7 +11,7 @@ from conftest import status_of
 from flask import Flask
 from flasks import COLD, flask_app, flask_browser
 
-from wsgi_isr.flask import isr_page
+from wsgi_isr.flask import ISR, isr_page
 from wsgi_isr.flask.extension import build_digest
 
 
@@ -228,6 +228,16 @@ class TestPages:
         flask_browser(self.app(tmp_path), cache=None).get("/")
         Path(tmp_path, "app.py").write_text("newer code")
         assert status_of(flask_browser(self.app(tmp_path), cache=None).get("/")) == COLD
+
+    def test_of_code_that_is_replaced_before_the_first_request_are_those_of_the_code_that_runs(
+        self, package: Path
+    ) -> None:
+        app = Flask("site", root_path=str(package), instance_path=str(package / "instance"))
+        isr = ISR(app, cache="memory://")
+        before = build_id(package)
+        write(package / "views.py", "newer")
+        with app.app_context():
+            assert isr.middleware.build_id == before != build_id(package)
 
     def test_of_older_code_are_there_when_it_comes_back(self, tmp_path: Path) -> None:
         flask_browser(self.app(tmp_path), cache=None).get("/")

@@ -7,6 +7,7 @@ import typing as t
 from pathlib import Path
 
 import pytest
+from cachelib import SimpleCache
 from conftest import Make, Site, status_of
 from entries import KEY, Bomb, forge, make_page
 from hypothesis import example, given, settings
@@ -227,6 +228,19 @@ class TestForgedEntries:
         assert list(isr.pages()) == []
         assert visit(isr, "/a").text == "this is /a"
         assert visit(isr, "/b").text == "this is /b"
+
+    @pytest.mark.parametrize("signing_key", [None, SECRET], ids=CODECS)
+    def test_copied_under_another_name_are_misses(
+        self, site: Site, make: Make, signing_key: bytes | None
+    ) -> None:
+        cache = SimpleCache()
+        isr = make(cache, rules={"/*": Rule()}, memory_size=0, signing_key=signing_key)
+        for path in ("/a", "/b"):
+            site.page(path, f"this is {path}")
+            visit(isr, path)
+        a, b = cache._cache
+        cache._cache[a] = cache._cache[b]
+        assert visit(isr, "/a").text == "this is /a"
 
 
 def test_a_damaged_page_is_rendered_anew(
