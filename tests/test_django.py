@@ -286,6 +286,11 @@ class TestRoutes:
                 assert "wsgi_isr_" in browser.get(f"{root}/metrics").text
                 assert browser.get(f"{root}/pages").status_code == 200
 
+    def test_link_to_one_another_below_a_mount(self, staff: Client) -> None:
+        with djangos.project(path("", page), FORCE_SCRIPT_NAME="/mount") as browser:
+            shown = logged_in(browser, staff).get("/_isr/").text
+            assert 'href="/mount/_isr/pages"' in shown
+
     def test_let_others_in_by_the_secret(self) -> None:
         with djangos.project(path("", page), isr={"SECRET": SECRET}) as browser:
             assert browser.get("/_isr/").status_code == 401

@@ -52,6 +52,7 @@ CHANGES = {
     "a comment": ("comment('book')", set()),
     "a draft": ("p = page('string'); p.title = 'draft'; p.save_revision()", set()),
     "a lock": ("p = page('string'); p.save(update_fields=['locked'])", set()),
+    "a migration": ("in_a_migration()", set()),
     "a login": ("login()", set()),
     "taken back": ("taken_back('string', title='never')", set()),
 }

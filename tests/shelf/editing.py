@@ -15,12 +15,14 @@ from unittest import mock
 from uuid import uuid4
 
 # Models are there from now on.
+from django.apps import apps
 from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core import serializers
 from django.core.files.base import ContentFile
 from django.core.management import call_command
 from django.db import DatabaseError, connection, transaction
+from django.db.migrations.state import ProjectState
 from django.test import Client as DjangoClient
 from django.test import override_settings
 from django.utils import timezone
@@ -30,7 +32,15 @@ from PIL import Image as Picture
 from wagtail.contrib.redirects.models import Redirect
 from wagtail.documents.models import Document
 from wagtail.images.models import Image
-from wagtail.models import Collection, Comment, Locale, Page, PageViewRestriction, Site
+from wagtail.models import (
+    Collection,
+    Comment,
+    Locale,
+    Page,
+    PageViewRestriction,
+    ReferenceIndex,
+    Site,
+)
 from werkzeug.test import Client
 
 from shelf.models import Author, BookPage, Chapter, Imprint, NoPage, Publisher, Shop, TaggedPage
@@ -143,6 +153,13 @@ def enter_password(path: str, password: str) -> int:
 def comment(slug: str) -> None:
     user = get_user_model().objects.get()
     Comment.objects.create(page=page(slug), user=user, text="well", contentpath="title")
+
+
+def in_a_migration() -> None:
+    """Its models are copies, and not all tables need be there."""
+    notice = ProjectState.from_apps(apps).apps.get_model("library", "Notice")
+    with mock.patch.object(ReferenceIndex, "get_references_to", side_effect=DatabaseError):
+        notice.objects.create(text="old")
 
 
 def translate(slug: str, title: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import hmac
+from urllib.parse import quote
 
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse, HttpResponseNotFound
@@ -13,6 +14,7 @@ from django.views.decorators.csrf import csrf_exempt
 from werkzeug.wrappers import Response
 
 from ..middleware import ISRMiddleware
+from ..rules import to_wsgi
 from ..status import PATHS, Status
 from .config import option
 
@@ -20,15 +22,15 @@ from .config import option
 _STAFF = "wsgi_isr.staff"
 
 
-def _split(path: str) -> tuple[str, str]:
-    """The prefix of these paths, and what follows; nothing for other paths."""
+def _name(path: str) -> str:
+    """What follows the prefix of these paths; nothing for other paths."""
     prefix = str(option("URL_PREFIX", "/_isr")).rstrip("/")
-    return prefix, path[len(prefix) :] if path.startswith(f"{prefix}/") else ""
+    return path.removeprefix(prefix) if path.startswith(f"{prefix}/") else ""
 
 
 def serves(path: str) -> bool:
     """Whether a path is one of these."""
-    return _split(path)[1] in PATHS
+    return _name(path) in PATHS
 
 
 @csrf_exempt
@@ -37,13 +39,14 @@ def operate(request: HttpRequest) -> HttpResponse:
     middleware: ISRMiddleware = request.META["wsgi_isr.middleware"]
     secret = option("SECRET") or b""
     secret = secret.encode() if isinstance(secret, str) else secret
-    prefix, name = _split(request.path_info)
+    name = _name(request.path_info)
     user = getattr(request, "user", None)
     is_staff = bool(user is not None and user.is_active and user.is_staff)
     if not secret and (not is_staff or name == "/revalidate"):
         return HttpResponseNotFound()
-    mount = request.META.get("SCRIPT_NAME", "") + prefix
-    environ = {**request.META, _STAFF: is_staff, "SCRIPT_NAME": mount, "PATH_INFO": name}
+    # Django knows the mount point that visitors see, also by `FORCE_SCRIPT_NAME`.
+    root = to_wsgi(quote(request.path.removesuffix(name)))
+    environ = {**request.META, _STAFF: is_staff, "SCRIPT_NAME": root, "PATH_INFO": name}
     response = Response.from_app(_status(middleware, secret), environ, buffered=True)
     # One cookie at most.
     headers = dict(response.headers)
