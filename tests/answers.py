@@ -56,3 +56,34 @@ def renew(client: t.Any, clock: t.Any, path: str = "/x") -> t.Any:
     client.get(path)
     client.isr.close()
     return client.get(path)
+
+
+def app_of(body: t.Any, *headers: tuple[str, str], status: str = "200 OK") -> t.Any:
+    def app(environ: dict[str, t.Any], start_response: t.Any) -> t.Any:
+        start_response(status, [PLAIN, *headers])
+        return body() if callable(body) else body
+
+    return app
+
+
+class Server:
+    """Calls an app as a server does, one block at a time."""
+
+    def __init__(self, app: t.Any, **environ: t.Any) -> None:
+        self.sent: list[t.Any] = []
+        self.written: list[bytes] = []
+        self.result = app({**create_environ("/x"), **environ}, self._start_response)
+
+    def read(self) -> bytes:
+        try:
+            return b"".join(self.result)
+        finally:
+            if hasattr(self.result, "close"):
+                self.result.close()
+
+    def _start_response(self, status: str, headers: t.Any, exc_info: t.Any = None) -> t.Any:
+        assert exc_info is not None or not self.sent
+        if exc_info is not None and self.written:
+            raise exc_info[1].with_traceback(exc_info[2])
+        self.sent.append((status, headers))
+        return self.written.append
