@@ -14,7 +14,7 @@ import importlib
 import re
 import typing as t
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from werkzeug.http import parse_accept_header, quote_etag, unquote_etag
 from werkzeug.sansio.http import is_resource_modified
@@ -53,6 +53,7 @@ _COMPRESSIBLE = re.compile(
 _ETAG = re.compile(r'(?:W/)?"[^"\x00-\x20\x7f]*"')
 
 
+@dataclass(slots=True, init=False, eq=False)
 class Answer:
     """The ready answer of a page, for a second at most; or that a URL is no page, for a minute.
 
@@ -65,27 +66,6 @@ class Answer:
     :param purged: whether the site purges its CDN.
     """
 
-    __slots__ = (
-        "_caching",
-        "_lasting",
-        "body",
-        "detail",
-        "entry",
-        "generation",
-        "headers",
-        "headers_of_304",
-        "is_expired",
-        "is_fresh",
-        "key",
-        "last_modified",
-        "origin",
-        "since",
-        "status",
-        "statuses",
-        "until",
-        "validator",
-    )
-
     #: What it is about; ``None`` for a URL that is no page.
     entry: Entry | None
     #: Of a URL that is no page, with the reason: ``""`` where the app's answer has no metadata.
@@ -94,6 +74,25 @@ class Answer:
     origin: Origin
     #: Whether there is nothing to do but to send it. A stale page is to be rendered, too.
     is_fresh: bool
+    is_expired: bool
+    #: Seconds since 1970 between which it holds, and the generation.
+    since: float
+    until: float
+    generation: object
+    status: str
+    headers: tuple[Header, ...]
+    headers_of_304: tuple[Header, ...]
+    body: bytes
+    #: What conditionals are compared to. Other statuses than 200 are never answered with 304: no
+    #: header equals this then.
+    validator: str | t.Literal[False]
+    last_modified: str | None
+    #: The app's own ``Cache-Status``, before that of the library.
+    statuses: str
+    #: The headers that last as long as the page, of the whole answer and of a 304.
+    lasting: tuple[list[Header], list[Header]]
+    #: Whether the app says itself what caches do, and what CDNs do; whether the site purges.
+    caching: tuple[bool, bool, bool]
 
     def __init__(self, entry: Entry, coding: str, tags_header: str | None, purged: bool) -> None:
         page = entry.page
@@ -119,20 +118,13 @@ class Answer:
             headers.append(header("Vary", ", ".join(vary)))
         self.entry = entry
         self.status, self.body = page.status, page.bodies[coding]
-        #: The headers that last as long as the page, of the whole answer and of a 304.
-        self._lasting = headers, [it for it in headers if it[0].lower() in _NOT_MODIFIED]
-        #: Whether the app says itself what caches do, and what CDNs do.
-        self._caching = "cache-control" in own, "cdn-cache-control" in own, purged
-        #: The app's own ``Cache-Status``, before that of the library.
+        self.lasting = headers, [it for it in headers if it[0].lower() in _NOT_MODIFIED]
+        self.caching = "cache-control" in own, "cdn-cache-control" in own, purged
         self.statuses = "".join(f"{v}, " for k, v in page.headers if k.lower() == "cache-status")
-        #: What conditionals are compared to. Other statuses than 200 are never answered with 304:
-        #: no header equals this then.
-        validator: str | t.Literal[False] = etag if etag and page.code == 200 else False
-        self.validator = validator
+        self.validator = etag if etag and page.code == 200 else False
         self.last_modified = own.get("last-modified") if page.code == 200 else None
-        #: Seconds since 1970 between which it holds, and the generation.
         self.since = self.until = 0.0
-        self.generation: object = None
+        self.generation = None
 
     @classmethod
     def of_no_page(cls, key: PageKey, detail: str, now: float, generation: object) -> Answer:
@@ -157,7 +149,7 @@ class Answer:
         self.is_expired = window is None
         # A page that expired while it was rendered goes out all the same.
         fresh, left, stale, change = window or (False, 0, 0, 0.0)
-        own_control, own_cdn, purged = self._caching
+        own_control, own_cdn, purged = self.caching
         moment: tuple[Header, ...]
         if own_control:
             moment = (("Age", str(max(0, int(now + offset - page.generated_at)))),)
@@ -167,7 +159,7 @@ class Answer:
             moment = _cache_headers(left, stale, endless)[: 1 if own_cdn else 2]
         member = "isr; hit" if left is None else f"isr; hit; ttl={left}"
         moment = *moment, header("Cache-Status", self.statuses + member)
-        whole, of_304 = self._lasting
+        whole, of_304 = self.lasting
         self.headers, self.headers_of_304 = (*whole, *moment), (*of_304, *moment)
         self.is_fresh, self.since = fresh, now
         # Last what makes it hold: other threads read it meanwhile.
