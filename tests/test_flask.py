@@ -13,6 +13,7 @@ from conftest import Browser, Clock, status_of
 from flask import Flask
 from flask.views import MethodView, View
 from flasks import COLD, HIT, flask_app, flask_browser, twice
+from werkzeug.routing import BaseConverter
 
 from wsgi_isr.flask import isr_page
 
@@ -64,6 +65,16 @@ class TestItsForms:
         blog.get("/<slug>")(isr_page(revalidate=60)(lambda slug: slug))
         app.register_blueprint(blog)
         assert twice(browser, "/blog/a") == (COLD, "isr; hit; ttl=60")
+
+    def test_with_a_converter_that_needs_the_app(self, app: Flask, browser: Browser) -> None:
+        class Slug(BaseConverter):
+            def to_python(self, value: str) -> str:
+                return f"{value} of {flask.current_app.name}"
+
+        app.url_map.converters["slug"] = Slug
+        app.get("/<slug:post>")(isr_page(lambda post: post))
+        assert twice(browser, "/a") == (COLD, HIT)
+        assert browser.get("/a").text == "a of site"
 
     def test_among_the_decorators_of_a_method_view(self, app: Flask, browser: Browser) -> None:
         class Post(MethodView):

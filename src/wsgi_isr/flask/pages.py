@@ -109,8 +109,10 @@ def mistakes(app: Flask) -> Iterator[str]:
 def match(app: Flask, environ: WSGIEnvironment) -> str:
     """The endpoint of a GET request, ``""`` for none."""
     try:
-        adapter = app.create_url_adapter(app.request_class(environ, populate_request=False))
-        return adapter.match(method="GET")[0] if adapter is not None else ""
+        # A converter of URL values may look into a database.
+        with app.app_context():
+            adapter = app.create_url_adapter(app.request_class(environ, populate_request=False))
+            return adapter.match(method="GET")[0] if adapter is not None else ""
     except HTTPException:
         # Unknown, or a redirect to a slash; the app says so better.
         return ""
