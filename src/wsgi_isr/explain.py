@@ -122,7 +122,7 @@ class Lookup(Inspection):
     ) -> tuple[WSGIEnvironment, PageKey, Rule | None, bool]:
         """A visitor's request for what is named, its page, its rule, and whether that excludes it.
 
-        :raises ValueError: where no host is known.
+        :raises ValueError: where no host is known, or the query is too long.
         """
         place = named.place
         if place is None:
@@ -135,7 +135,10 @@ class Lookup(Inspection):
         del environ["wsgi_isr.reason"]
         environ["QUERY_STRING"] = named.query_string
         environ |= {f"HTTP_{name.upper().replace('-', '_')}": value for name, value in headers}
-        return environ, *self._config.find(place, environ)
+        key, rule, excluded = self._config.find(place, environ)
+        if key.is_too_long:
+            raise ValueError(f"{named.asked[:200]!r}... has a query that is too long for a page")
+        return environ, key, rule, excluded
 
     def explain(self, url: str, headers: Iterable[tuple[str, str]] = ()) -> Explanation:
         """

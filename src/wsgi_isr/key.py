@@ -82,6 +82,11 @@ class PageKey(t.NamedTuple):
         return f"{self.scheme}://{self.host}{path}{query}"
 
     @property
+    def is_too_long(self) -> bool:
+        """Whether its query is so long that it is never stored."""
+        return sum(len(name) + len(value) for name, value in self.query) > MAX_KEY_LENGTH
+
+    @property
     def name(self) -> str:
         """Name of the page in a store: a digest of its path, then a digest of the whole key.
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from werkzeug.wsgi import ClosingIterator
 
 from .answer import Answer, choose_coding, send
-from .key import MAX_KEY_LENGTH, Origin, PageKey, are_trackers, is_ambiguous, undeclared
+from .key import Origin, PageKey, are_trackers, is_ambiguous, undeclared
 from .metadata import NOT_NOW, REDIRECTS, InvalidMetadata, prepare, read_metadata
 from .outcome import Kind, Outcome
 from .page import State, state_of
@@ -105,7 +105,7 @@ class Request:
         if is_ambiguous(environ.get("PATH_INFO", ""), origin.mount):
             return "path"
         self._key = config.key(origin, environ, rule)
-        if sum(len(name) + len(value) for name, value in self._key.query) > MAX_KEY_LENGTH:
+        if self._key.is_too_long:
             return "path"
         if rule is not None and rule.undeclared == "pass":
             if not are_trackers(self._undeclared()):
