@@ -30,7 +30,7 @@ page_withdrawn = _signals.signal("page-withdrawn")
 invalidated = _signals.signal("invalidated")
 """Pages were revalidated, or became stale or expired on demand: what a CDN has to purge.
 
-Extra: ``paths`` and ``patterns`` (with the mount point), ``tags``, ``expire``.
+Extra: ``paths`` and ``patterns`` (percent-encoded, with the mount point), ``tags``, ``expire``.
 """
 
 page_revalidated = _signals.signal("page-revalidated")
