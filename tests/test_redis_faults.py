@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import multiprocessing
 import os
 import threading
@@ -15,12 +14,13 @@ from collections.abc import Callable, Iterator
 import pytest
 from redis_server import Redis, SlowNetwork, eventually, listening, running
 from steps import visit
+from werkzeug import Response
 
 from wsgi_isr import ISRMiddleware
 from wsgi_isr.page import Invalidated
 from wsgi_isr.store import clients
 from wsgi_isr.store.clients import redis_client
-from wsgi_isr.store.protocol import Busy, Failure, Number, ReadOnly, Wanted
+from wsgi_isr.store.protocol import Busy, Number, ReadOnly
 from wsgi_isr.store.redis import RedisStore
 from wsgi_isr.testing.support import make_record
 
@@ -61,12 +61,6 @@ def put(store: RedisStore, name: str = "page", **fields: t.Any) -> None:
 def state(store: RedisStore, name: str = "page") -> Invalidated | None:
     stored = store.get(name)
     return None if stored is None else stored.validity.invalidated
-
-
-def key_of(server: Redis, name: str) -> str:
-    """A key of the site; ``{index}`` stands for what is in the keys of all pages."""
-    index = server.do("ZRANGE", "{site:}pages", 0, 0)[0].decode().removeprefix("!")
-    return "{site:}" + name.replace("{index}", index)
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -298,102 +292,6 @@ class TestAServerThatTakesNoWrites:
         return None
 
 
-class TestForeignKeysUnderOurNames:
-    KEYS = (
-        "clock order patterns pages page:{index}:page lease:page outcome:t failures "
-        "failures:times wanted:b wanted:b:times paths builds totals processes processes:times "
-        "serving:b journal once:x minute:1"
-    ).split()
-
-    @pytest.mark.parametrize("kind", ["string", "list", "hash", "zset"])
-    def test_are_overwritten_or_missing(self, server: Redis, open_store: Open, kind: str) -> None:
-        plant = {
-            "string": ("SET", "{}", "junk"),
-            "list": ("RPUSH", "{}", "junk"),
-            "hash": ("HSET", "{}", "lineage", "junk"),
-            "zset": ("ZADD", "{}", "1", "junk"),
-        }[kind]
-        store = open_store()
-        put(store, tags=["a"])
-        store.invalidate(["tag:b", "pattern:/*/x"], False)
-        for name in self.KEYS:
-            key = key_of(server, name)
-            server.do("DEL", key)
-            server.do(plant[0], key, *plant[2:])
-            for one in (store, open_store()):
-                self.use(one)
-
-    def use(self, store: RedisStore) -> None:
-        store.get("page")
-        put(store, tags=["a"])
-        store.invalidate(["tag:a"], False)
-        assert state(store) is STALE
-        assert len(list(store.records())) == 1
-        store.set_failure("page", Failure(1, 2.0, "error"))
-        assert store.failure("page") == Failure(1, 2.0, "error")
-        assert dict(store.failures())["page"].times == 1
-        store.set_failure("page", None)
-        assert store.outcome("t") in (None, b"junk")
-        assert store.take("b", 5) is None
-        assert store.want("b", Wanted("n", b"d"))
-        taken = store.take("b", 5)
-        assert taken is not None and taken.name == "n"
-        store.done("b", "n")
-        store.list_path("/a")
-        assert store.has_path("/a")
-        assert isinstance(store.builds("b"), list)
-        store.add({"hits": 1})
-        assert store.totals()["hits"] >= 1
-        store.report({"pid": 1})
-        assert {"pid": 1} in store.processes()
-        store.log(b"entry")
-        assert store.journal()[0] == b"entry"
-        assert isinstance(store.once("x", 5), bool)
-        store.lease("page", 1, True).release()  # type: ignore[union-attr]
-        store.probe()
-
-    @pytest.mark.parametrize(
-        ("key", "field", "value"),
-        [
-            ("page:{index}:page", "meta", ""), ("page:{index}:page", "meta", "x"),
-            ("page:{index}:page", "meta", "1\na\n/\n"),
-            ("page:{index}:page", "meta", b"1\n%ff\n" * 5),
-            ("page:{index}:page", "meta", b"9\n\xff\n\n\n\n"), ("page:{index}:page", "stale", "x"),
-            ("page:{index}:page", "used", "x"), ("clock", "sequence", "x"),
-            ("clock", "changed", ""), ("clock", "cursor", "x"), ("clock", "lineage", b"\xff"),
-            ("clock", "sequence", "1e30"), ("clock", "sequence", "9" * 18),
-            ("clock", "run", b"\xff"), ("clock", "stores", "1.5"),
-            ("totals", "hits", "x"), ("totals", "hits", "inf"),
-        ],
-    )  # fmt: skip
-    def test_damaged_fields_harm_nobody_for_good(
-        self, server: Redis, open_store: Open, key: str, field: str, value: t.Any
-    ) -> None:
-        store = open_store()
-        put(store, tags=["a"])
-        store.invalidate(["tag:a"], False)
-        server.do("HSET", key_of(server, key), field, value)
-        store.get("page")
-        list(store.records())
-        store.prune(max_pages=5)
-        self.use(open_store())
-        self.use(store)
-
-    @pytest.mark.parametrize("key", ["order", "patterns"])
-    @pytest.mark.parametrize("label", ["pattern:/%ff", "pattern:/x*", b"\xff"])
-    @pytest.mark.parametrize("number", ["5", "1.5", "inf", "-inf"])
-    def test_planted_labels_harm_nobody(
-        self, server: Redis, open_store: Open, key: str, label: t.Any, number: str
-    ) -> None:
-        store = open_store()
-        put(store, tags=["a"])
-        text = label if isinstance(label, bytes) else label.encode()
-        server.do("ZADD", f"{{site:}}{key}", number, b"s" + text)
-        for one in (store, open_store()):
-            self.use(one)
-            assert all(map(math.isfinite, one.totals().values()))
-
-
 def leave(url: str, pipe: t.Any) -> None:
     def app(environ: t.Any, start_response: t.Any) -> t.Any:
         pipe.send(environ["wsgi_isr.reason"])
@@ -434,6 +332,16 @@ class TestAProcessWithALease:
         other = open_store().lease("page", 60, False)
         assert isinstance(other, Busy) and other.token == lease.token
         assert store.number()
+
+
+def test_a_middleware_that_is_closed_leaves_no_connection(server: Redis) -> None:
+    before = set(threading.enumerate())
+    isr = ISRMiddleware(Response("body"), server.url, rules={"/": 60})
+    visit(isr)
+    isr.close()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(5)
+    assert server.do("INFO", "clients")["connected_clients"] == 1
 
 
 class TestAdvice:

@@ -309,6 +309,9 @@ def _work(reference: weakref.ref[Process]) -> None:
         process.work()
         # It may be the last reference.
         del process
+    if process is not None:
+        # It may have connected once more.
+        process.pages.store.close()
 
 
 def _at_exit(reference: weakref.ref[Process]) -> None:

@@ -67,10 +67,6 @@ class _Order(t.NamedTuple):
     #: Those that were invalidated up to here, and perhaps later ones.
     patterns: Epochs
 
-    @property
-    def at(self) -> Number:
-        return Number(self.lineage, self.changed)
-
 
 class RedisStore:
     """Nothing is connected before it is needed.
@@ -94,7 +90,7 @@ class RedisStore:
         self.signal = [self._next(), self._next()]
         self._lock = threading.Lock()
         self._seen = _Order("", b"", 0, 0, 0, b"", Epochs(""))
-        #: Patterns from which on those that the server has forgotten are forgotten here, too.
+        #: From so many patterns on, those that the server has forgotten are forgotten here.
         self._enough = 2 * MAX_PATTERNS
         self._me, self._has_reported = secrets.token_hex(8), False
 
@@ -140,7 +136,7 @@ class RedisStore:
             some = labels[first : first + LABELS]
             _, order = self._order("invalidate", *options, *map(_encode, some))
             self._fold(math.ceil(len(some) / 10))
-        return order.at
+        return Number(order.lineage, order.changed)
 
     def _fold(self, times: int) -> None:
         """Where there are too many labels, apply old ones to some of the pages that have them."""
@@ -159,7 +155,8 @@ class RedisStore:
         most = protocol.MAX_HISTORY
         found, order = self._order("changes", *since, most + 1)
         made = tuple(one for flat in found or () for one in _invalidations(flat))
-        return Changes(order.at, found is not None and len(made) <= most, made)
+        at = Number(order.lineage, order.changed)
+        return Changes(at, found is not None and len(made) <= most, made)
 
     def _last(self, record: Record, labels: Sequence[int], order: _Order) -> Last:
         """The last invalidations of a page, of which the server gave those of its labels."""
@@ -168,7 +165,8 @@ class RedisStore:
 
     def _validity(self, record: Record, labels: Sequence[int], order: _Order) -> Validity:
         last = self._last(record, labels, order)
-        return Validity(last.makes(record.number, order.lineage), order.at)
+        at = Number(order.lineage, order.changed)
+        return Validity(last.makes(record.number, order.lineage), at)
 
     # Pages.
 
