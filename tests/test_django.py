@@ -227,6 +227,13 @@ class TestChecks:
         else:
             assert ids(**settings) == [f"isr.{expected}"]
 
+    def test_run_although_wsgi_py_fails(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "failing_wsgi.py").write_text("import os\nos.environ['NOT_SET']")
+        monkeypatch.syspath_prepend(tmp_path)
+        assert ids(WSGI_APPLICATION="failing_wsgi.application") == []
+
     def test_name_pages_that_need_vary(self) -> None:
         varied = isr_page(vary={"Accept-Language": ["en", "de"]})(lambda request: HttpResponse(""))
         shown = type("Shown", (View,), {"get": page}).as_view()

@@ -38,6 +38,8 @@ _UNSEEN = frozenset(
     "draft_title expire_at go_live_at has_unpublished_changes last_login latest_revision "
     "latest_revision_created_at locked locked_at locked_by".split()
 )
+#: Apps with nothing else that is on a page: revisions, comments, tasks, sessions by the thousand.
+_UNSEEN_APPS = ("sessions", "wagtailcore")
 
 
 def site_models() -> list[t.Any]:
@@ -129,8 +131,7 @@ def _changed(instance: t.Any) -> None:
             _page_changed(page)
     elif instance._meta.label == "wagtailredirects.Redirect":
         _expire_below(instance.old_path)
-    elif isinstance(instance, Page) or instance._meta.app_label != "wagtailcore":
-        # Nothing else of Wagtail's own is on a page: revisions, comments, tasks.
+    elif isinstance(instance, Page) or instance._meta.app_label not in _UNSEEN_APPS:
         owner = _owner_of(instance)
         if isinstance(owner, Page):
             _page_changed(owner, ())
