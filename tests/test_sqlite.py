@@ -8,10 +8,11 @@ import sqlite3
 import threading
 import time
 import typing as t
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from embedded import NOTHING, Embedded, put
 
 from wsgi_isr.page import Invalidated
 from wsgi_isr.store import tables
@@ -19,7 +20,6 @@ from wsgi_isr.store.protocol import (
     Busy,
     Failure,
     Number,
-    Record,
     StoreError,
     TooLarge,
     Wanted,
@@ -27,41 +27,7 @@ from wsgi_isr.store.protocol import (
 from wsgi_isr.store.sqlite import SQLiteStore
 from wsgi_isr.store.tables import State
 
-NOTHING = Number("", 0)
 NO, STALE, EXPIRED = Invalidated.NO, Invalidated.STALE, Invalidated.EXPIRED
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def open_store(folder: Path) -> Iterator[Callable[..., SQLiteStore]]:
-    stores: list[SQLiteStore] = []
-
-    def open_one(**options: t.Any) -> SQLiteStore:
-        stores.append(SQLiteStore(str(folder), **options))
-        return stores[-1]
-
-    yield open_one
-    for store in stores:
-        store.close()
-
-
-@pytest.fixture
-def store(open_store: Callable[..., SQLiteStore]) -> SQLiteStore:
-    return open_store()
-
-
-def put(store: SQLiteStore, name: str, **fields: t.Any) -> Record:
-    path = fields.get("path", f"/{name}")
-    number = fields.pop("number", None) or store.number()
-    labels = (f"path:{path}", f"tag:{name}")
-    record = Record(name, labels, number, "build", path, False, b"head", b"body")
-    record = record._replace(**fields)
-    assert store.put(record) is not None
-    return record
 
 
 def state(store: SQLiteStore, name: str) -> Invalidated:
@@ -80,7 +46,7 @@ def cost(store: SQLiteStore, name: str) -> float:
     return sorted(times)[30]
 
 
-class TestFolder:
+class TestFolder(Embedded):
     def test_is_for_this_user_alone(self, folder: Path, store: SQLiteStore) -> None:
         assert not folder.exists()
         assert store.get("a") is None
@@ -120,7 +86,7 @@ class TestFolder:
         assert store.get("a") is not None
 
 
-class TestOrder:
+class TestOrder(Embedded):
     @pytest.mark.parametrize("label", ["tag:{}", "pattern:/blog/{}/**", "pattern:/shop/*/x{}"])
     def test_reading_costs_the_same_however_much_was_invalidated(
         self, store: SQLiteStore, label: str
@@ -222,7 +188,7 @@ class TestOrder:
         assert state(store, "a") is STALE
 
 
-class TestBounds:
+class TestBounds(Embedded):
     def test_holds_under_many_made_up_names(self, open_store: Callable[..., SQLiteStore]) -> None:
         stores = [open_store(max_pages=50, max_bytes=50_000) for _ in range(4)]
         put(stores[0], "real", body=b"b" * 2000)
@@ -300,7 +266,7 @@ class TestBounds:
         assert len(list(store.records())) == store.sizes().pages
 
 
-class TestLeases:
+class TestLeases(Embedded):
     def test_one_that_cannot_be_given_back_is_given_back_later(
         self, open_store: Callable[..., SQLiteStore], monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -317,6 +283,8 @@ class TestLeases:
         assert isinstance(other.lease("a", 60, True), Busy)
         again = store.lease("a", 60, False)
         assert not isinstance(again, Busy)
+        # Who comes so late did not wait for it.
+        assert other.outcome(lease.token) is None
         with monkeypatch.context() as patched:
             patched.setattr(store.database, "write", fail)
             again.release()
@@ -324,7 +292,7 @@ class TestLeases:
         assert not isinstance(other.lease("a", 60, False), Busy)
 
 
-class TestWanted:
+class TestWanted(Embedded):
     def test_listening_ends_with_a_wanted_page(
         self, open_store: Callable[..., SQLiteStore]
     ) -> None:
@@ -353,40 +321,3 @@ class TestWanted:
         assert store.take("build", 9) is None
         assert store.want("build", Wanted("a", b"data"))
         assert store.take("build", 9) == Wanted("a", b"data")
-
-
-class TestDamagedRows:
-    @pytest.mark.parametrize(
-        "statement",
-        [
-            "UPDATE pages SET meta = x'0011223344'",
-            "UPDATE pages SET head = NULL",
-            "UPDATE bodies SET body = 'text'",
-            "DELETE FROM bodies",
-            "UPDATE pages SET meta = (SELECT meta FROM pages WHERE name = 'b') WHERE name = 'a'",
-        ],
-    )
-    def test_a_damaged_page_is_a_miss_and_replaced(
-        self, store: SQLiteStore, statement: str
-    ) -> None:
-        put(store, "a")
-        put(store, "b")
-        store.database.write(lambda connection: connection.execute(statement).rowcount)
-        assert store.get("a") is None
-        put(store, "a")
-        assert store.get("a") is not None
-
-    def test_an_error_of_the_disk_heals_by_itself(
-        self, store: SQLiteStore, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        put(store, "a")
-
-        def fail(connection: sqlite3.Connection) -> t.Any:
-            error = sqlite3.OperationalError("disk I/O error")
-            error.sqlite_errorcode = sqlite3.SQLITE_IOERR
-            raise error
-
-        for call in (store.database.read, store.database.write):
-            with pytest.raises(StoreError):
-                call(fail)
-            assert store.get("a") is not None

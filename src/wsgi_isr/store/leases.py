@@ -83,7 +83,9 @@ class Leases:
 
     def release(self, lease: Lease) -> None:
         self.later(lease)
-        self._settle(lease)
+        if not self._settle(lease):
+            # Who comes from now on did not wait for that render.
+            lease.outcome = None
 
     def say_again(self) -> None:
         """Release what could not be released before; it stops where the store does not answer."""
