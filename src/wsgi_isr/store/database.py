@@ -28,7 +28,7 @@ from .tables import FAULTS, SCHEMA, Damage, State, code_of, translate
 logger = logging.getLogger("wsgi_isr")
 
 # A file of an earlier version is put aside, as a damaged one; that of a later one is left alone.
-APPLICATION_ID, VERSION = 0x49535231, 3
+APPLICATION_ID, VERSION = 0x49535231, 4
 
 T = t.TypeVar("T")
 Args = t.TypeVarTuple("Args")

@@ -51,16 +51,12 @@ def get(connection: Connection, kind: str, name: str) -> t.Any:
     return row and unseal(row[0], _salt(kind, name))
 
 
-def each(connection: Connection, kind: str) -> Iterator[tuple[str, t.Any]]:
-    """Names and values that are not damaged, the first that came first."""
-    select = "SELECT name, value FROM notes WHERE kind = ? ORDER BY id"
-    for name, sealed in connection.execute(select, (kind,)):
-        if (value := unseal(sealed, _salt(kind, name))) is not None:
-            yield name, value
-
-
 def get_all(connection: Connection, kind: str) -> dict[str, t.Any]:
-    return dict(each(connection, kind))
+    """Values that are not damaged by their names, the first that came first."""
+    select = "SELECT name, value FROM notes WHERE kind = ? ORDER BY id"
+    rows = connection.execute(select, (kind,))
+    found = {name: unseal(sealed, _salt(kind, name)) for name, sealed in rows}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def put(connection: Connection, kind: str, name: str, value: t.Any, most: int = 0) -> None:
@@ -138,7 +134,9 @@ class Notes:
     def want(self, build: str, wanted: Wanted) -> bool:
         found = self.database.read(self._is_wanted, build, wanted.name)
         if found is False:
-            self.database.write(self._want, build, wanted, bump=1)
+            claim = ("", 0, wanted.data)
+            kind, most = f"wanted {build}", protocol.MAX_WANTED
+            self.database.write(put, kind, wanted.name, claim, most, bump=1)
         return found is not None
 
     def _is_wanted(self, connection: Connection, build: str, name: str) -> bool | None:
@@ -146,11 +144,6 @@ class Notes:
         if not self._valid(get(connection, "taker", build)):
             return None
         return get(connection, f"wanted {build}", name) is not None
-
-    def _want(self, connection: Connection, build: str, wanted: Wanted) -> None:
-        if not self._is_wanted(connection, build, wanted.name):
-            claim = ("", 0, wanted.data)
-            put(connection, f"wanted {build}", wanted.name, claim, protocol.MAX_WANTED)
 
     def take(self, build: str, seconds: float) -> Wanted | None:
         now = time.monotonic()
@@ -161,7 +154,7 @@ class Notes:
         return found and self.database.write(self._take, build, seconds)
 
     def _free(self, connection: Connection, build: str) -> Wanted | None:
-        for name, wanted in each(connection, f"wanted {build}"):
+        for name, wanted in get_all(connection, f"wanted {build}").items():
             if not self._valid(wanted) and not self._valid(get(connection, "lease", name)):
                 return Wanted(name, wanted[2].encode("latin-1"))
         return None

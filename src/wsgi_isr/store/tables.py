@@ -12,7 +12,6 @@ import errno
 import functools
 import json
 import sqlite3
-import struct
 import typing as t
 import zlib
 from collections.abc import Callable, Iterable, Sequence
@@ -96,18 +95,6 @@ def code_of(error: Exception) -> str:
 # Values that a flipped bit must not change.
 
 
-def pack(data: bytes, salt: int = 0) -> bytes:
-    """Bytes with a checksum over them and over where they belong."""
-    return zlib.crc32(data, salt).to_bytes(4, "big") + data
-
-
-def unpack(data: t.Any, salt: int = 0) -> bytes | None:
-    """The bytes, or ``None`` for damaged ones."""
-    if type(data) is not bytes or zlib.crc32(data[4:], salt) != int.from_bytes(data[:4], "big"):
-        return None
-    return data[4:]
-
-
 _parse = json.JSONDecoder().decode
 # Bytes become text, which parsing does not turn back.
 _encode = json.JSONEncoder(
@@ -120,25 +107,31 @@ def dump(value: t.Any) -> bytes:
 
 
 def seal(value: t.Any, salt: int = 0) -> bytes:
-    return pack(dump(value), salt)
+    """A value with a checksum over it and over where it belongs."""
+    data = dump(value)
+    return zlib.crc32(data, salt).to_bytes(4, "big") + data
+
+
+def _content(data: t.Any, salt: int) -> bytes | None:
+    if type(data) is not bytes or zlib.crc32(data[4:], salt) != int.from_bytes(data[:4], "big"):
+        return None
+    return data[4:]
 
 
 def unseal(data: t.Any, salt: int = 0, parse: Callable[[str], t.Any] = _parse) -> t.Any:
     """The value, or ``None`` for a damaged one."""
-    content = unpack(data, salt)
+    content = _content(data, salt)
     return content and parse(content.decode("utf-8", "surrogatepass"))
 
 
 def _sound(data: t.Any, salt: int) -> bytes:
-    if (content := unpack(data, salt)) is None:
+    """What must not be damaged, before it is parsed."""
+    if (content := _content(data, salt)) is None:
         raise Damage("a row is damaged")
     return content
 
 
-_STATE = struct.Struct("=16s6q")
-
-
-@dataclasses.dataclass(slots=True)
+@dataclasses.dataclass
 class State:
     """The one row that says where the order is.
 
@@ -159,8 +152,7 @@ class State:
 
     @classmethod
     def of(cls, data: t.Any) -> State:
-        lineage, *numbers = _STATE.unpack(_sound(data, 1))
-        return cls(lineage.decode(), *numbers)
+        return cls(*json.loads(_sound(data, 1)))
 
     @classmethod
     def read(cls, connection: Connection) -> State:
@@ -168,8 +160,7 @@ class State:
         return cls.of(row and row[0])
 
     def write(self, connection: Connection) -> None:
-        numbers = (self.sequence, self.changed, self.floor, self.pages, self.bytes, self.lost)
-        sealed = pack(_STATE.pack(self.lineage.encode(), *numbers), 1)
+        sealed = seal([*vars(self).values()], 1)
         connection.execute("REPLACE INTO state VALUES (1, ?)", (sealed,))
 
     def fits(self, pages: int, size: int) -> bool:
