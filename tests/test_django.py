@@ -303,6 +303,8 @@ class TestRoutes:
             assert browser.get("/_isr/").status_code == 401
             # Lint wants an absolute Location.
             visitor = Browser(browser.isr)
+            moved = visitor.get("/_isr")
+            assert (moved.status_code, moved.headers["Location"]) == (308, "/_isr/")
             assert visitor.post("/_isr/login", data={"secret": SECRET}).status_code == 303
             assert visitor.get("/_isr/").status_code == 200
 

@@ -90,6 +90,8 @@ class TestPrometheus:
         assert answer.headers["Cache-Control"] == "private, no-store"
         for token in (None, "", "wrong", SECRET[:-1], f"{SECRET}\xe4"):
             assert (get(token).status_code, "wsgi_isr" in get(token).text) == (401, False)
+        headers = {"Authorization": f"Bearer {SECRET}"}
+        assert browser.put("/_isr/metrics", headers=headers).status_code == 405
         without = flask_browser(flask_app(tmp_path, "other"))
         assert without.get("/_isr/metrics").status_code == 404
 

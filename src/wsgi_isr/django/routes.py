@@ -22,10 +22,10 @@ from .config import option
 _STAFF = "wsgi_isr.staff"
 
 
-def _name(path: str) -> str:
-    """What follows the prefix of these paths; nothing for other paths."""
+def _name(path: str) -> str | None:
+    """What follows the prefix of these paths; ``None`` for other paths."""
     prefix = str(option("URL_PREFIX", "/_isr")).rstrip("/")
-    return path.removeprefix(prefix) if path.startswith(f"{prefix}/") else ""
+    return path.removeprefix(prefix) if f"{path}/".startswith(f"{prefix}/") else None
 
 
 def serves(path: str) -> bool:
@@ -39,7 +39,7 @@ def operate(request: HttpRequest) -> HttpResponse:
     middleware: ISRMiddleware = request.META["wsgi_isr.middleware"]
     secret = option("SECRET") or b""
     secret = secret.encode() if isinstance(secret, str) else secret
-    name = _name(request.path_info)
+    name = _name(request.path_info) or ""
     user = getattr(request, "user", None)
     is_staff = bool(user is not None and user.is_active and user.is_staff)
     if not secret and (not is_staff or name == "/revalidate"):

@@ -297,7 +297,7 @@ class _Operated:
         self._flask = wrapped.flask
         self._status = status
         self._prefix = to_wsgi(prefix.rstrip("/"))
-        self.paths = {self._prefix, *(f"{self._prefix}{path}" for path in PATHS)}
+        self.paths = frozenset(map(self._prefix.__add__, PATHS))
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")

@@ -78,8 +78,8 @@ _VIEWS: dict[str, Callable[[Context, t.Mapping[str, str]], str]] = {
     "/invalidations": views.journal,
 }
 _CHANGES = ("/logout", "/regenerate", "/expire")
-#: All that there is, behind the mount point.
-PATHS = frozenset({*_VIEWS, *_CHANGES, "/login", "/metrics", "/revalidate"})
+#: All that there is, behind the mount point, and that itself.
+PATHS = frozenset({"", *_VIEWS, *_CHANGES, "/login", "/metrics", "/revalidate"})
 
 
 class Status:
@@ -149,22 +149,22 @@ class Status:
         context = Context(self.middleware, root, self._sign("form", session))
         if path == "/login" and request.method == "POST":
             return self._login(request, context)
-        if path == "/metrics" and (session is not None or self._has_token(request.environ)):
-            return Response(exposition(self.middleware), content_type=CONTENT_TYPE)
-        if session is None:
+        if session is None and not (path == "/metrics" and self._has_token(request.environ)):
             # The same for every path: what there is does not show.
             query = request.query_string.decode("latin-1")
             wanted = f"{path}?{query}" if query else path
             return self._refused(context, 401, "", wanted)
         if path in _CHANGES:
             response = self._change(request, context, path)
-        elif (view := _VIEWS.get(path)) is None:
+        elif path not in (*_VIEWS, "/metrics"):
             raise NotFound("There is no such page here.")
         elif request.method not in ("GET", "HEAD"):
             raise MethodNotAllowed(["GET", "HEAD"])
+        elif path == "/metrics":
+            response = Response(exposition(self.middleware), content_type=CONTENT_TYPE)
         else:
-            response = _html(view(context, request.args))
-        if path != "/logout" and request.cookies.get(COOKIE) != session:
+            response = _html(_VIEWS[path](context, request.args))
+        if session and path != "/logout" and request.cookies.get(COOKIE) != session:
             self._set_cookie(request, response, session)
         return response
 
