@@ -123,14 +123,19 @@ class TestARenderThatBeganBefore:
         answer = visit(isr)
         assert status_of(answer) in ("isr; hit; ttl=0", "isr; fwd=uri-miss; stored")
 
+    @pytest.mark.parametrize("expired", [False, True], ids=["cold", "expired"])
     @pytest.mark.parametrize("two", [False, True], ids=["one", "two"])
     def test_on_another_query_of_the_path_is_for_those_who_wait(
-        self, site: Site, make: Make, shared: str, two: bool
+        self, site: Site, make: Make, shared: str, two: bool, expired: bool
     ) -> None:
-        steps = Steps()
-        site.page("/", steps, revalidate=False)
         isr = make(shared, rules={"/": Rule(query=["page"])})
         editor = make(shared, rules={"/": Rule(query=["page"])}) if two else isr
+        if expired:
+            site.page("/", "expired", revalidate=False)
+            visit(isr, "/?page=2")
+            isr.invalidate("/", expire=True)
+        steps = Steps()
+        site.page("/", steps, revalidate=False)
         waiting = start(visit, isr, "/?page=2")
         steps.wait(1)
         steps.release(2, 3)

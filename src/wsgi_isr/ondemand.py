@@ -136,7 +136,9 @@ class OnDemand(Lookup):
                 page_label(listed.page.name)
                 for each in requested
                 for listed in self._stored(each.path)
-                if each.host in (None, listed.page.key.host) and listed.page.key not in rendered
+                if each.host in (None, listed.page.key.host)
+                and listed.page.key not in rendered
+                and listed.invalidated is not Invalidated.EXPIRED
             ]
             if others:
                 pages.invalidate(others, True)

@@ -309,7 +309,8 @@ class Renders:
         entry, detail = self._pages.put(page)
         if detail == "too-large":
             return None
-        if previous is None and entry.number == flight.number and entry.invalidated:
+        had_none = previous is None or previous.invalidated is Invalidated.EXPIRED
+        if had_none and entry.number == flight.number and entry.invalidated:
             # Those who came before the call get it, and nobody else.
             self._pages.forget_outdated(entry)
         if awaited and is_compressible(page):

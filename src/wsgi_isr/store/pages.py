@@ -354,7 +354,7 @@ class Pages:
         return True
 
     def forget_outdated(self, entry: Entry) -> None:
-        """Remove a page that nobody has had yet, if its path was named since its render began."""
+        """Remove a page that nobody gets yet, if its path was named since its render began."""
         key = entry.page.key
         self.follow()
         if self.memory.is_named(key, entry.number):
