@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 from conftest import status_of
-from flask import Flask
+from flask import Blueprint, Flask
 from flasks import COLD, flask_app, flask_browser
 
 from wsgi_isr.flask import ISR, isr_page
-from wsgi_isr.flask.extension import build_digest
+from wsgi_isr.flask.pages import digest_of_app
 
 
 def build_id(folder: Path, template_folder: str | None = "templates") -> str:
-    return build_digest(
+    return digest_of_app(
         Flask(
             "site",
             root_path=str(folder),
@@ -152,6 +152,35 @@ class TestAModule:
         monkeypatch.setattr(os, "scandir", watched)
         build_id(module)
         assert read == {".", "shop", os.path.join("shop", "cart"), "templates", "translations"}
+
+
+class TestABlueprint:
+    """What stands elsewhere: in a package beside the app's, or in a folder without __init__.py."""
+
+    def build_id(self, package: Path, root: Path, template_folder: str | None = "pages") -> str:
+        app = flask_app(package)
+        blog = Blueprint("blog", "blog", root_path=str(root), template_folder=template_folder)
+        app.register_blueprint(blog)
+        isr = ISR(app, cache="memory://")
+        with app.app_context():
+            return isr.middleware.build_id
+
+    @pytest.mark.parametrize("name", ["views.py", "pages/post.html", "new/views.py"])
+    def test_another_file_makes_another_id(self, package: Path, tmp_path: Path, name: str) -> None:
+        before = self.build_id(package, tmp_path / "blog")
+        write(tmp_path / "blog" / name, "changed")
+        assert self.build_id(package, tmp_path / "blog") != before
+
+    def test_of_the_app_itself_adds_its_templates_alone(self, module: Path) -> None:
+        write(module / "Downloads" / "tool.py")
+        assert self.build_id(module, module, None) == build_id(module)
+        before = self.build_id(module, module)
+        write(module / "pages" / "post.html")
+        assert self.build_id(module, module) != before
+
+    def test_that_is_installed_is_not_the_apps_code(self, package: Path, tmp_path: Path) -> None:
+        installed = tmp_path / "site-packages" / "blog"
+        assert self.build_id(package, installed) == build_id(package)
 
 
 class TestOnAnotherMachine:

@@ -12,7 +12,6 @@ import typing as t
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from configparser import ConfigParser
-from glob import glob
 from urllib.parse import quote
 
 import click
@@ -22,7 +21,6 @@ from itsdangerous import BadData, URLSafeTimedSerializer
 from werkzeug.sansio.http import parse_cookie
 
 from ..cli import App, group
-from ..config import digest_of_code
 from ..key import Origin
 from ..middleware import ISRMiddleware
 from ..ondemand import OnDemand, Result
@@ -175,7 +173,7 @@ class _ISRMiddleware:
         configured = {**flask.config, **self._options}.get("ISR_BUILD_ID")
         # Now, because files may be replaced before the first request: pages of this code would
         # count as pages of the next.
-        self._digest = build_digest(flask) if configured is None else None
+        self._digest = pages.digest_of_app(flask) if configured is None else None
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         middleware = self.middleware
@@ -210,7 +208,8 @@ class _ISRMiddleware:
         options.setdefault("cache", DefaultFolder(folder))
         rules = options.pop("rules", None)
         if "build_id" not in options:
-            digests = (self._digest or build_digest(flask), digest_of(rules))
+            code = (self._digest or pages.digest_of_app(flask), pages.digest_of_blueprints(flask))
+            digests = (*code, digest_of(rules))
             options["build_id"] = "-".join(filter(None, digests))
         # Whether it is on may change from request to request.
         options["enabled"] = True
@@ -261,23 +260,6 @@ def _truth(key: str, value: t.Any) -> bool | None:
     if found is None:
         raise TypeError(f"{key} takes True or False, not {value!r}")
     return found
-
-
-def build_digest(app: Flask) -> str:
-    """Names the code of an app, so that a deploy never serves pages of older code.
-
-    It is in the app's package and in its template folder. A single module may stand in somebody's
-    home folder: then it is in the modules and packages beside it, and in no other folder.
-    """
-    root, excluded = app.root_path, {app.instance_path}
-    folders = {"": root, "translations": os.path.join(root, "translations")}
-    if app.template_folder is not None:
-        folders["templates"] = os.path.join(root, app.template_folder)
-    if not os.path.isfile(os.path.join(root, "__init__.py")):
-        packages = {os.path.dirname(name) for name in glob("*/__init__.py", root_dir=root)}
-        beside = {os.path.dirname(name) for name in glob("*/", root_dir=root)}
-        excluded.update(os.path.join(root, name) for name in beside - packages)
-    return digest_of_code(folders, excluded)
 
 
 class _Operated:

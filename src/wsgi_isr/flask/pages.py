@@ -1,4 +1,4 @@
-"""Pages of an app: `isr_page` on its views, and which paths they have.
+"""What an app has: `isr_page` on its views, the paths of its pages, and its code.
 
 A generator of paths has the vocabulary of Frozen-Flask. It yields paths, dictionaries of URL values
 (the endpoint is its function's name), or tuples of an endpoint and such a dictionary.
@@ -9,9 +9,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import os
 import typing as t
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from glob import glob
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from flask import (
@@ -24,6 +27,7 @@ from flask import (
 )
 from werkzeug.exceptions import HTTPException
 
+from ..config import INSTALLED, digest_of_code
 from ..key import Origin
 from ..rules import to_wsgi
 from ..views import SHELL, CurrentPage, Declaration, IsrPage, View, declaration_of, declare
@@ -169,3 +173,33 @@ def _endpoint_of(app: Flask, url: str) -> str:
     if parts.netloc:
         environ |= {"HTTP_HOST": parts.netloc, "wsgi.url_scheme": parts.scheme}
     return match(app, environ)
+
+
+def digest_of_app(app: Flask) -> str:
+    """Names the code of an app, so that a deploy never serves pages of older code.
+
+    It is in the app's package and in its template folder. A single module may stand in somebody's
+    home folder: then it is in the modules and packages beside it, and in no other folder.
+    """
+    root, excluded = app.root_path, {app.instance_path}
+    folders = {"": root, "translations": os.path.join(root, "translations")}
+    if app.template_folder is not None:
+        folders["templates"] = os.path.join(root, app.template_folder)
+    if not os.path.isfile(os.path.join(root, "__init__.py")):
+        packages = {os.path.dirname(name) for name in glob("*/__init__.py", root_dir=root)}
+        beside = {os.path.dirname(name) for name in glob("*/", root_dir=root)}
+        excluded.update(os.path.join(root, name) for name in beside - packages)
+    return digest_of_code(folders, excluded)
+
+
+def digest_of_blueprints(app: Flask) -> str:
+    """The same of blueprints that stand elsewhere, or have templates elsewhere."""
+    folders = {}
+    for name, blueprint in app.blueprints.items():
+        root = blueprint.root_path
+        if INSTALLED.isdisjoint(Path(root).parts):
+            if root != app.root_path:
+                folders[name] = root
+            if blueprint.template_folder is not None:
+                folders[f"{name}/templates"] = os.path.join(root, blueprint.template_folder)
+    return digest_of_code(folders) if folders else ""
