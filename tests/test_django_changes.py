@@ -187,6 +187,16 @@ class TestOutsideOfATransaction:
         with pytest.raises(RevalidationError):
             revalidate("/broken")
 
+    def test_it_leaves_the_callers_connection_alone(self, browser: Browser) -> None:
+        for title in "abc":
+            Post.objects.create(title=title)
+        for post in Post.objects.iterator(chunk_size=1):
+            revalidate(f"/posts/{post.title}")
+        with transaction.atomic():
+            with TestCase.captureOnCommitCallbacks(execute=True):
+                revalidate("/posts/a")
+            assert Post.objects.count() == 3
+
     def test_in_a_view_the_visitors_host_is_meant(self, events: Events) -> None:
         def save(request: HttpRequest) -> HttpResponse:
             with transaction.atomic():

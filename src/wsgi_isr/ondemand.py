@@ -20,7 +20,7 @@ from .metadata import GONE, check_iterable, check_tags
 from .outcome import Kind
 from .page import Invalidated
 from .refusals import remedy_of
-from .render import RenderError, current_origin, rendering
+from .render import RenderError, rendering
 from .signals import fields
 from .store.protocol import Number, StoreError
 
@@ -345,19 +345,15 @@ R = t.TypeVar("R")
 def _in_parallel(jobs: Iterable[Callable[[], R]], workers: int) -> Iterator[R]:
     """The results of jobs as they end, several at a time.
 
-    In threads of their own: some frameworks (Bottle) keep the request in thread-local variables,
-    which a render in the middle of a request would overwrite. A window over the jobs: a million
-    of them are not a million futures.
+    In threads of their own, one job as well: a render in the thread of a caller would take what is
+    theirs there, as the request of some frameworks (Bottle) and the connections of Django. A
+    window over the jobs: a million of them are not a million futures.
     """
-    waiting, context = iter(jobs), contextvars.copy_context()
-    first = list(itertools.islice(waiting, 2))
-    if len(first) == 1 and current_origin.get() is None:
-        yield first[0]()
-        return
+    context = contextvars.copy_context()
     executor = concurrent.futures.ThreadPoolExecutor(workers, "wsgi-isr-on-demand")
     running: set[concurrent.futures.Future[R]] = set()
     try:
-        for job in itertools.chain(first, waiting):
+        for job in jobs:
             try:
                 running.add(executor.submit(context.copy().run, job))
             except RuntimeError:
