@@ -9,7 +9,9 @@ import typing as t
 
 from wsgi_isr.key import PageKey
 from wsgi_isr.metadata import Metadata
-from wsgi_isr.page import Codec, Page
+from wsgi_isr.page import Codec, Invalidated, Page
+from wsgi_isr.store.protocol import Store
+from wsgi_isr.testing import make_record
 
 KEY = PageKey("https", "www.example.com", "/app", "/blog/1", (("page", "2"),), (("x", "y"),), "b1")
 
@@ -37,6 +39,17 @@ def make_page(
         metadata=Metadata(revalidate, expire, tags),
         **fields,
     )
+
+
+def put(store: Store, name: str = "page", **fields: t.Any) -> None:
+    """Store a page that is rendered now."""
+    assert store.put(make_record(name, store.number(), **fields)) is not None
+
+
+def state(store: Store, name: str = "page") -> Invalidated | None:
+    """What invalidations made of a page; ``None`` where it is not there."""
+    stored = store.get(name)
+    return None if stored is None else stored.validity.invalidated
 
 
 def forge(page: Page, codec: Codec | None = None, **fields: t.Any) -> tuple[bytes, bytes]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from cachelib import BaseCache, FileSystemCache, NullCache, RedisCache, SimpleCache
+from entries import put
 
 from wsgi_isr import SQLiteCache
 from wsgi_isr.store import opening
@@ -21,7 +22,6 @@ from wsgi_isr.store.opening import KINDS, CacheLike, Opener, limits, plan
 from wsgi_isr.store.protocol import Kind, Store, StoreError
 from wsgi_isr.store.redis import RedisStore
 from wsgi_isr.store.sqlite import SQLiteStore
-from wsgi_isr.testing import make_record
 
 
 def opener(cache: CacheLike, prefix: str, app: str) -> Opener:
@@ -50,10 +50,6 @@ def stores() -> Iterator[t.Any]:
     yield open_one
     for store in opened:
         store.close()
-
-
-def put(store: Store, name: str = "page") -> None:
-    assert store.put(make_record(name, store.number())) is not None
 
 
 class ProcessCache(SimpleCache):

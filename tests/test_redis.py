@@ -10,6 +10,7 @@ import typing as t
 from collections.abc import Callable, Iterator
 
 import pytest
+from entries import put, state
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis_server import Redis, eventually, listening
@@ -43,16 +44,6 @@ def open_store(redis: Redis) -> Iterator[Open]:
 @pytest.fixture
 def store(open_store: Open) -> RedisStore:
     return open_store()
-
-
-def put(store: RedisStore, name: str = "page", **fields: t.Any) -> None:
-    store.put(make_record(name, store.number(), **fields))
-
-
-def state(store: RedisStore, name: str = "page") -> Invalidated:
-    stored = store.get(name)
-    assert stored is not None
-    return stored.validity.invalidated
 
 
 def server_time(redis: Redis, work: Callable[[], object]) -> float:

@@ -12,6 +12,7 @@ import typing as t
 from collections.abc import Callable, Iterator
 
 import pytest
+from entries import put, state
 from redis_server import Redis, SlowNetwork, eventually, listening, running
 from steps import visit
 from werkzeug import Response
@@ -52,15 +53,6 @@ def open_store(server: Redis) -> Iterator[Open]:
             return store
 
         yield open_one
-
-
-def put(store: RedisStore, name: str = "page", **fields: t.Any) -> None:
-    store.put(make_record(name, store.number(), **fields))
-
-
-def state(store: RedisStore, name: str = "page") -> Invalidated | None:
-    stored = store.get(name)
-    return None if stored is None else stored.validity.invalidated
 
 
 def seconds(work: Callable[[], object]) -> float:

@@ -8,13 +8,13 @@ import typing as t
 from collections.abc import Callable, Iterator
 
 import pytest
+from entries import put
 from redis_server import Redis
 
 from wsgi_isr.page import Invalidated
 from wsgi_isr.store.clients import redis_client
 from wsgi_isr.store.protocol import Failure, Wanted
 from wsgi_isr.store.redis import RedisStore
-from wsgi_isr.testing.support import make_record
 
 pytestmark = pytest.mark.servers
 
@@ -31,10 +31,6 @@ def open_store(redis: Redis) -> Iterator[Open]:
             return store
 
         yield open_one
-
-
-def put(store: RedisStore) -> None:
-    store.put(make_record("page", store.number(), tags=["a"]))
 
 
 def key_of(server: Redis, name: str) -> str:
@@ -59,7 +55,7 @@ class TestForeignKeysUnderOurNames:
             "zset": ("ZADD", "{}", "1", "junk"),
         }[kind]
         store = open_store()
-        put(store)
+        put(store, tags=["a"])
         store.invalidate(["tag:b", "pattern:/*/x"], False)
         for name in self.KEYS:
             key = key_of(redis, name)
@@ -70,7 +66,7 @@ class TestForeignKeysUnderOurNames:
 
     def use(self, store: RedisStore) -> None:
         store.get("page")
-        put(store)
+        put(store, tags=["a"])
         store.invalidate(["tag:a"], False)
         stored = store.get("page")
         assert stored is not None and stored.validity.invalidated is Invalidated.STALE
@@ -116,7 +112,7 @@ class TestForeignKeysUnderOurNames:
         self, redis: Redis, open_store: Open, key: str, field: str, value: t.Any
     ) -> None:
         store = open_store()
-        put(store)
+        put(store, tags=["a"])
         store.invalidate(["tag:a"], False)
         redis.do("HSET", key_of(redis, key), field, value)
         store.get("page")
@@ -132,7 +128,7 @@ class TestForeignKeysUnderOurNames:
         self, redis: Redis, open_store: Open, key: str, label: t.Any, number: str
     ) -> None:
         store = open_store()
-        put(store)
+        put(store, tags=["a"])
         text = label if isinstance(label, bytes) else label.encode()
         redis.do("ZADD", f"{{site:}}{key}", number, b"s" + text)
         for one in (store, open_store()):
