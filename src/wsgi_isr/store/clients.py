@@ -131,10 +131,11 @@ def client_of(cache: BaseCache) -> t.Any:
     for value in vars(cache).values():
         modules = [kind.__module__ for kind in type(value).__mro__ if hasattr(kind, "evalsha")]
         if any(module.startswith(("redis.", "valkey.")) for module in modules):
-            options = _options_of(value)
+            pool = getattr(value, "connection_pool", None)
+            options = value.get_connection_kwargs() if pool is None else pool.connection_kwargs
             _refuse_text(options)
             waits = [options.get("socket_timeout"), options.get("socket_connect_timeout")]
-            retry = options.get("retry") if hasattr(value, "connection_pool") else None
+            retry = None if pool is None else options.get("retry")
             _warn_if_slow(cache, waits, getattr(retry, "get_retries", int)())
             return value
     raise ValueError(f"{type(cache).__name__} has no client of redis-py or valkey-py")
@@ -144,11 +145,6 @@ def prefix_of(cache: RedisCache | ValkeyCache) -> str:
     """What the keys of a cache begin with."""
     prefix: t.Any = cache.key_prefix
     return str(prefix() if callable(prefix) else prefix or "")
-
-
-def _options_of(client: t.Any) -> t.Any:
-    pool = getattr(client, "connection_pool", None)
-    return client.get_connection_kwargs() if pool is None else pool.connection_kwargs
 
 
 def _refuse_text(options: t.Any) -> None:

@@ -65,12 +65,6 @@ class Entry:
         self.fingerprints: tuple[Fingerprint, ...] = ()
         self.size = OVERHEAD + page.size + page.weight + len(page.history)
 
-    def renewed(self, page: Page) -> Entry:
-        """The same with another form of the page, and without answers."""
-        entry = Entry(page, self.invalidated, self.in_store, self.used_at)
-        entry.confirmed, entry.retry_at = self.confirmed, self.retry_at
-        return entry
-
     @property
     def invalidated(self) -> Invalidated:
         return self.confirmed[1]
@@ -206,9 +200,7 @@ class MemoryLevel:
         """Keep the pages of another level, which nobody uses any more."""
         # Without its lock: after a fork, a thread that was not copied may have it.
         for old in before:
-            entry = old.renewed(old.page)
-            entry.confirmed = (None, before._validity(old))
-            self.put(entry)
+            self.put(Entry(old.page, before._validity(old), old.in_store, old.used_at))
 
     def put(self, entry: Entry, at: Number | None = None) -> Entry:
         """Keep an entry unless there is a later render; gives the one that counts.
@@ -233,14 +225,6 @@ class MemoryLevel:
             entry.confirmed = self.generation, made
             self._add(entry)
         return entry
-
-    def recode(self, page: Page) -> None:
-        """Keep a page in place of another form of the same render, if that is here."""
-        with self._lock:
-            old = self._entries.get(page.key)
-            if old is not None and page.render == old.page.render:
-                self._remove(old)
-                self._add(old.renewed(page))
 
     def add_hit(self, entry: Entry, fingerprint: Fingerprint, hit: t.Any) -> None:
         """Let a request find a ready answer without being parsed."""

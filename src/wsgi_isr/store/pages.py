@@ -322,12 +322,10 @@ class Pages:
 
     def recode(self, page: Page) -> None:
         """Add content codings to a stored page; one that is gone or replaced stays so."""
-        found = self._read(page.key) if self.store.kind.name != "memory" else None
-        if found is not None and page.render == found[0].render:
-            _, refusal = self.guard.write(self._put, page) or (None, None)
-            if refusal is not None:
-                return
-        self.memory.recode(page)
+        found, here = self._read(page.key), self.memory.get(page.key)
+        stored = found[0] if found else here.page if here else None
+        if stored is not None and stored.render == page.render:
+            self.put(page)
 
     def withdraw(self, key: PageKey) -> None:
         """Remove a page for all processes, before anybody is served it again.
