@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import enum
+import os
 import sqlite3
 import subprocess
 import sys
@@ -133,12 +134,20 @@ class TestSQLiteCache:
             connection.commit()
         assert cache.get("key") is None and cache.add("key", 1)
 
-    def test_an_outage_is_a_miss(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def test_an_outage_is_a_miss_and_one_line_a_minute(
+        self, tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture
+    ) -> None:
         (tmp_path / "file").write_text("")
         cache = SQLiteCache(str(tmp_path / "file"))
-        assert cache.get("key") is None and cache.set("key", 1) is False
-        assert not cache.add("key", 1) and cache.inc("key") is None and not cache.delete("key")
-        assert str(tmp_path) in caplog.text
+        for _ in range(2):
+            assert cache.get("key") is None and cache.set("key", 1) is False
+            assert not cache.add("key", 1) and cache.inc("key") is None and not cache.delete("key")
+            clock.now += 61
+        assert [str(tmp_path) in record.message for record in caplog.records] == [True, True]
+
+    def test_takes_a_folder_whatever_its_name(self, tmp_path: Path) -> None:
+        cache = SQLiteCache(os.fsdecode(os.fsencode(tmp_path) + b"/%3F?#\xff"))
+        assert cache.set("key", 1) and cache.get("key") == 1
 
     def test_processes_add_up(self, cache: SQLiteCache) -> None:
         code = (

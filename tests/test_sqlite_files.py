@@ -19,6 +19,7 @@ from werkzeug.test import Client
 
 from wsgi_isr import ISRMiddleware
 from wsgi_isr.page import Invalidated
+from wsgi_isr.process import POLL
 from wsgi_isr.store import locks
 from wsgi_isr.store.protocol import Busy, ReadOnly, StoreError
 from wsgi_isr.store.sqlite import SQLiteStore
@@ -65,6 +66,15 @@ class TestFiles(Embedded):
         put(other, "b")
         put(store, "c")
         assert store.get("b") is not None and len(signal) == 2
+
+    def test_a_process_that_is_closed_opens_nothing_again(self, folder: Path) -> None:
+        before = descriptors()
+        isr = ISRMiddleware(lambda environ, start_response: [], f"file://{folder}")
+        isr.revalidate_tag("tag")
+        isr.close()
+        time.sleep(1.5 * POLL)
+        # What is mapped counts as one.
+        assert descriptors() <= before + 1
 
     def test_memory_follows_the_first_answer_of_a_new_file(self, folder: Path) -> None:
         content = b"old"

@@ -166,6 +166,8 @@ class Process:
             # neighbours, only following does.
             if pages.is_local:
                 time.sleep(POLL)
+                if self.is_closed:
+                    return
                 pages.follow()
             elif pages.store.listen(POLL) or time.monotonic() - pages.followed_at >= POLL:
                 pages.follow()

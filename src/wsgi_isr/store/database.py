@@ -283,7 +283,7 @@ def _transact(connection: Connection, begin: str, step: Step[*Args, T], *args: *
 
 
 def _connect(path: str, mode: str, timeout: float) -> Connection:
-    uri = f"file:{quote(path)}?mode={mode}"
+    uri = f"file:{quote(os.fsencode(path))}?mode={mode}"
     connection = sqlite3.connect(
         uri, timeout=timeout, isolation_level=None, check_same_thread=False, uri=True
     )

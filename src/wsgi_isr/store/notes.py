@@ -29,6 +29,8 @@ logger = logging.getLogger("wsgi_isr")
 
 #: Outcomes that are kept for those who waited, and names that `Store.once` remembers.
 MAX_OUTCOMES, MAX_ONCE = 100, 1000
+#: Seconds between two log lines of a `SQLiteCache` that fails.
+QUIET = 60.0
 #: Seconds between two signs of life of a process of ``regenerate``, and those of a claim for good.
 SIGN_OF_LIFE, FOR_GOOD = 1.0, 1e12
 
@@ -266,6 +268,7 @@ class SQLiteCache(BaseCache):
         self._database = Database(folder)
         self.folder = self._database.folder
         self.threshold = threshold
+        self._quiet_until = 0.0
 
     def get(self, key: str) -> t.Any:
         found = self._try(self._database.read, _find, key)
@@ -325,7 +328,9 @@ class SQLiteCache(BaseCache):
         try:
             return call(*step)
         except StoreError as error:
-            logger.warning("%s: %s", self.folder, error)
+            if (now := time.time()) >= self._quiet_until:
+                self._quiet_until = now + QUIET
+                logger.warning("%s: %s", self.folder, error)
             return None
 
 
