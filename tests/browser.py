@@ -43,7 +43,7 @@ FAULTS = """() => {
   if (document.documentElement.scrollWidth > innerWidth) faults.push("wider than the window");
   for (const e of document.body.querySelectorAll("*")) {
     const box = e.getBoundingClientRect(), name = e.outerHTML.slice(0, 90);
-    if (!box.width || !box.height || e.closest(".skip, thead, script")) continue;
+    if (!box.width || !box.height || e.closest(".skip, thead, script, svg")) continue;
     if ([...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim())) {
       const [a, b] = [light(rgb(getComputedStyle(e).color)), light(back(e))].sort((x, y) => x - y);
       if ((b + 0.05) / (a + 0.05) < 4.5) faults.push("contrast: " + name);

@@ -43,7 +43,7 @@ class TestForeignKeysUnderOurNames:
     KEYS = (
         "clock order patterns pages page:{index}:page lease:page outcome:t failures "
         "failures:times wanted:b wanted:b:times paths builds totals processes processes:times "
-        "serving:b journal once:x"
+        "serving:b journal once:x minute:1"
     ).split()
 
     @pytest.mark.parametrize("kind", ["string", "list", "hash", "zset"])
@@ -91,6 +91,7 @@ class TestForeignKeysUnderOurNames:
         store.log(b"entry")
         assert store.journal()[0] == b"entry"
         assert isinstance(store.once("x", 5), bool)
+        assert list(store.minutes().values())
         store.lease("page", 1, True).release()  # type: ignore[union-attr]
         store.probe()
 

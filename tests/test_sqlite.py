@@ -7,6 +7,7 @@ import os
 import sqlite3
 import threading
 import time
+import types
 import typing as t
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +16,9 @@ import pytest
 from embedded import NOTHING, Embedded, put
 
 from wsgi_isr.page import Invalidated
-from wsgi_isr.store import tables
+from wsgi_isr.store import notes, tables
 from wsgi_isr.store.protocol import (
+    MAX_MINUTES,
     Busy,
     Failure,
     Number,
@@ -321,3 +323,22 @@ class TestWanted(Embedded):
         assert store.take("build", 9) is None
         assert store.want("build", Wanted("a", b"data"))
         assert store.take("build", 9) == Wanted("a", b"data")
+
+
+class TestTotals(Embedded):
+    def test_those_of_the_last_hour_are_kept(
+        self, store: SQLiteStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        now = 1.7e9
+        clock = types.SimpleNamespace(time=lambda: now, monotonic=time.monotonic)
+        monkeypatch.setattr(notes, "time", clock)
+        for _ in range(MAX_MINUTES + 9):
+            now += 60
+            store.add({"hits": 1})
+            store.add({"hits": 1})
+        last = int(now // 60)
+        found = store.minutes()
+        assert list(found) == list(range(last - MAX_MINUTES + 1, last + 1))
+        assert found[last] == {"hits": 2 * MAX_MINUTES + 17}
+        now += 60 * 50
+        assert list(store.minutes()) == list(range(last - 10, last + 1))

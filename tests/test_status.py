@@ -320,7 +320,7 @@ class TestAnAnswer:
         def fail(*args: t.Any, **kwargs: t.Any) -> t.NoReturn:
             raise StoreError("away")
 
-        for name in ("totals", "processes", "sizes", "journal", "failures", "records"):
+        for name in ("totals", "processes", "sizes", "minutes", "journal", "failures", "records"):
             monkeypatch.setattr(operator.isr.store, name, fail)
         assert "is away" in operator.get("/").text
         for path, status in (("/pages", 503), ("/invalidations", 200), (PATHS[2], 200)):

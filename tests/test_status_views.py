@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 import typing as t
 from collections.abc import Callable, Iterator
 
@@ -30,6 +31,28 @@ class TestTheOverview:
         assert "Pages stored 1" in text
         assert "The store (sqlite) answers" in text
         assert re.search(r"Workers .* \d+ .* ok", text)
+
+    def test_shows_the_last_hour(self, operator: Operator) -> None:
+        last = int(time.time() // 60)
+        minutes = {
+            last - 70: {"hits": 1.0},
+            last - 10: {"hits": 10.0, "misses": 1.0},
+            last - 9: {"hits": 25.0, "misses": 1.0},
+            last - 2: {"hits": 30.0, "misses": 2.0},
+        }
+        found = views.by_minute(minutes, {"hits": 37, "misses": 2}, 0.0)
+        assert len(found) == 60
+        hits = {59 - index: minute["hits"] for index, minute in enumerate(found) if minute}
+        assert hits == {10: 15.0, 9: 5.0, 2: 7.0}
+        # A minute's totals lack what was counted for the first time after it began.
+        begun = views.by_minute({last: {"hits": 8.0}}, {"hits": 9, "misses": 1}, last * 60 + 7.5)
+        assert (begun[-1]["hits"], begun[-1]["misses"]) == (9, 1)
+        (later,) = filter(None, views.by_minute({last: {"hits": 8.0}}, {"hits": 9, "misses": 1}, 0))
+        assert (later["hits"], later["misses"]) == (1, 1)
+        chart = views.chart("Visits", found, hits="fresh", misses="waited")
+        assert "most: 15" in chart and "in the last hour 27 fresh, 1 waited" in chart
+        heights = [float(height) for height in re.findall(r'height="([\d.]+)"', chart)]
+        assert max(heights) == 100.0
 
 
 class TestTheList:

@@ -123,10 +123,11 @@ class Inspection:
         """What an operator asks first.
 
         ``stats``, the totals of all processes, and gauges; ``periods``, the hits and misses since
-        the store began, today (UTC) and since the build began; ``workers``, what each process has
-        now; ``store``, its kind, its state and since when that is so for all of them, and its
-        bounds. Where it does not answer (``has_totals`` is false), totals are those of this
-        process, and there are no ``periods``.
+        the store began, today (UTC) and since the build began; ``minutes``, the totals as each
+        minute of the last hour began; ``workers``, what each process has now; ``store``, its kind,
+        its state and since when that is so for all of them, and its bounds. Where it does not
+        answer (``has_totals`` is false), totals are those of this process, and there are no
+        ``periods``.
         """
         process, pages, memory = self._process, self._pages, self._pages.memory
         guard, store = pages.guard, pages.store
@@ -154,6 +155,7 @@ class Inspection:
         return {
             "stats": stats,
             "periods": periods_of(sums or {}),
+            "minutes": guard.read(store.minutes) or {},
             "workers": workers,
             "store": {
                 "kind": store.kind.name,

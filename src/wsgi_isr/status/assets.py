@@ -29,20 +29,32 @@ a { color: var(--accent); text-underline-offset: .15em; }
 :focus-visible { outline: 3px solid var(--accent); outline-offset: 2px; border-radius: .2rem; }
 .skip { position: absolute; left: -99rem; background: var(--panel); padding: .6rem 1rem; }
 .skip:focus { left: .5rem; top: .5rem; z-index: 1; }
-.note, .tiles > div, .filter, .login, .facts, table { background: var(--panel);
+.note, figure, .tiles > div, .filter, .login, .facts, table { background: var(--panel);
   border: 1px solid var(--rule); border-radius: .5rem; padding: .8rem 1rem; margin: 0; }
 .note { margin: 0 0 1rem; border-left: .35rem solid var(--accent); } .note p { margin: 0; }
 .note.good { border-left-color: var(--good); } .note.warn { border-left-color: var(--warn); }
 .note.bad { border-left-color: var(--bad); } .note p:first-child:not(:last-child) {
   font-weight: 650; }
-.soft, .tags, dt, label, thead, td::before { color: var(--soft); }
+.soft, .tags, dt, figcaption, .axis, label, thead, td::before { color: var(--soft); }
 .error { color: var(--bad); }
-.tiles { display: grid; gap: .75rem; margin: 0;
+.tiles, .charts { display: grid; gap: .75rem; margin: 0;
   grid-template-columns: repeat(auto-fit, minmax(min(10.5rem, 46%), 1fr)); }
-.tiles dt, .tiles span, .tags, label, thead { font-size: .875rem; }
+.charts { grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); }
+.tiles dt, .tiles span, figcaption, .axis, .key, .tags, label, thead { font-size: .875rem; }
 .tiles dd { margin: 0; color: var(--soft); } .tiles strong { display: block; color: var(--ink);
   font-size: 1.6rem; line-height: 1.3; font-weight: 650; font-variant-numeric: tabular-nums; }
 meter { display: block; width: 100%; height: .9rem; }
+svg { display: block; width: 100%; height: 5.5rem; margin: .5rem 0 .25rem;
+  border-bottom: 1px solid var(--edge); }
+rect, .key li::before { fill: var(--accent); background: var(--accent); }
+rect.stale { fill: var(--edge); } rect.waited { fill: var(--warn); }
+rect.failed { fill: var(--bad); } .key .stale::before { background: var(--edge); }
+.key .waited::before { background: var(--warn); } .key .failed::before { background: var(--bad); }
+.axis { display: flex; justify-content: space-between; }
+.key { display: flex; flex-wrap: wrap; gap: 0 1rem; margin: .3rem 0 0; padding: 0;
+  list-style: none; }
+.key li::before { content: ""; display: inline-block; width: .7rem; height: .7rem;
+  margin-right: .4rem; border-radius: .15rem; }
 table { width: 100%; border-spacing: 0; padding: .2rem 0; font-size: .9375rem; }
 th, td { text-align: left; padding: .5rem .7rem; vertical-align: top; }
 td, dl.facts > :nth-child(n+3) { border-top: 1px solid var(--rule); }

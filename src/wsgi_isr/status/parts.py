@@ -144,3 +144,29 @@ def moment(at: object) -> H | None:
     when = datetime.fromtimestamp(round(at), UTC)
     day = "" if time.time() - at < 43_200 else f"{when:%Y-%m-%d} "
     return H('<time datetime="{}">{}{:%H:%M:%S} UTC</time>').format(when.isoformat(), day, when)
+
+
+def chart(title: str, minutes: Sequence[Counts], **series: str) -> H:
+    """Bars of the last hour, one series on another."""
+    highest = max(sum(m.get(name, 0) for name in series) for m in minutes)
+    bars: list[tuple[object, ...]] = []
+    for x, minute in enumerate(minutes):
+        top = 100.0
+        for name, label in series.items():
+            height = 100 * minute.get(name, 0) / max(1, highest)
+            top -= height
+            bars += [(label, x, round(top, 2), round(height, 2))] if height > 0 else []
+    sums = [(label, sum(m.get(name, 0) for m in minutes), label) for name, label in series.items()]
+    words = ", ".join(f"{total:,.0f} {label}" for label, total, _ in sums)
+    return H(
+        "<figure><figcaption>{} (most: {:,.0f})</figcaption>"
+        '<svg viewBox="0 0 60 100" preserveAspectRatio="none" role="img" aria-label="{}">{}</svg>'
+        '<div class="axis"><span>1 h ago</span><span>now</span></div><ul class="key">{}</ul>'
+        "</figure>"
+    ).format(
+        title,
+        highest,
+        f"{title}; in the last hour {words}",
+        each('<rect class="{}" x="{}" y="{}" width=".8" height="{}"/>', bars),
+        each('<li class="{}">{:,.0f} {}</li>', sums),
+    )

@@ -11,11 +11,13 @@ from markupsafe import Markup as H
 
 from ..explain import Explanation
 from ..listing import ORDERS, PageInfo, amount, call_row, number, percentile, span
+from ..metrics import COUNTERS
 from ..rules import to_wsgi
 from ..store.protocol import Record
 from .parts import (
     Context,
     Counts,
+    chart,
     each,
     meter,
     moment,
@@ -32,6 +34,7 @@ Args: t.TypeAlias = "Mapping[str, str]"
 #: Pages on one screen, those that are sorted, and stored ones that a request goes through: some
 #: 60 µs for each of the second, 10 µs for each of the last.
 MAX_ROWS, MAX_MATCHING, MAX_READ = 50, 5000, 20_000
+MINUTES = 60
 STATES = ("", "fresh", "stale", "expired", "failed")
 SORTS = {
     "url": "URL",
@@ -74,7 +77,8 @@ NEXT = {
 def overview(context: Context, args: Args) -> str:
     found = context.middleware.on_demand().overview()
     stats, store, processes = found["stats"], found["store"], found["workers"]
-    times = stats["render_seconds"]
+    began = found["periods"].get("store", {"at": 0.0})["at"]
+    times, minutes = stats["render_seconds"], by_minute(found["minutes"], stats, began)
     mean = 1000 * times["sum"] / max(1, times["count"])
     periods = {name: f"{period['hit_ratio']:.1%}" for name, period in found["periods"].items()}
     begun = {name: moment(period["at"]) for name, period in found["periods"].items()}
@@ -95,10 +99,13 @@ def overview(context: Context, args: Args) -> str:
     ]
     main = H(
         '<div id="now" data-live>{}<dl class="tiles">{}</dl></div>'
+        '<h2>The last hour</h2><div id="hour" class="charts" data-live>{}{}</div>'
         '<div id="work" data-live><h2>Rendered now</h2>{}<h2>Workers</h2>{}</div>'
     ).format(
         health(store, processes),
         each("<div><dt>{}</dt><dd><strong>{}</strong><span>{}</span></dd></div>", tiles),
+        chart("Visits a minute", minutes, hits="fresh", stale_hits="stale", misses="waited"),
+        chart("Renders a minute", minutes, renders="renders", failures="failed"),
         rendering(context, processes),
         workers(processes),
     )
@@ -136,6 +143,23 @@ def workers(processes: Iterable[Counts]) -> H:
         for p in processes
     )
     return table("Process Build Since Memory# Rendering# Waiting# Store", rows)
+
+
+def by_minute(minutes: Mapping[int, Counts], now: Counts, began: float) -> list[dict[str, float]]:
+    """What was counted in each minute of the last hour, the oldest first.
+
+    :param began: the time of the first totals, in seconds since 1970.
+    """
+    last = int(time.time() // 60)
+    points = [*sorted(minutes.items()), (last + 1, now)]
+    if points[0][0] == began // 60:
+        # All was counted since then.
+        points[0] = (points[0][0], {})
+    counted = {
+        minute: {name: after.get(name, 0) - before.get(name, 0) for name in COUNTERS}
+        for (minute, before), (_, after) in zip(points, points[1:], strict=False)
+    }
+    return [counted.get(minute, {}) for minute in range(last - MINUTES + 1, last + 1)]
 
 
 # The pages.

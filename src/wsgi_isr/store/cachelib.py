@@ -92,6 +92,8 @@ class CachelibStore:
         self._at = Number("", 0)
         self._refreshed = 0.0
         self._leases = Leases(self._extend if self._memory is None else None, self._end)
+        #: The last minute whose totals this process left.
+        self._minute = 0
         self._id = secrets.token_hex(8)
         # Guards this object. Nothing is asked of the cache under it.
         self._lock = threading.Lock()
@@ -324,9 +326,21 @@ class CachelibStore:
         with self._change("totals", {}) as totals:
             for name, count in counts.items():
                 totals[name] = totals.get(name, 0) + count
+        minute = int(self.time() // 60)
+        if minute != self._minute:
+            with self._change("minutes", []) as minutes:
+                if minute not in dict(minutes):
+                    minutes.insert(0, [minute, self.totals()])
+                del minutes[protocol.MAX_MINUTES :]
+            self._minute = minute
 
     def totals(self) -> dict[str, float]:
         return dict(self._value("totals", {}))
+
+    def minutes(self) -> dict[int, dict[str, float]]:
+        first = self.time() // 60 - protocol.MAX_MINUTES
+        found = reversed(self._value("minutes", []))
+        return {minute: totals for minute, totals in found if minute > first}
 
     def log(self, *entries: bytes) -> None:
         with self._change("journal", []) as journal:

@@ -73,9 +73,13 @@ def drop(connection: Connection, kind: str, name: str) -> None:
 
 
 def add(connection: Connection, counts: Mapping[str, float]) -> None:
+    """Add to the totals, and keep those of a minute that begins."""
     totals = get(connection, "totals", "") or {}
     totals |= {name: totals.get(name, 0) + count for name, count in counts.items()}
     put(connection, "totals", "", totals)
+    minute = str(int(time.time() // 60))
+    if counts and get(connection, "minute", minute) is None:
+        put(connection, "minute", minute, totals, protocol.MAX_MINUTES)
 
 
 class Notes:
@@ -190,6 +194,11 @@ class Notes:
 
     def totals(self) -> dict[str, float]:
         return self.database.read(get, "totals", "") or {}
+
+    def minutes(self) -> dict[int, dict[str, float]]:
+        first = time.time() // 60 - protocol.MAX_MINUTES
+        found = self.database.read(get_all, "minute").items()
+        return dict(sorted((int(name), sums) for name, sums in found if int(name) > first))
 
     def log(self, *entries: bytes) -> None:
         for entry in entries:

@@ -52,6 +52,8 @@ MAX_FAILURES = 10_000
 MAX_BUILDS = 100
 #: Entries of the journal; the oldest are forgotten first.
 MAX_JOURNAL = 200
+#: Minutes of which the totals are kept.
+MAX_MINUTES = 61
 
 
 class StoreError(Exception):
@@ -326,6 +328,12 @@ class Store(t.Protocol):
 
     def totals(self) -> dict[str, float]:
         """The totals of all processes since the store began; they never go down."""
+
+    def minutes(self) -> dict[int, dict[str, float]]:
+        """The totals as the first `add` of each minute left them, of the last hour.
+
+        :returns: by the minute since 1970, in order; at most `MAX_MINUTES`.
+        """
 
     def log(self, *entries: bytes) -> None:
         """Append to the journal of the site, of which the last `MAX_JOURNAL` entries are kept."""

@@ -364,6 +364,17 @@ function steps.add(...)
             call('HSET', totals, name, number)
         end
     end
+    local minute = root .. 'minute:' .. math.floor(steps.time() / 60000)
+    if redis.call('COPY', totals, minute) == 1 then redis.call('EXPIRE', minute, 7200) end
+end
+
+function steps.minutes(most)
+    local now, found = math.floor(steps.time() / 60000), {}
+    for minute = now - most + 1, now do
+        local totals = call('HGETALL', root .. 'minute:' .. minute)
+        if #totals > 0 then found[#found + 1] = {minute, totals} end
+    end
+    return found
 end
 
 local step = ARGV[1]

@@ -308,6 +308,10 @@ class RedisStore:
     def totals(self) -> dict[str, float]:
         return _totals(self._call("HGETALL", "totals"))
 
+    def minutes(self) -> dict[int, dict[str, float]]:
+        found = self._step("minutes", protocol.MAX_MINUTES)
+        return {minute: _totals(flat) for minute, flat in found}
+
     def log(self, *entries: bytes) -> None:
         self._call("LPUSH", "journal", *entries)
         self._call("LTRIM", "journal", 0, protocol.MAX_JOURNAL - 1)

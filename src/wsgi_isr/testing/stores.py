@@ -43,6 +43,16 @@ class StoreContract(PagesContract, OrderContract):
         run_threads(8, lambda index: add_often((store, other)[index % 2], 25))
         assert store.totals()["hits"] == 203
 
+    def test_gives_the_totals_of_each_minute(self, store: Store, other: Store) -> None:
+        assert store.minutes() == {}
+        first = store.time() // 60
+        store.add({"hits": 1})
+        other.add({"hits": 2, "seconds": 0.25})
+        minutes = other.minutes()
+        # The minute may have passed in between: then the second one has both.
+        assert minutes == store.minutes() and next(iter(minutes.values())) == {"hits": 1}
+        assert list(minutes) in ([first], [first, first + 1], [first + 1])
+
     def test_keeps_a_journal(self, store: Store, other: Store) -> None:
         assert store.journal() == []
         entries = [b'{"at": %d}\xff\0' % number for number in range(MAX_JOURNAL + 5)]
@@ -103,7 +113,7 @@ class StoreContract(PagesContract, OrderContract):
         again = opened()
         assert self.state(again) is STALE and again.has_path("/a")
         assert again.failure("page") == Failure(1, 2.5, "error") and again.totals() == {"hits": 1}
-        assert again.journal() == [b"entry"]
+        assert again.journal() == [b"entry"] and list(again.minutes().values()) == [{"hits": 1}]
         assert again.changes(at).complete and again.number() > at
 
     # Other processes.
