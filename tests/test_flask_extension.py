@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import secrets
+import threading
 import typing as t
 from pathlib import Path
 
@@ -92,6 +93,23 @@ class TestInARoute:
         app.extensions["text"] = "newer"
         browser.post(route, data={"expire": "1"})
         assert browser.get("/blog/a").text == "newer a"
+
+    def test_leaves_the_route_what_it_has_in_its_thread(self, app: Flask, browser: Browser) -> None:
+        """Such as a session of SQLAlchemy, which ``teardown_appcontext`` removes."""
+        session = threading.local()
+
+        @app.teardown_appcontext
+        def remove(error: BaseException | None) -> None:
+            session.__dict__.clear()
+
+        @app.post("/session")
+        def work() -> str:
+            session.post = "a post"
+            revalidate("/blog/a", "/blog/b")
+            revalidate_tag("posts")
+            return str(session.post)
+
+        assert browser.post("/session").text == "a post"
 
     def test_the_hook_of_the_next_js_documentation(self, app: Flask, browser: Browser) -> None:
         assert browser.get("/path-to-revalidate").text == "old"

@@ -113,10 +113,18 @@ def mistakes(app: Flask) -> Iterator[str]:
 def match(app: Flask, environ: WSGIEnvironment) -> str:
     """The endpoint of a GET request, ``""`` for none."""
     try:
-        # A converter of URL values may look into a database.
+        return _match(app, environ)
+    except RuntimeError:
+        # A converter of URL values needs the app. A context for all would end with the teardown
+        # functions of the app, in the thread of a view that calls `revalidate`.
         with app.app_context():
-            adapter = app.create_url_adapter(app.request_class(environ, populate_request=False))
-            return adapter.match(method="GET")[0] if adapter is not None else ""
+            return _match(app, environ)
+
+
+def _match(app: Flask, environ: WSGIEnvironment) -> str:
+    try:
+        adapter = app.create_url_adapter(app.request_class(environ, populate_request=False))
+        return adapter.match(method="GET")[0] if adapter is not None else ""
     except HTTPException:
         # Unknown, or a redirect to a slash; the app says so better.
         return ""
