@@ -87,8 +87,8 @@ class Process:
         self._added: dict[str, float] = {}
         #: On-demand calls that the journal does not have yet.
         self._calls: deque[Mapping[str, t.Any]] = deque(maxlen=MAX_JOURNAL)
-        self._upkept_at = time.monotonic()
-        self._has_reported = False
+        #: Long ago: the first report comes soon, since a command line asks which processes serve.
+        self._upkept_at = 0.0
         self._day = -1
         self.is_closed = False
         pages.follow()
@@ -176,9 +176,7 @@ class Process:
             time.sleep(POLL)
         pages.guard.probe()
         self.write_journal()
-        # The first report comes soon: a command line asks which processes serve.
-        is_new = not self._has_reported and self.report() is not None
-        if is_new or time.monotonic() - self._upkept_at >= REPORT:
+        if time.monotonic() - self._upkept_at >= REPORT:
             self.upkeep()
 
     def upkeep(self) -> None:
@@ -196,7 +194,6 @@ class Process:
             report = self.report()
             if report is not None:
                 self.pages.store.report(report)
-                self._has_reported = True
                 self.pages.earlier_builds()
 
     def _add(self) -> None:

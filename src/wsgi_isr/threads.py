@@ -37,12 +37,9 @@ class ExecutorLike(t.Protocol):
 
 
 def open_executor(executor: t.Any, made_in: int) -> tuple[ExecutorLike | None, bool]:
-    """The executor of this process, and whether it was made here.
+    """The executor of this process, if any, and whether it was made here.
 
-    By now a request waits, which an error would not help.
-
-    :param executor: one, or what makes one; ``None`` for none.
-    :param made_in: the process to which one belongs.
+    It never raises: by now a request waits.
     """
     try:
         # A class that has it makes one.
@@ -79,12 +76,10 @@ def start(thread: threading.Thread) -> bool:
 
 
 class Background:
-    """Runs jobs, each on one of a few threads.
+    """Runs jobs on a few threads, or on an executor in their place unless that refuses them.
 
-    :param workers: threads, at most.
     :param patience: seconds after which a job counts as hung, and another thread may be started.
-    :param executor: runs the jobs in place of the threads. Where it refuses, the threads do.
-    :param made_in: see `open_executor`.
+    :param made_in: the process that an executor belongs to.
     """
 
     def __init__(
