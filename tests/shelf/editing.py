@@ -43,7 +43,17 @@ from wagtail.models import (
 )
 from werkzeug.test import Client
 
-from shelf.models import Author, BookPage, Chapter, Imprint, NoPage, Publisher, Shop, TaggedPage
+from shelf.models import (
+    Author,
+    BookPage,
+    Chapter,
+    Genre,
+    Imprint,
+    NoPage,
+    Publisher,
+    Shop,
+    TaggedPage,
+)
 from wsgi_isr.django.wagtail import changes
 from wsgi_isr.django.wagtail.serving import check, paths
 
@@ -205,6 +215,7 @@ def build() -> None:
     picture = Image.objects.create(title="cover", file=ContentFile(content.getvalue(), "c.png"))
     maintainer = Maintainer.objects.create(name="Ada")
     author = Author.objects.create(name="Bea", publisher=Publisher.objects.create(name="Press"))
+    author.others.add(Publisher.objects.create(name="Other"))
     Notice.objects.create(text="notice")
     text = add(home, SubjectPage, "text", show_in_menus=True)
     add(text, ModulePage, "string", summary="s", maintainer=maintainer)
@@ -217,6 +228,8 @@ def build() -> None:
     body = [{"type": name, "value": value} for name, value in values.items()]
     reader = get_user_model().objects.get()
     book = add(files, BookPage, "book", body=json.dumps(body), reader=reader)
+    book.genres.add(Genre.objects.create())
+    book.save()
     Chapter.objects.create(page=book, title="first")
     add(files, NoPage, "live")
     add(home, TaggedPage, "tagged")

@@ -3,7 +3,7 @@ from __future__ import annotations
 from django import forms
 from django.db import models
 from library.models import Maintainer
-from modelcluster.fields import ParentalKey
+from modelcluster.fields import ParentalKey, ParentalManyToManyField
 from wagtail.blocks import ChooserBlock, ListBlock, PageChooserBlock, StructBlock
 from wagtail.contrib.settings.models import BaseSiteSetting, register_setting
 from wagtail.fields import StreamField
@@ -34,6 +34,10 @@ class Shop(models.Model):
     name = models.CharField(max_length=50)
 
 
+class Genre(models.Model):
+    """Pages have any number of them."""
+
+
 class ShopChooserBlock(ChooserBlock):
     target_model = "shelf.Shop"
     widget = forms.Select
@@ -56,6 +60,7 @@ class BookPage(Page):
         ],
         blank=True,
     )
+    genres = ParentalManyToManyField(Genre, related_name="+")
     reader = models.ForeignKey("auth.User", models.SET_NULL, null=True, related_name="+")
 
 

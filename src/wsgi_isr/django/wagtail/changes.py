@@ -205,17 +205,28 @@ def _owner_of(instance: t.Any) -> t.Any:
     return instance
 
 
-def _pages_with(instance: t.Any) -> set[t.Any]:
+def _pages_with(instance: t.Any) -> set[str]:
     """Keys of the pages that refer to an object in a field, or to what refers to it."""
-    pages = ContentType.objects.get_for_model(Page).pk
     found, seen, todo = set(), set(), [instance]
     while todo:
-        references = ReferenceIndex.get_references_to(todo.pop())
-        for place in references.values_list("base_content_type", "object_id").distinct():
-            if place[0] == pages:
-                found.add(place[1])
-            elif place not in seen:
-                seen.add(place)
-                if model := ContentType.objects.get_for_id(place[0]).model_class():
-                    todo.append(model(pk=place[1]))
+        for model, key in _references_to(todo.pop()):
+            if issubclass(model, Page):
+                found.add(key)
+            elif (model, key) not in seen:
+                seen.add((model, key))
+                todo.append(model(pk=key))
     return found
+
+
+def _references_to(instance: t.Any) -> Iterator[tuple[t.Any, str]]:
+    """Models and keys of the objects that refer to one in a field."""
+    references = ReferenceIndex.get_references_to(instance)
+    for place, key in references.values_list("base_content_type", "object_id").distinct():
+        if model := ContentType.objects.get_for_id(place).model_class():
+            yield model, key
+    # The index has no many-to-many relations.
+    for relation in instance._meta.get_fields(include_hidden=True):
+        model = relation.many_to_many and relation.auto_created and relation.related_model
+        if model and issubclass(model, (Page, *_shown_models())):
+            related = model._meta.base_manager.filter(**{relation.field.name: instance.pk})
+            yield from ((model, str(key)) for key in related.values_list("pk", flat=True))
