@@ -45,7 +45,8 @@ class ISRMiddleware:
         ``redis://host:6379/0`` or ``memory://``; a cachelib cache; a callable that returns one,
         called once in each process; or a `wsgi_isr.store.protocol.Store`.
     :param rules: a mapping of path patterns to `Rule` or seconds, where ``None`` excludes a URL;
-        or a callable that takes an environ and returns a `Rule` or ``None``.
+        or a callable that takes an environ and returns a `Rule` or ``None``. What it says of the
+        canonical request counts for a render.
     :param query: query parameters that are part of a page's key, where no rule says otherwise.
     :param base_url: scheme, host and perhaps mount point under which pages are rendered.
     :param trusted_hosts: may have pages, with a port only where one is named; ``None``: any host.

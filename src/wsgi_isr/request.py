@@ -241,9 +241,9 @@ class Request:
             self._process.not_pages.add(self._key, outcome.detail, self._fingerprint)
         if outcome.kind is Kind.NOT_A_PAGE:
             return self._pass(member, always=True)
+        self.has_asked = True
         if outcome.response is None:
             assert outcome.error is not None
-            self.has_asked = True
             raise outcome.error
         private = outcome.kind is Kind.FAILED
         return deliver(outcome.response, self._start_response, member, private, self._is_head)
