@@ -7,11 +7,10 @@ import typing as t
 
 import pytest
 from answers import BOTH, answer, renew
-from conftest import status_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsgi_isr import Rule, metadata, page_headers
+from wsgi_isr import metadata, page_headers
 from wsgi_isr.metadata import Metadata, read_metadata
 
 tag_texts = st.text(
@@ -186,19 +185,6 @@ class TestHeadersOnTheWay:
         site.answers["/x"] = answer()
         browse().open("/x", method=method, headers={name: "60"})
         assert not [key for key in site.environs[0] if "ISR_" in key]
-
-
-def test_the_time_of_a_page_begins_when_its_render_begins(
-    site: t.Any, browse: t.Any, clock: t.Any
-) -> None:
-    def slow(environ: dict[str, t.Any]) -> str:
-        clock.advance(10)
-        return "slow"
-
-    site.page("/x", slow)
-    client = browse(rules={"/x": Rule()})
-    client.get("/x")
-    assert status_of(client.get("/x")) == "isr; hit; ttl=50"
 
 
 def test_a_page_lists_the_metadata_it_was_given(site: t.Any, browse: t.Any) -> None:
