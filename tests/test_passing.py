@@ -208,14 +208,21 @@ def test_an_exception_of_our_own_is_logged_and_the_app_answers(
     assert "the request goes to the app" in caplog.text
 
 
+@BOTH
 def test_an_exception_before_the_app_is_rendered_is_logged_and_the_app_answers(
-    site: t.Any, browse: t.Any, monkeypatch: pytest.MonkeyPatch
+    site: t.Any,
+    browse: t.Any,
+    rules: t.Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     site.page("/x", lambda environ: environ.get("wsgi_isr.reason", "own"))
-    client = browse(rules={"/x": Rule()})
+    client = browse(rules=rules)
     monkeypatch.setattr("wsgi_isr.renders.Renders._lease", lambda *args: 1 / 0)
     response = client.get("/x")
-    assert (response.text, status_of(response)) == ("own", "isr; fwd=bypass; detail=error")
+    assert response.text == "own" and status_of(response).endswith("detail=error")
+    assert response.headers["Cache-Control"] == "private, no-store"
+    assert "ZeroDivisionError" in caplog.text
 
 
 def test_an_exception_behind_a_hit_is_logged_and_costs_no_answer(

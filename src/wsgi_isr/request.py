@@ -5,6 +5,7 @@ A request ends in an `Answer` (a page) or in `Passing` (the app's own answer), a
 
 from __future__ import annotations
 
+import logging
 import typing as t
 from collections.abc import Iterable
 
@@ -24,6 +25,8 @@ from .store.memory import Entry, Fingerprint
 
 if t.TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+logger = logging.getLogger("wsgi_isr")
 
 
 def miss(detail: str, forward: str = "uri-miss") -> str:
@@ -306,7 +309,12 @@ class Request:
                 process.failures.reject(self._key, refused)
                 detail = refused.detail
             else:
-                outcome = process.renders.get(self._key, "miss")
+                try:
+                    outcome = process.renders.get(self._key, "miss")
+                except Exception as error:
+                    # The visitor has an answer.
+                    logger.exception("%r: the request goes to the app", self._key.path)
+                    outcome = Outcome(Kind.FAILED, error=error)
                 if outcome.entry is not None or outcome.kind is Kind.UNSTORED:
                     process.not_pages.discard(self._key)
                     first.discard()
