@@ -118,16 +118,20 @@ class TestFiles(Embedded):
         stored = store.get("a")
         assert stored is None or stored.validity.invalidated
 
-    def test_a_copy_says_nothing_of_leases(
+    def test_a_copy_says_nothing_of_leases_and_processes(
         self, folder: Path, tmp_path: Path, open_store: Callable[..., SQLiteStore]
     ) -> None:
         store, other = open_store(), open_store()
         lease = store.lease("a", 60, True)
+        store.report({"pid": 1})
         shutil.copytree(folder, tmp_path / "copy")
         assert not isinstance(lease, Busy)
         lease.release()
         folder.rename(tmp_path / "before")
         (tmp_path / "copy").rename(folder)
+        for _ in range(2):
+            store.report({"pid": 1})
+        assert other.processes() == [{"pid": 1}]
         store.lease("b", 60, True)
         assert isinstance(other.lease("b", 60, True), Busy)
         for one in (store, other):

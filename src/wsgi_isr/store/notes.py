@@ -109,9 +109,6 @@ class Notes:
         """A value of this process, for so long; for one who has the lock of all writers."""
         return self.database.presence.ensure(), time.monotonic() + seconds, data
 
-    def _put_claim(self, kind: str, name: str, seconds: float, data: object = None) -> None:
-        self.database.write(lambda c: put(c, kind, name, self._claim(seconds, data)))
-
     def _valid(self, claim: t.Any) -> t.Any:
         """A claim, if its time is not over and its process runs."""
         is_valid = claim and time.monotonic() < claim[1]
@@ -154,7 +151,8 @@ class Notes:
     def take(self, build: str, seconds: float) -> Wanted | None:
         now = time.monotonic()
         if now - self._signs.get(build, -SIGN_OF_LIFE) >= SIGN_OF_LIFE:
-            self._put_claim("taker", build, protocol.ABANDONED)
+            term = protocol.ABANDONED
+            self.database.write(lambda c: put(c, "taker", build, self._claim(term, None)))
             self._signs[build] = now
         found = self.database.read(self._free, build)
         return found and self.database.write(self._take, build, seconds)
@@ -213,7 +211,12 @@ class Notes:
         return self.database.write(_is_first, name, seconds)
 
     def report(self, process: Mapping[str, t.Any]) -> None:
-        self._put_claim("report", self.database.presence.token, FOR_GOOD, dict(process))
+        self.database.write(self._report, dict(process))
+
+    def _report(self, connection: Connection, process: object) -> None:
+        claim = self._claim(FOR_GOOD, process)
+        # Named by who made it: a process whose file was replaced is another one.
+        put(connection, "report", claim[0], claim)
 
     def processes(self) -> list[dict[str, t.Any]]:
         reports = self.database.read(get_all, "report").values()
