@@ -131,7 +131,7 @@ class TestAPage:
         text = operator.explained(self.URL)
         assert "This page is new. It was rendered 0 s ago, for its first visitor" in text
         assert "It stays fresh for another 60 s" in text
-        assert "Half of them took 0 ms at most, 95% 0 ms. When Why Took" in text
+        assert re.search(r"Half of them took \d+ ms at most, 95% \d+ ms. When Why Took", text)
 
     def test_is_old_by_an_invalidation_or_by_its_age(
         self, operator: Operator, clock: Clock
