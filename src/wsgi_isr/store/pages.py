@@ -239,8 +239,8 @@ class Pages:
         if self._used:
             names, self._used = self._used, set()
             self.guard.write(self.store.used, names)
-        for key in list(self._withdrawn):
-            self._remove(key)
+        # It stops where the store does not answer.
+        all(self.guard.write(self._withdraw, key) for key in list(self._withdrawn))
 
     # Listing.
 
@@ -335,20 +335,17 @@ class Pages:
         # Earlier builds do not lend it any more.
         for build in (key.build, *self.earlier_builds()[: self._previous_builds]):
             self._withdrawn[key._replace(build=build)] = None
-            self._remove(key._replace(build=build))
+            self.guard.write(self._withdraw, key._replace(build=build))
         if len(self._withdrawn) > MAX_WITHDRAWN:
             self._withdrawn.pop(next(iter(self._withdrawn)), None)
         # Last: until then another thread may read it again.
         self.memory.discard(key)
 
-    def _remove(self, key: PageKey) -> None:
-        if self.guard.write(self._withdraw, key.name):
-            self._withdrawn.pop(key, None)
-
-    def _withdraw(self, name: str) -> bool:
+    def _withdraw(self, key: PageKey) -> bool:
         # Invalidated first: others have it in their memory.
-        self.store.invalidate([page_label(name)], True)
-        self.store.delete(name)
+        self.store.invalidate([page_label(key.name)], True)
+        self.store.delete(key.name)
+        self._withdrawn.pop(key, None)
         return True
 
     def forget_outdated(self, entry: Entry) -> None:
