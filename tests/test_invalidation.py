@@ -56,6 +56,12 @@ def not_fresh(browser: Browser) -> set[str]:
 
 
 class TestTags:
+    def test_however_many_leave_other_pages_in_memory(self, plain: Browser) -> None:
+        plain.isr.revalidate_tag(*(f"tag {number}" for number in range(3000)))
+        for number in range(600):
+            plain.isr.revalidate_tag(f"{number}", f"again {number}")
+        assert not_fresh(plain) == set()
+
     def test_all_pages_with_the_tag_become_stale_and_no_other(
         self, site: Site, browser: Browser
     ) -> None:

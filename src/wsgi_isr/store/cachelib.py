@@ -169,10 +169,8 @@ class CachelibStore:
         epochs = self._sync()
         with self._lock:
             at = Number(epochs.lineage, epochs.changed)
-            is_near = since.lineage == at.lineage and since.sequence >= epochs.floor
-            found = epochs.since(since.sequence) if is_near else ()
-        complete = is_near and len(found) <= protocol.MAX_HISTORY
-        return Changes(at, complete, found if complete else ())
+            complete = since.lineage == at.lineage and since.sequence >= epochs.floor
+            return Changes(at, complete, epochs.since(since.sequence) if complete else ())
 
     # Pages.
 
