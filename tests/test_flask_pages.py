@@ -106,8 +106,10 @@ class TestCurrent:
         assert browser.get("/").text == "home"
         assert [page.state for page in browser.isr.pages()] == ["failed"]
         (record,) = (it for it in caplog.records if it.levelname == "WARNING")
-        said = "http://localhost/ is not stored (metadata: isr-revalidate: 'revalidate takes whole"
-        assert record.getMessage().startswith(said)
+        assert record.getMessage().startswith(
+            "http://localhost/ is not stored (metadata: isr-revalidate: 'revalidate takes whole "
+            "seconds, 1 or more, or False, not 0' (this is neither whole seconds, 1 or more, nor "
+        )
 
     @pytest.mark.parametrize("value", ["a,b", "\u2603\n", "x" * 257])
     def test_a_value_that_cannot_work_leaves_a_page_that_is_stored(

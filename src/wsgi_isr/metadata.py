@@ -250,11 +250,12 @@ def read_metadata(
     return Metadata(None if revalidate is False else revalidate, expire, tuple(tags))
 
 
-def _number(value: str) -> t.Any:
-    """A number or ``False``; a text that is neither, for checks to refuse."""
+def _number(value: str) -> int | t.Literal[False]:
     if value.lower() == "false":
         return False
-    return int(value) if _WHOLE.fullmatch(value) else value
+    if not _WHOLE.fullmatch(value):
+        raise ValueError("this is neither whole seconds, 1 or more, nor false")
+    return int(value)
 
 
 def _read_tags(value: str) -> tuple[str, ...]:

@@ -197,7 +197,7 @@ REMEDIES = {
     "exclude the URL with a rule of None",
     "redirect": "the page redirects to itself: put ProxyFix outside of ISRMiddleware, or set "
     "base_url, or declare the query parameter that makes the difference",
-    "metadata": "correct the ISR header",
+    "metadata": "correct the ISR header, or what isr_page.current was given",
     "header": "correct it where the app sets it",
     "form-token": "each POST of this form would fail, because its token belongs to a cookie: "
     "exclude the URL with a rule of None, or fetch the form separately",
