@@ -87,7 +87,8 @@ class TestWhatIsKnownOfIt:
         isr = browse(listable, base_url="http://localhost").isr
         isr.revalidate("/caf%C3%A9")
         isr.invalidate("/caf%C3%A9")
-        assert isr.explain("/caf%C3%A9").invalidated_by == "path:/caf%C3%A9"
+        found = isr.explain("/caf%C3%A9")
+        assert (found.key["path"], found.invalidated_by) == ("/caf%C3%A9", "path:/caf%C3%A9")
 
     def test_names_the_build_whose_page_is_lent(self, site: Site, make: Make, shared: str) -> None:
         site.page("/")

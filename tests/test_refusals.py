@@ -38,6 +38,11 @@ def vary(value: str, culprit: str, *more: tuple[str, str]) -> Case:
 
 CASES = {
     "a cookie": Case("set-cookie", page(COOKIE, ("Set-Cookie", "b=2")), ("session, b", "ignore=")),
+    "a token of forms": Case(
+        "set-cookie",
+        page(("Set-Cookie", "csrftoken=x")),
+        ("csrftoken", "fetch the form separately"),
+    ),
     "no-store": control("no-store", "no-store"),
     "no-cache among others": control("max-age=60, No-Cache", "no-cache"),
     "private of a field": control('private="X-User"', "private"),

@@ -156,7 +156,7 @@ class Lookup(Inspection):
         refusal = self._process.not_pages.get(key) if refused is None else refused.error
         about: dict[str, t.Any] = {
             "url": key.url,
-            "key": key._asdict(),
+            "key": key._asdict() | {"mount": address_of(key.mount), "path": address_of(key.path)},
             "rule": "None" if excluded else None if rule is None else repr(rule),
             "state": "excluded" if excluded else "unknown" if failure is None else "failed",
             "build": key.build,

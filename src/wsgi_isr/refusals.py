@@ -40,6 +40,8 @@ class Refusal(t.NamedTuple):
         """What to do about it: for an app's author, and for the owner of an app that stays."""
         remedy = REMEDIES[self.detail]
         if self.detail == "set-cookie":
+            if _TOKEN_COOKIE.search(self.culprit):
+                remedy = REMEDIES["form-token"]
             remedy = next(filter(None, map(COOKIES.get, self.culprit.split(", "))), remedy)
         if self.detail in ("status", "no-metadata") and _LOGIN.match(self.culprit):
             remedy += f"; or {REMEDIES['login']}"
@@ -183,6 +185,7 @@ def _leads_to(key: PageKey, location: str | None, declared: tuple[str, ...]) -> 
 
 #: Answers to those who are not logged in.
 _LOGIN = re.compile(r"40[13]\b|30[237] to .*(?:log-?in|sign-?in|auth|sso|next=)", re.IGNORECASE)
+_TOKEN_COOKIE = re.compile("[cx]srf", re.IGNORECASE)
 #: For adapters of frameworks: what to do about cookies that they set, by name.
 COOKIES: dict[str, str] = {}
 REMEDIES = {
