@@ -44,6 +44,16 @@ def client(site: t.Any, browse: t.Any) -> t.Any:
     return client
 
 
+
+def test_the_same_body_has_the_same_bytes_whenever_it_is_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In each process: they have the same strong validator."""
+    now = {name: encode(LONG.encode()) for name, encode in encoders().items()}
+    monkeypatch.setattr("time.time", lambda: 5.0)
+    assert {name: encode(LONG.encode()) for name, encode in encoders().items()} == now
+
+
 class TestChoice:
     @pytest.mark.parametrize(
         ("accepted", "coding"),
