@@ -44,7 +44,6 @@ def client(site: t.Any, browse: t.Any) -> t.Any:
     return client
 
 
-
 def test_the_same_body_has_the_same_bytes_whenever_it_is_made(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -27,6 +27,14 @@ ERRORS: dict[str, tuple[dict[str, t.Any], str]] = {
     "a host that is a number": ({"trusted_hosts": [3]}, "not 3"),
     "hosts that are URLs": ({"trusted_hosts": ["https://www.example.com"]}, "not URLs"),
     "hosts that are none": ({"trusted_hosts": 3}, r"trusted_hosts takes a list"),
+    "a time of nothing": ({"render_timeout": 0}, "more than 0 seconds, up to 86400, not 0"),
+    "a time without end": ({"render_timeout": float("inf")}, "more than 0 seconds"),
+    "a time that is none": ({"render_timeout": float("nan")}, "more than 0 seconds"),
+    "a prefix with a space": ({"key_prefix": "a b"}, "characters without spaces, not 'a b'"),
+    "a key that is a number": ({"signing_key": 5}, "signing_key takes bytes or a string, not int"),
+    "a key that is short": ({"signing_key": "short"}, "at least 16 bytes, not 5"),
+    "no memory and no store": ({"cache": "memory://", "memory_size": 0}, "stores nothing; leave"),
+    "a truth value as text": ({"enabled": "false"}, "enabled takes True or False, not 'false'"),
     "a build_id that is no text": ({"build_id": "v1\udcff"}, "build_id takes what UTF-8 can"),
     "a base_url in bytes": ({"base_url": b"https://a.example"}, "base_url takes a scheme"),
     "a cookie with its value": ({"bypass": ["sessionid=1"]}, "names of cookies.*'sessionid=1'"),
@@ -49,6 +57,11 @@ def test_a_setting_that_cannot_work_is_an_error(
 ) -> None:
     with pytest.raises((TypeError, ValueError), match=words):
         ISRMiddleware(site, **options)
+
+
+def test_an_app_that_is_none_is_an_error() -> None:
+    with pytest.raises(TypeError, match="app is a WSGI application, not 'app'"):
+        ISRMiddleware(t.cast(t.Any, "app"), "memory://")
 
 
 class OfClass:
