@@ -114,11 +114,11 @@ class TestFiles(Embedded):
         store.close()
         with contextlib.closing(sqlite3.connect(folder / "pages.sqlite3")) as connection:
             connection.execute(f"PRAGMA user_version = {VERSION + 1}")
-        before = descriptors()
+        before = descriptors(folder)
         for call in (lambda: store.get("a"), store.number, lambda: store.changes(NOTHING)):
             with pytest.raises(StoreError, match="newer"):
                 call()
-        assert descriptors() <= before + 2
+        assert descriptors(folder) <= before + 2
         with contextlib.closing(sqlite3.connect(folder / "pages.sqlite3")) as connection:
             connection.execute(f"PRAGMA user_version = {VERSION}")
         assert store.get("a") is not None
@@ -140,7 +140,7 @@ class TestFiles(Embedded):
         assert os.listdir(folder).count("pages.sqlite3-wal") == 0
         chance = random.Random(7)
         live = [at for at in range(len(content)) if content[at]]
-        before = descriptors()
+        before = descriptors(in_memory)
         work = in_memory / "flipped"
         work.mkdir(0o700)
         for turn in range(1000):
@@ -177,7 +177,7 @@ class TestFiles(Embedded):
             found = store.get("e")
             assert found is None or found.validity.invalidated
             store.close()
-        assert since and descriptors() <= before + 1
+        assert since and descriptors(in_memory) <= before + 1
 
 
 class TestRows(Embedded):

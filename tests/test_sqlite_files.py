@@ -35,12 +35,12 @@ class TestFiles(Embedded):
         put(first)
         assert second.get("a") is not None
         at = second.changes(NOTHING).at
-        before = descriptors()
+        before = descriptors(folder)
         shutil.rmtree(folder)
         assert not second.changes(at).complete
         put(first, "b")
         assert second.get("b") is not None and second.get("a") is None
-        assert descriptors() <= before + 2
+        assert descriptors(folder) <= before + 2
 
     @pytest.mark.parametrize("name", ["pages.sqlite3", "pages.sqlite3-wal", "pages.sqlite3-shm"])
     def test_notices_a_removed_file(self, folder: Path, store: SQLiteStore, name: str) -> None:
@@ -68,13 +68,13 @@ class TestFiles(Embedded):
         assert store.get("b") is not None and len(signal) == 2
 
     def test_a_process_that_is_closed_opens_nothing_again(self, folder: Path) -> None:
-        before = descriptors()
+        before = descriptors(folder)
         isr = ISRMiddleware(lambda environ, start_response: [], f"file://{folder}")
         isr.revalidate_tag("tag")
         isr.close()
         time.sleep(1.5 * POLL)
         # What is mapped counts as one.
-        assert descriptors() <= before + 1
+        assert descriptors(folder) <= before + 1
 
     def test_memory_follows_the_first_answer_of_a_new_file(self, folder: Path) -> None:
         content = b"old"
@@ -274,7 +274,7 @@ class TestFiles(Embedded):
                 while True:
                     file.write(b"x" * 4096)
                     file.flush()
-            before = descriptors()
+            before = descriptors(disk)
             failed = 0
             for turn in range(60):
                 try:
@@ -284,7 +284,7 @@ class TestFiles(Embedded):
                 assert store.get("a") is not None
             assert failed > 10 and not isinstance(lease, Busy)
             lease.release(b"outcome" * 100_000)
-            assert descriptors() <= before + 1
+            assert descriptors(disk) <= before + 1
             os.unlink(filler)
             put(store, "later")
             again = store.lease("a", 60, False)

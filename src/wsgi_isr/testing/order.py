@@ -232,7 +232,7 @@ class OrderContract(Contract):
 
     def test_bounds_what_waits(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
         self.need(store, "wants")
-        # On a busy machine this takes longer than whoever takes pages may be silent.
+        # A busy machine takes longer than a process that takes pages may be silent.
         monkeypatch.setattr("wsgi_isr.store.protocol.ABANDONED", 60.0)
         store.take("build", 5)
         for number in range(MAX_WANTED + 10):
