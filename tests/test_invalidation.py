@@ -62,6 +62,13 @@ class TestTags:
             plain.isr.revalidate_tag(f"{number}", f"again {number}")
         assert not_fresh(plain) == set()
 
+    def test_too_many_make_pages_stale_at_most(
+        self, plain: Browser, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("wsgi_isr.store.epochs.MAX_LABELS", 100)
+        plain.isr.revalidate_tag(*(f"tag {number}" for number in range(300)))
+        assert set(states(plain).values()) == {STALE}
+
     def test_all_pages_with_the_tag_become_stale_and_no_other(
         self, site: Site, browser: Browser
     ) -> None:

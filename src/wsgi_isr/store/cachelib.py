@@ -169,8 +169,12 @@ class CachelibStore:
         epochs = self._sync()
         with self._lock:
             at = Number(epochs.lineage, epochs.changed)
-            complete = since.lineage == at.lineage and since.sequence >= epochs.floor
-            return Changes(at, complete, epochs.since(since.sequence) if complete else ())
+            if since.lineage != at.lineage:
+                return Changes(at, False, ())
+            # In place of those that were forgotten.
+            all_older = Invalidation("pattern:/**", epochs.floor, False)
+            forgotten = (all_older,) if since.sequence < epochs.floor else ()
+            return Changes(at, True, (*forgotten, *epochs.since(since.sequence)))
 
     # Pages.
 

@@ -47,8 +47,7 @@ _encode = functools.partial(quote, safe="/:*", errors="surrogatepass")
 def _decode(data: bytes) -> str:
     with contextlib.suppress(UnicodeDecodeError):
         return unquote(data.decode("latin-1"), errors="surrogatepass")
-    # Somebody else wrote it.
-    return ""
+    return ""  # Somebody else wrote it.
 
 
 class _Order(t.NamedTuple):
@@ -90,7 +89,7 @@ class RedisStore:
         self.signal = [self._next(), self._next()]
         self._lock = threading.Lock()
         self._seen = _Order("", b"", 0, 0, 0, b"", Epochs(""))
-        #: From so many patterns on, those that the server has forgotten are forgotten here.
+        #: Patterns here, at which those that the server has forgotten are forgotten, too.
         self._enough = 2 * MAX_PATTERNS
         self._me, self._has_reported = secrets.token_hex(8), False
 
