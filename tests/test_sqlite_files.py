@@ -229,10 +229,20 @@ class TestFiles(Embedded):
         put(store, "b")
 
     @root
-    def test_reads_where_it_may_not_write(self, folder: Path, store: SQLiteStore) -> None:
+    @pytest.mark.parametrize("left", ["", "-wal -shm", "-wal"])
+    def test_reads_where_it_may_not_write(
+        self, folder: Path, store: SQLiteStore, tmp_path: Path, left: str
+    ) -> None:
         put(store)
         store.list_path("/a")
+        store.database.checkpoint("PASSIVE")
+        for suffix in left.split():
+            # As of a process that was killed.
+            shutil.copy(folder / f"pages.sqlite3{suffix}", tmp_path)
         store.close()
+        for suffix in left.split():
+            shutil.move(tmp_path / f"pages.sqlite3{suffix}", folder)
+            os.chmod(folder / f"pages.sqlite3{suffix}", 0o444)
         os.chmod(folder.parent, 0o755)
         os.chmod(folder, 0o555)
         os.chmod(folder / "pages.sqlite3", 0o444)

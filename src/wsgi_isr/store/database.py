@@ -175,7 +175,9 @@ class Database:
         raise StoreError(f"{self.path} is replaced again and again")
 
     def _connect(self, before: object, writes: bool) -> Opened:
-        has_log, reader, writer = os.path.exists(f"{self.path}-wal"), None, None
+        reader = writer = None
+        # Without either of them SQLite would make it; what is only in the log is not read then.
+        has_log = all(os.path.exists(f"{self.path}-{suffix}") for suffix in ("wal", "shm"))
         mode = "rw" if writes else "ro" if has_log else "ro&immutable=1"
         try:
             reader = _connect(self.path, mode, LOCK_TIMEOUT / 2)
