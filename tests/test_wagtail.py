@@ -125,10 +125,11 @@ class TestAChange:
         shelf.do("publish_scheduled()")
         assert "scheduled" in shelf.get("/text/").text
 
-    def test_of_what_a_template_declares(self, shelf: Shelf) -> None:
+    @pytest.mark.parametrize("change", ["Maintainer.objects.get().save()", "Genre().save()"])
+    def test_of_what_a_template_declares(self, shelf: Shelf, change: str) -> None:
         shelf.get("/tagged/")
         assert shelf.get("/tagged/").cache == "isr; hit"
-        shelf.do("Maintainer.objects.get().save()")
+        shelf.do(change)
         assert shelf.get("/tagged/").cache == "isr; fwd=stale; stored"
 
     def test_stands_although_the_store_is_away(self, shelf: Shelf) -> None:

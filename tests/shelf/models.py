@@ -85,3 +85,6 @@ class TaggedPage(Page):
 
     def maintainer(self) -> Maintainer | None:
         return Maintainer.objects.first()
+
+    def genres(self) -> models.QuerySet[Genre]:
+        return Genre.objects.all()

@@ -7,6 +7,7 @@ or another page in a field.
 
 from __future__ import annotations
 
+import functools
 import typing as t
 from collections.abc import Collection, Iterable, Iterator
 
@@ -140,13 +141,21 @@ def _changed(instance: t.Any) -> None:
 
 
 def _shown_models() -> tuple[t.Any, ...]:
-    """Models whose objects pages may show though no field refers to them."""
-    found = [CollectionMember, *site_models()]
+    """Models whose objects pages may show though no field refers to them: lists of them, say."""
+    found = [CollectionMember, *site_models(), *_chosen_models()]
     if apps.is_installed("wagtail.snippets"):
         from wagtail.snippets.models import get_snippet_models
 
         found += get_snippet_models()
     return tuple(found)
+
+
+@functools.cache
+def _chosen_models() -> frozenset[t.Any]:
+    """Models of which editors choose objects."""
+    models = ReferenceIndex.tracked_models
+    fields = (field for model in models for field in model._meta.get_fields())
+    return frozenset(f.related_model for f in fields if f.related_model and not f.auto_created)
 
 
 def _page_changed(page: t.Any, changed: Collection[str] = PLACE, parent: t.Any = None) -> None:
