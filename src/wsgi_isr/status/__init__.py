@@ -263,9 +263,9 @@ class Status:
                     done = results[0].outcome if results else "off"
                 else:
                     key = context.middleware.explain(url).key
-                    # A path as it is, even with an asterisk in it.
-                    pattern = quote((key["mount"] + key["path"]).encode("latin-1"))
-                    context.middleware.invalidate(pattern or "/", expire=True)
+                    # Its asterisks are encoded, so it is no pattern.
+                    path = key["mount"] + key["path"]
+                    context.middleware.invalidate(path or "/", expire=True)
         except (RevalidationError, ValueError) as error:
             return _html(views.one_page(context, {"url": url}, str(error)))
         query = urlencode({"url": url, "done": done})
