@@ -144,6 +144,22 @@ class TestWithoutThreads:
         assert client.get("/").text == "render 2"
         assert client.isr.stats()["failures"] == 1
 
+    def test_work_of_a_cold_page_delays_no_later_render(
+        self, site: Site, browse: t.Any, clock: Clock, no_threads: None
+    ) -> None:
+        site.page("/", lambda environ: f"render {site.renders('/')}")
+        client = browse()
+        client.get("/")
+        for name in ("/a", "/b"):
+            # It is compressed behind its answer.
+            site.page(name, "large " * 20_000)
+            client.get(name)
+            again = client.get(name, headers={"Accept-Encoding": "gzip"})
+            assert again.headers["Content-Encoding"] == "gzip"
+        clock.advance(60)
+        client.get("/")
+        assert client.get("/").text == "render 2"
+
     def test_that_start_and_stand_still_show_by_a_job_that_nothing_runs(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -168,7 +168,7 @@ class Request:
         if member is not None:
             process.counters.misses += 1
             answer = self._answer(entry).saying(member)
-            return send(self._environ, self._start_response, answer)
+            return self._after(send(self._environ, self._start_response, answer))
         entry.referenced = True
         process.poll()
         process.pages.used(entry, self._config.clock())
@@ -217,8 +217,8 @@ class Request:
 
     def _after(self, answer: Iterable[bytes]) -> Iterable[bytes]:
         background = self._process.background
-        # Where threads do not run, this one renders when its visitor has been served.
-        return ClosingIterator(answer, background.run_one) if background.is_stalled else answer
+        # Where threads do not run, this one works when its visitor has been served.
+        return ClosingIterator(answer, background.help) if background.is_stalled else answer
 
     # The visitor waits.
 

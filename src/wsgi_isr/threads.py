@@ -190,6 +190,11 @@ class Background:
                 self._waiting_since = time.monotonic()
                 self._changed.notify_all()
 
+    def help(self) -> None:
+        """Run what waits in this thread, as long as nothing else does."""
+        while self.is_stalled:
+            self.run_one()
+
     @property
     def is_stalled(self) -> bool:
         """Whether jobs wait although none runs: a visitor's thread has to help.
