@@ -63,10 +63,10 @@ class TestPaths:
                 "/inner/",
                 "/listed/x",
                 "/listed/y",
-                "/posts/a",
-                "/posts/%C3%A9",
                 "/posts/more",
                 "/posts/named",
+                "/posts/a",
+                "/posts/%C3%A9",
             ]
             assert prerender_paths("/mount")[0] == "/mount/unnamed"
 
@@ -138,6 +138,33 @@ class TestCommand:
         assert "view 'post' has an @isr_page" in run("explain", "/a")
         assert "view 'admin:index' has no @isr_page" in run("explain", "/admin/")
         assert "no view matches" in run("explain", "/a/b")
+
+    def test_skips_what_only_a_sitemap_takes_for_a_page(
+        self, tmp_path: t.Any, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        class Sites(Sitemap):
+            def items(self) -> list[str]:
+                return ["/a", "/plain", "/none"]
+
+            def location(self, item: str) -> str:
+                return item
+
+        isr = {"BASE_URL": "http://localhost", "CACHE": f"file://{tmp_path}"}
+        urls = [
+            path("plain", plain),
+            path("sitemap.xml", sitemap, {"sitemaps": {"all": Sites}}),
+            path("<slug>", page, name="post"),
+        ]
+        with djangos.project(*urls, isr={**isr, "RULES": {"/none": None}}):
+            call_command("isr", "prerender")
+            out = capsys.readouterr().out
+            assert "2 skipped, 1 rendered" in out and "skipped 200 http://localhost/plain: " in out
+            with pytest.raises(SystemExit) as ended:
+                call_command("isr", "prerender", "/plain")
+            assert ended.value.code == 1
+        with djangos.project(*urls, isr={**isr, "PATHS": ["/plain"]}):
+            with pytest.raises(SystemExit):
+                call_command("isr", "prerender")
 
     def test_says_what_fails(self, run: t.Any, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(CommandError, match="No such command"):

@@ -53,6 +53,10 @@ def called_by(who: str) -> Iterator[None]:
         _caller.reset(token)
 
 
+class Hint(str):
+    """A URL from a list that is not made for pages, as a sitemap: it may have none."""
+
+
 class Result(t.NamedTuple):
     """What came of one page.
 
@@ -60,7 +64,8 @@ class Result(t.NamedTuple):
     :param status: what the app answered, ``None`` if it did not.
     :param error: why it was not rendered and stored; ``None`` if it was, or is no page any more.
     :param outcome: ``"rendered"``, ``"withdrawn"``, ``"gone"`` (404, 410), ``"skipped"`` (fresh
-        already, rendered by another call, or the library is switched off) or ``"failed"``.
+        already, rendered by another call, named by a sitemap only and no page, or the library is
+        off) or ``"failed"``.
     """
 
     url: str
@@ -197,10 +202,7 @@ class OnDemand(Lookup):
         return named.asked, result
 
     def _render(
-        self,
-        key: PageKey,
-        after: Number | None = None,
-        was_page: bool = False,
+        self, key: PageKey, after: Number | None = None, was_page: bool = False, hint: bool = False
     ) -> Result:
         """A page rendered after an invalidation; or ahead of its visitors, unless it is fresh."""
         reason = "prerender" if after is None else "revalidate"
@@ -226,6 +228,7 @@ class OnDemand(Lookup):
         elif is_refused and (was_page or found.withdrawn):
             outcome = "withdrawn"
         else:
+            outcome = "skipped" if is_refused and hint else outcome
             why = found.error or StoreError(f"not stored: {found.detail}")
         return Result(key.url, status, why, outcome)
 
@@ -299,14 +302,16 @@ class OnDemand(Lookup):
         return _in_parallel(jobs, check_workers(workers))
 
     def _ahead(self, path: str) -> Iterator[Callable[[], Result]]:
+        hint = isinstance(path, Hint)
         try:
             variants = self._variants(self._named(path))
         except ValueError as error:
-            yield functools.partial(Result, str(path), None, error, "failed")
+            outcome = "skipped" if hint else "failed"
+            yield functools.partial(Result, str(path), None, error, outcome)
             return
         for key in variants:
             if self._may_render:
-                yield functools.partial(self._render, key)
+                yield functools.partial(self._render, key, hint=hint)
             else:
                 yield functools.partial(Result, key.url, None, None, "skipped")
 

@@ -27,6 +27,7 @@ from django.utils import translation
 from django.utils.encoding import iri_to_uri
 from django.utils.module_loading import import_string
 
+from ..ondemand import Hint
 from ..rules import EXCLUDED, Rule
 from ..views import Declaration, Declared, declaration_of
 from . import routes
@@ -120,9 +121,9 @@ def prerender_paths(mount: str = "") -> list[str]:
     before = get_script_prefix()
     set_script_prefix(f"{mount}/")
     try:
-        found = [*_of_views(), *_of_sitemaps()]
-        for source in (option("PATHS"), *path_sources):
-            found += _read(source)
+        listed = (path for each in (option("PATHS"), *path_sources) for path in _read(each))
+        # Sitemaps come last: what else names a URL says that it is a page.
+        found = [*_of_views(), *listed, *_of_sitemaps()]
     finally:
         set_script_prefix(before)
     return list(dict.fromkeys(found))
@@ -168,7 +169,7 @@ def _reversed(name: t.Any, values: dict[str, t.Any]) -> Iterator[str]:
         yield path
 
 
-def _of_sitemaps() -> Iterator[str]:
+def _of_sitemaps() -> Iterator[Hint]:
     site = types.SimpleNamespace(domain=_NO_HOST, name=_NO_HOST)
     for _, _, arguments in views():
         sitemaps = arguments.get("sitemaps")
@@ -177,4 +178,4 @@ def _of_sitemaps() -> Iterator[str]:
             for page in sitemap.paginator.page_range:
                 for url in sitemap.get_urls(page, site, "https"):
                     location = iri_to_uri(url["location"])
-                    yield location.partition(f"://{_NO_HOST}")[2] or location
+                    yield Hint(location.partition(f"://{_NO_HOST}")[2] or location)
