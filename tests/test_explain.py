@@ -147,24 +147,29 @@ class TestWhatIsKnownOfIt:
 
     @pytest.mark.parametrize(
         "kind",
-        ["fresh", "stale", "expired", "never", "excluded", "member", "passed?a=1", "moved?a=1"],
+        [
+            *("fresh", "stale", "expired", "never", "excluded", "member"),
+            *("passed?a=1", "moved?a=1", "moved-expired?a=1"),
+        ],
     )
     def test_foretells_what_a_visitor_gets(
         self, site: Site, browse: Browse, clock: Clock, kind: str
     ) -> None:
         for path in ("/fresh", "/stale", "/expired", "/never", "/member", "/excluded"):
             site.page(path)
-        site.page("/moved", status="301 Moved Permanently", headers=[("Location", HOME)])
+        for path in ("/moved", "/moved-expired"):
+            site.page(path, status="301 Moved Permanently", headers=[("Location", HOME)])
         rules = {"/excluded": None, "/passed": Rule(undeclared="pass"), "/**": Rule()}
         browser = browse(rules=rules, bypass=["member"])
         headers = [("Cookie", "member=1")] if kind == "member" else []
         if headers:
             browser.set_cookie("member", "1")
-        if kind in ("fresh", "stale", "expired", "moved?a=1"):
-            browser.get(f"/{kind.partition('?')[0]}")
+        path = f"/{kind.partition('?')[0]}"
+        if path in ("/fresh", "/stale", "/expired", "/moved", "/moved-expired"):
+            browser.get(path)
             clock.advance(70 if kind == "stale" else 0)
-        if kind == "expired":
-            browser.isr.invalidate("/expired", expire=True)
+        if path.endswith("expired"):
+            browser.isr.invalidate(path, expire=True)
         url = f"{HOME}{kind}"
         foretold = browser.isr.on_demand().explain(url, headers).answer
         status = status_of(browser.get(f"/{kind}"))

@@ -233,9 +233,8 @@ def _answer(
         return "the app's own answer: a rule of None excludes this URL"
     if bypass is not None:
         return f"the app's own answer (isr; fwd=bypass; detail={bypass})"
-    is_redirect = state in ("fresh", "stale") and about["status"] in REDIRECTS
     passes = rule is not None and rule.undeclared == "pass" and not are_trackers(names)
-    if passes or (names and is_redirect):
+    if passes or (names and about.get("status") in REDIRECTS):
         return "the app's own answer (isr; fwd=uri-miss; detail=query)"
     if state == "fresh":
         return f"the stored page (isr; hit{'' if ttl is None else f'; ttl={ttl}'})"
