@@ -14,6 +14,7 @@ from conftest import Clock, Make, Site, status_of
 from steps import PATIENCE, Steps, later, number, result, start, visit, visitors, wait_until
 
 from wsgi_isr import ISRMiddleware, RevalidationError, Rule
+from wsgi_isr.store.protocol import ReadOnly
 
 HOME = "http://localhost/"
 Pair = tuple[ISRMiddleware, ISRMiddleware]
@@ -249,6 +250,30 @@ class TestManyCallsAtOnce:
         steps.release()
         for call in calls:
             result(call)
+
+    def test_lead_to_two_renders_at_a_time_where_nobody_gets_a_lease(
+        self, steps: Steps, make: Make, files: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*args: object) -> None:
+            raise ReadOnly("the disk is full")
+
+        isr, editor = (make(files, rules={"/": Rule()}) for _ in range(2))
+        for step in ("lease", "number", "put"):
+            monkeypatch.setattr(isr.store, step, refuse)
+        visits = []
+        for render in (1, 2):
+            visits.append(start(visit, isr))
+            steps.wait(render)
+            editor.invalidate("/")
+        for count in (2, 5, 8):
+            visits += [start(visit, isr) for _ in range(3)]
+            # One of them renders when the second render has ended, and the others wait for it.
+            wait_until(lambda count=count: len(isr._here().renders.waiting) >= count)  # type: ignore[misc]
+            editor.invalidate("/")
+        steps.release()
+        for each in visits:
+            result(each)
+        assert steps.begun == 3
 
     def test_of_different_pages_do_not_wait_for_each_other(
         self, steps: Steps, site: Site, make: Make

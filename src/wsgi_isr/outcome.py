@@ -145,12 +145,17 @@ def _current_span() -> t.Any:
 class Flight:
     """One render of a page in this process.
 
+    :param is_successor: whether it was begun because another flight was outdated.
+    :param follows: what it waits for: a successor waits for the one before it, so that many calls
+        lead to two renders at a time.
     :param began: when, by the monotonic clock; 0.0 while it waits for a thread.
     :param cause: the span of the request that caused it.
     """
 
     key: PageKey
     reason: str
+    is_successor: bool = False
+    follows: Flight | None = None
     began: float = 0.0
     number: Number | None = None
     lease: Lease | Busy | None = None

@@ -73,6 +73,10 @@ class Renders:
         while True:
             flight, leads = self._join(key, reason)
             if leads:
+                if flight.follows is not None:
+                    flight.follows.done.wait(self._remaining(flight.follows))
+                    # Without it no chain of flights grows.
+                    flight.follows, flight.began = None, time.monotonic()
                 outcome = self._fly(flight, after)
                 assert outcome is not None
                 return outcome._replace(collapsed=outcome.collapsed or collapsed)
@@ -127,7 +131,9 @@ class Renders:
                 flight = None
             if flight is not None and not self._is_outdated(flight):
                 return flight, False
-            new = self._flights[key] = Flight(key, reason, began=time.monotonic())
+            new = self._flights[key] = Flight(key, reason, flight is not None)
+            new.follows = flight if flight is not None and flight.is_successor else None
+            new.began = time.monotonic()
             return new, True
 
     def _is_outdated(self, flight: Flight) -> bool:
