@@ -10,6 +10,7 @@ from conftest import Browser, Clock, Make, Site, status_of
 from steps import visit
 
 from wsgi_isr import RevalidationError
+from wsgi_isr.store.protocol import StoreError
 
 Browse = Callable[..., Browser]
 
@@ -188,6 +189,33 @@ class TestInvalidations:
         assert status_of(visit(other)) == expected
         assert status_of(visit(make(files), "/blog")) == expected
         assert status_of(visit(other, "/blog/1")) == HIT
+
+    def test_of_another_worker_are_not_missed_by_one_that_makes_its_own(
+        self, site: Site, make: Make, files: str
+    ) -> None:
+        publish(site, "old")
+        here, elsewhere = make(files), make(files)
+        assert [visit(each).text for each in (here, elsewhere, elsewhere)] == 3 * ["old"]
+        publish(site, "new")
+        here.revalidate_tag("home", expire=True)
+        elsewhere.revalidate_tag("no page has it")
+        assert visit(elsewhere).text == "new"
+
+    def test_are_before_what_is_rendered_in_an_outage_that_follows(
+        self, site: Site, make: Make, files: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        publish(site, "page")
+        isr = make(files)
+        for tag in ("posts", "home"):
+            isr.revalidate_tag(tag)
+
+        def fail(*args: t.Any, **kwargs: t.Any) -> t.NoReturn:
+            raise StoreError("away")
+
+        for name in ("get", "put", "number", "lease", "changes", "probe"):
+            monkeypatch.setattr(isr.store, name, fail)
+        visit(isr)
+        assert status_of(visit(isr)) == HIT
 
     def test_are_not_lost_by_a_failing_render(self, site: Site, browser: Browser) -> None:
         site.fail("/blog/1")
