@@ -96,9 +96,28 @@ class TestSettings:
             with pytest.raises(ImproperlyConfigured, match="add 'wsgi_isr.django'"):
                 get_wsgi_application()
 
-    def test_that_cannot_work_are_an_error(self) -> None:
-        with override_settings(ISR={"RULES": 5}):
-            assert [found.id for found in check(None)] == ["isr.E002"]
+    @pytest.mark.parametrize(
+        ("isr", "says"),
+        [
+            ({"RULES": 5}, "rules takes a mapping"),
+            ({"PATHS": 5}, "paths takes a list, as in ['/'], not 5"),
+            ({"PATHS": "/a"}, "paths takes a list, as in ['/a'], not '/a'"),
+            ({"PATHS": "test_django.nothing"}, 'does not define a "nothing"'),
+            ({"PATHS": ["/a", 5]}, "not 5"),
+            ({"PATHS": [("nothing", {})]}, "Reverse for 'nothing' not found"),
+        ],
+    )
+    def test_that_cannot_work_are_an_error(self, isr: t.Any, says: str) -> None:
+        with djangos.project(path("", page)), override_settings(ISR=isr):
+            (found,) = check(None)
+            assert found.id == "isr.E002" and says in found.msg
+
+    def test_do_not_stand_in_the_list_of_middleware(self) -> None:
+        with override_settings(MIDDLEWARE=["wsgi_isr.ISRMiddleware"]):
+            (found,) = check(None)
+            assert found.id == "isr.E001" and "in wsgi.py" in str(found.hint)
+            with pytest.raises(ImproperlyConfigured, match="around all of Django"):
+                get_wsgi_application()
 
     def test_of_debug_switch_it_off(self) -> None:
         with djangos.project(path("", page), DEBUG=True) as browser:

@@ -293,3 +293,7 @@ class TestTheChecks:
     )
     def test(self, shelf: Shelf, settings: dict[str, object], ids: list[str]) -> None:
         assert shelf.do(f"checked({settings!r})") == ids
+
+    def test_say_that_a_string_is_no_list_of_models(self, shelf: Shelf) -> None:
+        found = shelf.do("checked({'WAGTAIL_SITE_TAGS': 'library.Notice'}, 'msg')")
+        assert "takes a list, as in ['library.Notice']" in str(found)

@@ -188,9 +188,9 @@ def localize(slug: str) -> None:
     translation.save_target(publish=True)
 
 
-def checked(changed: dict[str, t.Any]) -> list[str]:
+def checked(changed: dict[str, t.Any], what: str = "id") -> list[str]:
     with override_settings(ISR={**settings.ISR, **changed}):
-        return [message.id or "" for message in check()]
+        return [getattr(message, what) for message in check()]
 
 
 def add(parent: t.Any, model: t.Any, title: str, **fields: t.Any) -> t.Any:

@@ -27,6 +27,7 @@ def check(app_configs: object, **extra: t.Any) -> list[CheckMessage]:
         return found
     try:
         handler.make_middleware()
+        list(paths.read(option("PATHS", ()), calls=False))
     except Exception as error:
         return [Error(f"The setting ISR cannot work: {error}", hint="Correct it.", id="isr.E002")]
     return [*_of_settings(), *_of_middlewares(), *_of_languages(), *_of_wsgi()]

@@ -50,6 +50,9 @@ def mistakes() -> Iterator[tuple[str, str]]:
         yield f"ISR['SECRET'] is a {type(secret).__name__}", "It takes a string or bytes."
     if not str(prefix := option("URL_PREFIX", "/")).startswith("/"):
         yield f"ISR['URL_PREFIX'] is {prefix!r}", "It takes a path, as '/_isr'."
+    if ours := [name for name in settings.MIDDLEWARE if name.startswith("wsgi_isr.")]:
+        hint = "Take it out, and import get_wsgi_application from wsgi_isr.django in wsgi.py."
+        yield f"MIDDLEWARE has {ours[0]!r}, and ISR stands around all of Django", hint
 
 
 def is_enabled() -> bool:

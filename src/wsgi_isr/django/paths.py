@@ -27,6 +27,7 @@ from django.utils import translation
 from django.utils.encoding import iri_to_uri
 from django.utils.module_loading import import_string
 
+from ..metadata import check_iterable
 from ..ondemand import Hint
 from ..rules import EXCLUDED, Rule
 from ..views import Declaration, Declared, declaration_of
@@ -121,7 +122,7 @@ def prerender_paths(mount: str = "") -> list[str]:
     before = get_script_prefix()
     set_script_prefix(f"{mount}/")
     try:
-        listed = (path for each in (option("PATHS"), *path_sources) for path in _read(each))
+        listed = (path for each in (option("PATHS", ()), *path_sources) for path in read(each))
         # Sitemaps come last: what else names a URL says that it is a page.
         found = [*_of_views(), *listed, *_of_sitemaps()]
     finally:
@@ -132,21 +133,25 @@ def prerender_paths(mount: str = "") -> list[str]:
 def listed() -> Iterator[str]:
     """What ``paths`` and ``ISR["PATHS"]`` list, of views with ``fallback=False``."""
     yield from _of_views(all_exist=False)
-    yield from _read(option("PATHS"))
+    yield from read(option("PATHS", ()))
 
 
 def _of_views(all_exist: bool = True) -> Iterator[str]:
     for view, name, _ in views():
         declaration = declared(view)
         if declaration is not None and (all_exist or declaration.fallback is False):
-            yield from _read(declaration.paths, name)
+            yield from read(declaration.paths or (), name)
             with contextlib.suppress(NoReverseMatch):
                 yield from _reversed(name, {})
 
 
-def _read(source: t.Any, name: t.Any = None) -> Iterator[str]:
-    source = import_string(source) if isinstance(source, str) else source
-    for item in source() if callable(source) else source or ():
+def read(source: t.Any, name: t.Any = None, calls: bool = True) -> Iterator[str]:
+    """The paths of a list, or of a function, which may have a name, if it is to be called."""
+    if isinstance(source, str) and not source.startswith("/"):
+        source = import_string(source)
+    if callable(source):
+        source = source() if calls else ()
+    for item in check_iterable("paths", source, "/"):
         if isinstance(item, str):
             yield iri_to_uri(item)
             continue

@@ -20,6 +20,7 @@ from wagtail.contrib.settings.models import AbstractSetting
 from wagtail.models import CollectionMember, Locale, PageViewRestriction, ReferenceIndex, Site
 from wagtail.signals import post_page_move
 
+from ...metadata import check_iterable
 from ..changes import invalidate, revalidate_tag
 from ..config import option
 from ..tracking import both_sides, harmless, tags_of
@@ -46,9 +47,10 @@ _UNSEEN_APPS = ("sessions", "wagtailcore")
 def site_models() -> list[t.Any]:
     """Models whose tags all pages carry.
 
-    :raises LookupError: or ``ValueError``, for a name of no model.
+    :raises LookupError: or ``TypeError``, ``ValueError``, for what names no models.
     """
-    return [apps.get_model(name) for name in option("WAGTAIL_SITE_TAGS", ())]
+    names = check_iterable("it", option("WAGTAIL_SITE_TAGS", ()), "menus.Menu")
+    return [apps.get_model(name) for name in names]
 
 
 def page_tag(key: t.Any) -> str:

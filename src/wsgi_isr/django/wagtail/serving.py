@@ -114,7 +114,7 @@ def check(**extra: t.Any) -> list[checks.CheckMessage]:
     try:
         site_models()
     except (AttributeError, LookupError, TypeError, ValueError) as error:
-        text = f"ISR['WAGTAIL_SITE_TAGS']: {error}."
+        text = f"ISR['WAGTAIL_SITE_TAGS']: {str(error).rstrip('.')}."
         found.append(checks.Error(text, hint="Name models: ['menus.Menu'].", id="isr.E102"))
     if option("BASE_URL"):
         with contextlib.suppress(DatabaseError):
