@@ -149,17 +149,23 @@ class TestWhatIsKnownOfIt:
         "kind",
         [
             *("fresh", "stale", "expired", "never", "excluded", "member"),
-            *("passed?a=1", "moved?a=1", "moved-expired?a=1"),
+            *("passed?a=1", "moved?a=1", "moved-expired?a=1", "shell", "unlisted"),
         ],
     )
     def test_foretells_what_a_visitor_gets(
         self, site: Site, browse: Browse, clock: Clock, kind: str
     ) -> None:
-        for path in ("/fresh", "/stale", "/expired", "/never", "/member", "/excluded"):
+        for path in ("/fresh", "/stale", "/expired", "/never", "/member", "/excluded", "/shell"):
             site.page(path)
         for path in ("/moved", "/moved-expired"):
             site.page(path, status="301 Moved Permanently", headers=[("Location", HOME)])
-        rules = {"/excluded": None, "/passed": Rule(undeclared="pass"), "/**": Rule()}
+        rules = {
+            "/excluded": None,
+            "/passed": Rule(undeclared="pass"),
+            "/shell": Rule(fallback=site),
+            "/unlisted": Rule(fallback=False),
+            "/**": Rule(),
+        }
         browser = browse(rules=rules, bypass=["member"])
         headers = [("Cookie", "member=1")] if kind == "member" else []
         if headers:

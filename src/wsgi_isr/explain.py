@@ -12,6 +12,7 @@ from .listing import Inspection, call_row, info_of, millis, moment, span
 from .metadata import REDIRECTS
 from .outcome import refusal_name
 from .page import Invalidated, Page, Render, state_of
+from .passing import FALLBACK
 from .refusals import remedy_of
 from .rules import Rule, check_pattern, compile_pattern, is_pattern, to_wsgi
 from .store.memory import Entry
@@ -176,9 +177,39 @@ class Lookup(Inspection):
                 "rendered_at": entry.page.generated_at,
                 **(self._invalidation(entry, named) if entry.invalidated else {}),
             }
-        bypass = None if config.bypass is None else config.bypass(environ)
-        names = undeclared(named.query_string, config.parameters(rule))
-        return Explanation(**about, answer=_answer(about, bypass, rule, names))
+        return Explanation(**about, answer=self._answer(about, environ, key, rule))
+
+    def _answer(
+        self, about: dict[str, t.Any], environ: WSGIEnvironment, key: PageKey, rule: Rule | None
+    ) -> str:
+        """What a visitor gets."""
+        state, ttl, config = about["state"], about.get("ttl", 0), self._config
+        if state == "excluded":
+            return "the app's own answer: a rule of None excludes this URL"
+        if config.bypass is not None and (detail := config.bypass(environ)) is not None:
+            return f"the app's own answer (isr; fwd=bypass; detail={detail})"
+        names = undeclared(environ["QUERY_STRING"], config.parameters(rule))
+        passes = rule is not None and rule.undeclared == "pass" and not are_trackers(names)
+        if passes or (names and about.get("status") in REDIRECTS):
+            return "the app's own answer (isr; fwd=uri-miss; detail=query)"
+        if state == "fresh":
+            return f"the stored page (isr; hit{'' if ttl is None else f'; ttl={ttl}'})"
+        if state == "stale":
+            return f"the stored page, which is rendered anew afterwards (isr; hit; ttl={ttl or 0})"
+        if state == "expired":
+            return "a new page, which they wait for (isr; fwd=stale; stored)"
+        if rule is not None and not self._process.not_pages.get(key):
+            fallback = self._process.fallback(environ, key, rule)
+            if fallback is not None:
+                what = "404: no such path is listed" if fallback is False else "a shell"
+                return f"{what} ({FALLBACK})"
+        if detail := (about["refusal"] or "").partition(":")[0]:
+            return f"the app's own answer (isr; fwd=uri-miss; detail={detail})"
+        if rule is None:
+            return (
+                "the app's own answer, a page if it has ISR-Revalidate (isr; fwd=uri-miss; stored)"
+            )
+        return "a new page, which they wait for (isr; fwd=uri-miss; stored)"
 
     def _others(self, named: Named, key: PageKey) -> Iterator[str]:
         for listed in named.stored:
@@ -219,36 +250,6 @@ def _is_about(label: str, page: Page) -> bool:
     if kind == "pattern":
         return compile_pattern(name).fullmatch(page.key.full_path or "/") is not None
     return label in page.labels
-
-
-def _answer(
-    about: t.Mapping[str, t.Any], bypass: str | None, rule: Rule | None, names: set[str]
-) -> str:
-    """What a visitor gets.
-
-    :param names: of parameters that are not declared.
-    """
-    state, ttl = about["state"], about.get("ttl", 0)
-    if state == "excluded":
-        return "the app's own answer: a rule of None excludes this URL"
-    if bypass is not None:
-        return f"the app's own answer (isr; fwd=bypass; detail={bypass})"
-    passes = rule is not None and rule.undeclared == "pass" and not are_trackers(names)
-    if passes or (names and about.get("status") in REDIRECTS):
-        return "the app's own answer (isr; fwd=uri-miss; detail=query)"
-    if state == "fresh":
-        return f"the stored page (isr; hit{'' if ttl is None else f'; ttl={ttl}'})"
-    if state == "stale":
-        return f"the stored page, which is rendered anew afterwards (isr; hit; ttl={ttl or 0})"
-    if state == "expired":
-        return "a new page, which they wait for (isr; fwd=stale; stored)"
-    if detail := (about["refusal"] or "").partition(":")[0]:
-        return f"the app's own answer (isr; fwd=uri-miss; detail={detail})"
-    if rule is None:
-        return "the app's own answer, a page if it has ISR-Revalidate (isr; fwd=uri-miss; stored)"
-    if rule.fallback != "blocking":
-        return "what the rule's fallback says: a shell, or 404 for a path that is not listed"
-    return "a new page, which they wait for (isr; fwd=uri-miss; stored)"
 
 
 def explanation_rows(found: Explanation) -> Iterator[tuple[str, str]]:

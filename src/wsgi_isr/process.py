@@ -29,7 +29,9 @@ from .key import PageKey
 from .metrics import PERIODS, SERVED, Counters, beginning
 from .outcome import Failures
 from .page import Codec, parse_key
+from .passing import is_crawler
 from .renders import Renders
+from .rules import Rule
 from .store.memory import Fingerprint, is_long
 from .store.opening import Opener
 from .store.pages import Pages
@@ -126,6 +128,19 @@ class Process:
     def _store_failed(self, operation: str, error: Exception) -> None:
         self.counters.store_errors += 1
         signals.send(signals.store_failed, self.config.middleware, operation=operation, error=error)
+
+    def fallback(self, environ: dict[str, t.Any], key: PageKey, rule: Rule) -> t.Any:
+        """What answers in place of a page: an app, ``False`` (404); ``None``: a visitor waits."""
+        if rule.fallback is False:
+            if self.config.rules.lists(environ):
+                return None
+            # Where nobody can say what exists, the app is asked.
+            path = key.full_path or "/"
+            exists = self.pages.guard.read(self.pages.store.has_path, path) is not False
+            return None if exists else False
+        # A visitor who gets a shell again and again never learns that the render fails.
+        waits = rule.fallback == "blocking" or is_crawler(environ) or self.failures.find(key.name)
+        return None if waits else rule.fallback
 
     # What a visitor's thread does once a second for a page.
 

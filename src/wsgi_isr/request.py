@@ -16,7 +16,7 @@ from .key import Origin, PageKey, are_trackers, is_ambiguous, undeclared
 from .metadata import NOT_NOW, REDIRECTS, InvalidMetadata, prepare, read_metadata
 from .outcome import Kind, Outcome
 from .page import State, state_of
-from .passing import FALLBACK, Discovery, Passing, deliver, is_crawler, not_found, refreshing
+from .passing import FALLBACK, Discovery, Passing, deliver, not_found, refreshing
 from .process import Process
 from .refusals import Refusal, undeclared_vary
 from .render import Response, rendering
@@ -132,28 +132,16 @@ class Request:
             return self._serve_page(entry)
         if self.rule is None:
             return self._discover()
-        fallback = self.rule.fallback
+        fallback = process.fallback(self._environ, self._key, self.rule)
+        if fallback is None:
+            return self._wait("uri-miss")
+        process.counters.misses += 1
         if fallback is False:
-            if not self._exists():
-                process.counters.misses += 1
-                return not_found(self._environ, self._start_response)
-        elif fallback != "blocking" and not is_crawler(self._environ):
-            # A visitor who gets a shell again and again never learns that the render fails.
-            if process.failures.find(self._key.name) is None:
-                process.counters.misses += 1
-                process.renders.start(self._key, None)
-                self.has_asked = True
-                start = refreshing(self._start_response)
-                shell = Passing(start, self.origin, FALLBACK, always=True)
-                return self._after(shell.run(fallback, self._environ))
-        return self._wait("uri-miss")
-
-    def _exists(self) -> bool:
-        """Whether a path of ``fallback=False`` exists; where nobody can say, the app is asked."""
-        if self._config.rules.lists(self._environ):
-            return True
-        pages, path = self._process.pages, self._key.full_path or "/"
-        return pages.guard.read(pages.store.has_path, path) is not False
+            return not_found(self._environ, self._start_response)
+        process.renders.start(self._key, None)
+        self.has_asked = True
+        shell = Passing(refreshing(self._start_response), self.origin, FALLBACK, always=True)
+        return self._after(shell.run(fallback, self._environ))
 
     def _serve_page(self, entry: Entry, member: str | None = None) -> Iterable[bytes]:
         """A page that may be served.
