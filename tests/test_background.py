@@ -160,6 +160,24 @@ class TestWithoutThreads:
         client.get("/")
         assert client.get("/").text == "render 2"
 
+    @pytest.mark.servers
+    def test_an_edit_elsewhere_reaches_the_first_visitor_after_a_second(
+        self,
+        site: Site,
+        make: Make,
+        browse: t.Any,
+        redis: t.Any,
+        no_threads: None,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        site.page("/", lambda environ: f"render {site.renders('/')}", tags=["x"])
+        client, other = browse(redis.url), make(redis.url)
+        client.get("/")
+        other.revalidate_tag("x", expire=True)
+        # As if the second was over.
+        monkeypatch.setattr("wsgi_isr.process.POLL", 0.0)
+        assert client.get("/").text == "render 2"
+
     def test_that_start_and_stand_still_show_by_a_job_that_nothing_runs(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:

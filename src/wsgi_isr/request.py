@@ -124,6 +124,7 @@ class Request:
     def _serve_known(self) -> Iterable[bytes]:
         """From memory or the store, if the page is there and may be served."""
         process, pages = self._process, self._process.pages
+        process.poll()
         now = process.clock()
         entry = pages.find(self._key, now)
         if entry is not None:
@@ -158,7 +159,6 @@ class Request:
             answer = self._answer(entry).saying(member)
             return self._after(send(self._environ, self._start_response, answer))
         entry.referenced = True
-        process.poll()
         process.pages.used(entry, self._config.clock())
         answer = self._answer(entry)
         if answer.is_expired:
