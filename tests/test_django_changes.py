@@ -324,7 +324,7 @@ class TestTracking:
         assert "pages that show Author were not revalidated" in caplog.text
 
     def test_takes_models(self) -> None:
-        for wrong in ((), (Post(),), (object,)):
+        for wrong in ((), (Post(),), (object,), ("Post",)):
             with pytest.raises(TypeError, match="track takes models"):
                 track(*wrong)  # type: ignore[arg-type]
 

@@ -72,10 +72,10 @@ def track(*models: type[Model] | str, expire: bool = True) -> None:
     :raises TypeError: for what is no model, or for none.
     """
     for model in models:
-        if isinstance(model, str):
+        if isinstance(model, str) and "." in model:
             model = apps.get_model(model)
         if not (isinstance(model, type) and issubclass(model, Model)):
-            raise TypeError(f"track takes models, as in track(Post), not {model!r}")
+            raise TypeError(f"track takes models, as Post or 'blog.Post', not {model!r}")
         tracked[model] = expire
         # One by one, because Django deletes objects faster whose model has no receiver.
         for each in filter(is_tracked, apps.get_models()):
