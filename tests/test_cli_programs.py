@@ -66,6 +66,17 @@ class TestFlask:
         assert answer.text == "a"
 
     @pytest.mark.usefixtures("isr")
+    def test_what_a_rule_excludes_is_skipped_unless_it_is_asked_for(self, app: Flask) -> None:
+        app.config["ISR_RULES"] = {"/a": None}
+        result = self.run(app, "prerender")
+        assert result.exit_code == 0
+        assert "skipped /a\n" in result.stdout
+        assert "rendered 200 http://localhost/b\n" in result.stdout
+        result = self.run(app, "prerender", "/a")
+        assert result.exit_code == 1
+        assert "a rule of None excludes it" in result.stdout
+
+    @pytest.mark.usefixtures("isr")
     def test_or_only_some(self, app: Flask) -> None:
         assert "1 page in" in self.run(app, "prerender", "/a").stdout
 

@@ -212,13 +212,12 @@ def prerender(app: App, paths: tuple[str, ...], workers: int | None, origin: Ori
     """Render PATHS ahead of their visitors, but for pages that are fresh.
 
     "-" reads paths from standard input, one a line. Without PATHS: all that the app's generators
-    list. Whole URLs are paths, too.
+    list, but for what a rule of None excludes. Whole URLs are paths, too.
     """
     if not paths and app.paths is None:
         raise click.UsageError("name paths, or - to read them from standard input")
-    listed = () if paths or app.paths is None else app.paths(origin)
-    todo = _read_paths(paths) or _list_paths(listed)
-    results = app.middleware.on_demand(origin).prerender(todo, workers)
+    todo = _list_paths(app.paths(origin)) if app.paths and not paths else _read_paths(paths)
+    results = app.middleware.on_demand(origin).prerender(todo, workers, is_listed=not paths)
     _follow(((result.url, result) for result in results), len(todo), "Prerendering")
 
 

@@ -64,8 +64,8 @@ class Result(t.NamedTuple):
     :param status: what the app answered, ``None`` if it did not.
     :param error: why it was not rendered and stored; ``None`` if it was, or is no page any more.
     :param outcome: ``"rendered"``, ``"withdrawn"``, ``"gone"`` (404, 410), ``"skipped"`` (fresh
-        already, rendered by another call, named by a sitemap only and no page, or the library is
-        off) or ``"failed"``.
+        already, rendered by another call, named by a sitemap only and no page, listed though a
+        rule excludes it, or the library is off) or ``"failed"``.
     """
 
     url: str
@@ -296,24 +296,26 @@ class OnDemand(Lookup):
 
     # Ahead of the visitors.
 
-    def prerender(self, paths: Iterable[str], workers: int | None) -> Iterator[Result]:
+    def prerender(
+        self, paths: Iterable[str], workers: int | None, is_listed: bool = False
+    ) -> Iterator[Result]:
         paths = check_iterable("paths", paths, "/")
-        jobs = (job for path in paths for job in self._ahead(path))
+        jobs = (job for path in paths for job in self._ahead(path, is_listed))
         return _in_parallel(jobs, check_workers(workers))
 
-    def _ahead(self, path: str) -> Iterator[Callable[[], Result]]:
+    def _ahead(self, path: str, is_listed: bool) -> list[Callable[[], Result]]:
         hint = isinstance(path, Hint)
         try:
-            variants = self._variants(self._named(path))
+            named = self._named(path)
+            if is_listed and self._find(named)[-1]:
+                return [functools.partial(Result, path, None, None, "skipped")]
+            variants = self._variants(named)
         except ValueError as error:
             outcome = "skipped" if hint else "failed"
-            yield functools.partial(Result, str(path), None, error, outcome)
-            return
-        for key in variants:
-            if self._may_render:
-                yield functools.partial(self._render, key, hint=hint)
-            else:
-                yield functools.partial(Result, key.url, None, None, "skipped")
+            return [functools.partial(Result, str(path), None, error, outcome)]
+        if self._may_render:
+            return [functools.partial(self._render, key, hint=hint) for key in variants]
+        return [functools.partial(Result, key.url, None, None, "skipped") for key in variants]
 
     # What is used least.
 
