@@ -30,8 +30,7 @@ logger = logging.getLogger("wsgi_isr")
 
 #: Seconds by which the time of a page's last use may be wrong.
 RECENCY = 60.0
-#: Invalidations of this process, and other numbers, after which it follows all the same: the store
-#: lists `MAX_HISTORY`.
+#: Numbers after which a process follows, though it is alone: a store lists `MAX_HISTORY`.
 MAX_UNREAD = 500
 #: Reports of damaged pages in this process, at most.
 MAX_REPORTS = 10

@@ -131,6 +131,11 @@ def _sound(data: t.Any, salt: int) -> bytes:
     return content
 
 
+@functools.lru_cache(64)
+def state_of(data: t.Any) -> list[t.Any]:
+    return t.cast("list[t.Any]", json.loads(_sound(data, 1)))
+
+
 @dataclasses.dataclass
 class State:
     """The one row that says where the order is.
@@ -151,13 +156,9 @@ class State:
     lost: int = 0
 
     @classmethod
-    def of(cls, data: t.Any) -> State:
-        return cls(*json.loads(_sound(data, 1)))
-
-    @classmethod
     def read(cls, connection: Connection) -> State:
         row = connection.execute("SELECT data FROM state").fetchone()
-        return cls.of(row and row[0])
+        return cls(*state_of(row and row[0]))
 
     def write(self, connection: Connection) -> None:
         sealed = seal([*vars(self).values()], 1)
