@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import secrets
 import threading
 import typing as t
@@ -17,7 +18,8 @@ from werkzeug.middleware.lint import InputStream, LintMiddleware
 from werkzeug.test import Client
 
 from wsgi_isr import ISRMiddleware, page_headers
-from wsgi_isr.store.clients import PATIENT
+from wsgi_isr.store.clients import PATIENT, redis_client
+from wsgi_isr.store.redis import RedisStore
 
 App = Callable[..., t.Any]
 
@@ -236,6 +238,19 @@ def redis(redis_process: Redis) -> Redis:
     redis_process.database += 1
     redis_process.do("CONFIG", "RESETSTAT")
     return redis_process
+
+
+@pytest.fixture
+def open_redis(redis: Redis) -> Iterator[Callable[[], RedisStore]]:
+    """Opens stores over one server, one for each process that a test stands for."""
+    with contextlib.ExitStack() as stack:
+
+        def open_one() -> RedisStore:
+            store = RedisStore(redis_client(redis.url), "site:")
+            stack.callback(store.close)
+            return store
+
+        yield open_one
 
 
 Make = Callable[..., ISRMiddleware]

@@ -73,7 +73,7 @@ class TestTheApp:
         assert message in result.stderr
         assert "Traceback" not in result.stderr
 
-    @pytest.mark.parametrize("name", ["no_such_module_at_all", "os.no_such_module"])
+    @pytest.mark.parametrize("name", ["no_such_module_at_all", "os.no_such_module", "", ".os"])
     def test_a_module_that_is_not_there_is_told(self, name: str) -> None:
         result = CliRunner(**SEPARATE).invoke(main, [f"{name}:app", "list"])
         assert result.exit_code == 1

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import threading
 import time
 import typing as t
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from entries import put, state
@@ -30,20 +29,8 @@ Open = Callable[[], RedisStore]
 
 
 @pytest.fixture
-def open_store(redis: Redis) -> Iterator[Open]:
-    with contextlib.ExitStack() as stack:
-
-        def open_one() -> RedisStore:
-            store = RedisStore(redis_client(redis.url), "site:")
-            stack.callback(store.close)
-            return store
-
-        yield open_one
-
-
-@pytest.fixture
-def store(open_store: Open) -> RedisStore:
-    return open_store()
+def store(open_redis: Open) -> RedisStore:
+    return open_redis()
 
 
 def server_time(redis: Redis, work: Callable[[], object]) -> float:
@@ -121,8 +108,8 @@ class TestPatterns:
 
 class TestLabels:
     @pytest.mark.parametrize("tag", ["a\nb", "\x00", "\ud800", "%", "\x1an", "a\\b", "*", " ", ""])
-    def test_have_any_characters(self, open_store: Open, tag: str) -> None:
-        store = open_store()
+    def test_have_any_characters(self, open_redis: Open, tag: str) -> None:
+        store = open_redis()
         put(store, tags=[tag])
         put(store, "other", path="/other", tags=["x"])
         there = store.get("page")
@@ -131,13 +118,13 @@ class TestLabels:
         store.invalidate([f"tag:{tag}"], True)
         assert state(store) is EXPIRED
         assert state(store, "other") is NO
-        assert open_store().changes(before).invalidations[0].label == f"tag:{tag}"
+        assert open_redis().changes(before).invalidations[0].label == f"tag:{tag}"
 
-    def test_that_are_no_patterns_harm_nobody(self, open_store: Open) -> None:
-        store = open_store()
+    def test_that_are_no_patterns_harm_nobody(self, open_redis: Open) -> None:
+        store = open_redis()
         put(store)
         store.invalidate(["pattern:foo", "pattern:", "pattern://", "pattern:/%"], False)
-        assert state(open_store()) is NO
+        assert state(open_redis()) is NO
         store.invalidate(["tag:x"], False)
 
 
@@ -166,9 +153,9 @@ class TestBounds:
         assert state(store, "early") is STALE
 
     def test_who_sleeps_through_a_round_of_that_does_not_end_the_next(
-        self, open_store: Open, monkeypatch: pytest.MonkeyPatch
+        self, open_redis: Open, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        one, other = open_store(), open_store()
+        one, other = open_redis(), open_redis()
         put(one, tags=["x"])
         fold, step = other._fold, one._step
         monkeypatch.setattr(other, "_fold", lambda times: None)
@@ -241,8 +228,8 @@ class TestBounds:
 
 
 class TestNews:
-    def test_tells_of_pages_and_invalidations_by_others(self, open_store: Open) -> None:
-        one, other = open_store(), open_store()
+    def test_tells_of_pages_and_invalidations_by_others(self, open_redis: Open) -> None:
+        one, other = open_redis(), open_redis()
         with listening(other):
             before = other.signal[1]
             put(one)
@@ -251,8 +238,8 @@ class TestNews:
             one.invalidate(["tag:x"], False)
             assert eventually(lambda: other.signal[0] != signal, 1)
 
-    def test_comes_with_each_answer_and_once(self, open_store: Open) -> None:
-        one, other = open_store(), open_store()
+    def test_comes_with_each_answer_and_once(self, open_redis: Open) -> None:
+        one, other = open_redis(), open_redis()
         other.number()
         before = list(other.signal)
         put(one)
@@ -267,10 +254,10 @@ class TestNews:
 
 
 class TestTheClock:
-    def test_is_the_servers(self, open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-        right, now = open_store(), time.time
+    def test_is_the_servers(self, open_redis: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+        right, now = open_redis(), time.time
         monkeypatch.setattr("wsgi_isr.store.clients.time.time", lambda: now() + 300)
-        wrong = open_store()
+        wrong = open_redis()
         assert wrong.time() == pytest.approx(now(), abs=0.5)
         monkeypatch.undo()
         assert right.time() == pytest.approx(now(), abs=0.5)

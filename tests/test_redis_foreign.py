@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import typing as t
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from entries import put
 from redis_server import Redis
 
 from wsgi_isr.page import Invalidated
-from wsgi_isr.store.clients import redis_client
 from wsgi_isr.store.protocol import Failure, Wanted
 from wsgi_isr.store.redis import RedisStore
 
 pytestmark = pytest.mark.servers
 
 Open = Callable[[], RedisStore]
-
-
-@pytest.fixture
-def open_store(redis: Redis) -> Iterator[Open]:
-    with contextlib.ExitStack() as stack:
-
-        def open_one() -> RedisStore:
-            store = RedisStore(redis_client(redis.url), "site:")
-            stack.callback(store.close)
-            return store
-
-        yield open_one
 
 
 def key_of(server: Redis, name: str) -> str:
@@ -47,21 +33,21 @@ class TestForeignKeysUnderOurNames:
     ).split()
 
     @pytest.mark.parametrize("kind", ["string", "list", "hash", "zset"])
-    def test_are_overwritten_or_missing(self, redis: Redis, open_store: Open, kind: str) -> None:
+    def test_are_overwritten_or_missing(self, redis: Redis, open_redis: Open, kind: str) -> None:
         plant = {
             "string": ("SET", "{}", "junk"),
             "list": ("RPUSH", "{}", "junk"),
             "hash": ("HSET", "{}", "lineage", "junk"),
             "zset": ("ZADD", "{}", "1", "junk"),
         }[kind]
-        store = open_store()
+        store = open_redis()
         put(store, tags=["a"])
         store.invalidate(["tag:b", "pattern:/*/x"], False)
         for name in self.KEYS:
             key = key_of(redis, name)
             redis.do("DEL", key)
             redis.do(plant[0], key, *plant[2:])
-            for one in (store, open_store()):
+            for one in (store, open_redis()):
                 self.use(one)
 
     def use(self, store: RedisStore) -> None:
@@ -110,28 +96,28 @@ class TestForeignKeysUnderOurNames:
         ],
     )  # fmt: skip
     def test_damaged_fields_harm_nobody_for_good(
-        self, redis: Redis, open_store: Open, key: str, field: str, value: t.Any
+        self, redis: Redis, open_redis: Open, key: str, field: str, value: t.Any
     ) -> None:
-        store = open_store()
+        store = open_redis()
         put(store, tags=["a"])
         store.invalidate(["tag:a"], False)
         redis.do("HSET", key_of(redis, key), field, value)
         store.get("page")
         list(store.records())
         store.prune(max_pages=5)
-        self.use(open_store())
+        self.use(open_redis())
         self.use(store)
 
     @pytest.mark.parametrize("key", ["order", "patterns"])
     @pytest.mark.parametrize("label", ["pattern:/%ff", "pattern:/x*", b"\xff"])
     @pytest.mark.parametrize("number", ["5", "1.5", "inf", "-inf"])
     def test_planted_labels_harm_nobody(
-        self, redis: Redis, open_store: Open, key: str, label: t.Any, number: str
+        self, redis: Redis, open_redis: Open, key: str, label: t.Any, number: str
     ) -> None:
-        store = open_store()
+        store = open_redis()
         put(store, tags=["a"])
         text = label if isinstance(label, bytes) else label.encode()
         redis.do("ZADD", f"{{site:}}{key}", number, b"s" + text)
-        for one in (store, open_store()):
+        for one in (store, open_redis()):
             self.use(one)
             assert all(map(math.isfinite, one.totals().values()))

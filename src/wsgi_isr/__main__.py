@@ -36,7 +36,7 @@ def main(context: click.Context, app: str) -> None:
         sys.path.insert(0, os.getcwd())
     module, _, name = app.removesuffix("()").partition(":")
     try:
-        found = getattr(import_module(module), name, None)
+        found = getattr(import_module(module), name, None) if module[:1] not in ("", ".") else None
     except ModuleNotFoundError as error:
         if not f"{module}.".startswith(f"{error.name}."):
             # One that the app imports: the traceback says where.

@@ -383,5 +383,5 @@ def journal(context: Context, args: Args) -> str:
     ]
     shown = table("When Call What Effect By Process", rows)
     main = H('<div id="journal" data-live>{}</div>')
-    main = main.format(shown if rows else note("The store has no calls."))
+    main = main.format(shown if rows else note("No invalidations are recorded."))
     return whole(context, "Invalidations", main, "/invalidations")
