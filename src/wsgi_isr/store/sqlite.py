@@ -242,7 +242,7 @@ class SQLiteStore(Notes):
 
 def _get(connection: Connection, name: str) -> Stored | None:
     row = connection.execute(_GET, (name,)).fetchone()
-    stored = row and _judge(connection, State(*tables.state_of(row[0])), *row[1:])
+    stored = row and _judge(connection, State(*tables.state_fields(row[0])), *row[1:])
     return stored if stored and stored.record.name == name else None
 
 

@@ -132,8 +132,8 @@ def _sound(data: t.Any, salt: int) -> bytes:
 
 
 @functools.lru_cache(64)
-def state_of(data: t.Any) -> list[t.Any]:
-    return t.cast("list[t.Any]", json.loads(_sound(data, 1)))
+def state_fields(data: t.Any) -> tuple[t.Any, ...]:
+    return tuple(json.loads(_sound(data, 1)))
 
 
 @dataclasses.dataclass
@@ -158,7 +158,7 @@ class State:
     @classmethod
     def read(cls, connection: Connection) -> State:
         row = connection.execute("SELECT data FROM state").fetchone()
-        return cls(*state_of(row and row[0]))
+        return cls(*state_fields(row and row[0]))
 
     def write(self, connection: Connection) -> None:
         sealed = seal([*vars(self).values()], 1)
